@@ -1,0 +1,107 @@
+# Compiler settings, and the functions that the folders call: lorry_library, lorry_binary, lorry_tests.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Release, Debug or Sanitize" FORCE)
+endif()
+# -g1 keeps line numbers for backtraces at a tenth of -g's link time and size.
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
+set(CMAKE_CXX_FLAGS_DEBUG "-O0 -g")
+set(CMAKE_CXX_FLAGS_SANITIZE "-O1 -g1")
+
+set(LORRY_SANITIZE "" CACHE STRING "Sanitizers of this build, as for -fsanitize=; empty for none")
+
+# Flags of everything that is ours. No -march: the instruction set is chosen at run time.
+add_library(lorry_flags INTERFACE)
+target_compile_options(lorry_flags INTERFACE
+  -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
+  # a*b+c is fused where the source says fma and nowhere else: the results' bits depend on it.
+  -ffp-contract=off
+  -ffunction-sections -fdata-sections)
+target_compile_definitions(lorry_flags INTERFACE
+  # 1 where LORRY_DCHECK checks: every build but the release one. LORRY_CHECK always does.
+  LORRY_DCHECKS=$<IF:$<CONFIG:Release>,0,1>)
+target_include_directories(lorry_flags INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/include)
+target_link_options(lorry_flags INTERFACE -Wl,--gc-sections)
+
+if(LORRY_SANITIZE)
+  set(sanitize -fsanitize=${LORRY_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_options(lorry_flags INTERFACE ${sanitize})
+  target_link_options(lorry_flags INTERFACE ${sanitize})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # g++'s instrumentation itself sets these two off, in library headers.
+    target_compile_options(lorry_flags INTERFACE -Wno-maybe-uninitialized -Wno-tsan)
+  endif()
+endif()
+
+find_program(LORRY_CCACHE ccache)
+if(LORRY_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${LORRY_CCACHE})
+endif()
+find_program(LORRY_MOLD mold)
+if(LORRY_MOLD)
+  target_link_options(lorry_flags INTERFACE -fuse-ld=mold)
+endif()
+
+# Source files that need more than the base instruction set say so in their name.
+function(lorry_isa_sources)
+  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+    return()
+  endif()
+  foreach(source IN LISTS ARGN)
+    if(source MATCHES "_avx2\\.cpp$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
+    elseif(source MATCHES "_avx512\\.cpp$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+        "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512bf16;-mavx512vnni;-mfma;-mf16c")
+    endif()
+  endforeach()
+endfunction()
+
+# lorry_library(NAME DEPS folder... EXTERNAL target...)
+# The static library of src/NAME: lorry_NAME, also lorry::NAME. DEPS are folders of ours: they are
+# what its sources may include (tools/check_layers.py compares). EXTERNAL are CMake targets of
+# cmake/external.cmake. main.cpp is left out: it belongs to lorry_binary.
+function(lorry_library name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "DEPS;EXTERNAL")
+  if(arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "lorry_library(${name}): unknown arguments ${arg_UNPARSED_ARGUMENTS}")
+  endif()
+  set(root ${CMAKE_SOURCE_DIR}/src/${name})
+  file(GLOB sources CONFIGURE_DEPENDS ${root}/*.cpp ${root}/*/*.cpp)
+  list(REMOVE_ITEM sources ${root}/main.cpp)
+  lorry_isa_sources(${sources})
+  add_library(lorry_${name} STATIC ${sources})
+  add_library(lorry::${name} ALIAS lorry_${name})
+  list(TRANSFORM arg_DEPS PREPEND lorry::)
+  target_link_libraries(lorry_${name} PUBLIC lorry_flags ${arg_DEPS} ${arg_EXTERNAL})
+endfunction()
+
+# lorry_binary(TARGET FOLDER): the executable of src/FOLDER/main.cpp, placed at the top of the build tree.
+function(lorry_binary target folder)
+  add_executable(${target} ${CMAKE_SOURCE_DIR}/src/${folder}/main.cpp)
+  target_link_libraries(${target} PRIVATE lorry::${folder})
+  set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+endfunction()
+
+# lorry_tests(NAME): tests/NAME/*_test.cpp as one binary, test_NAME, each case known to ctest under
+# the label NAME. Tests find files of the repository under LORRY_SOURCE_DIR, and may include headers
+# from tests/ ("engine/fake_clock.h").
+function(lorry_tests name)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${name}/*.cpp)
+  if(NOT sources)
+    return()
+  endif()
+  add_executable(test_${name} ${sources})
+  target_link_libraries(test_${name} PRIVATE lorry::${name} GTest::gmock GTest::gtest_main)
+  target_include_directories(test_${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+  target_compile_definitions(test_${name} PRIVATE LORRY_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  gtest_discover_tests(test_${name}
+    DISCOVERY_MODE PRE_TEST
+    DISCOVERY_TIMEOUT 60
+    PROPERTIES LABELS ${name} TIMEOUT 600)
+endfunction()
