@@ -75,10 +75,15 @@ function(lorry_library name)
   file(GLOB sources CONFIGURE_DEPENDS ${root}/*.cpp ${root}/*/*.cpp)
   list(REMOVE_ITEM sources ${root}/main.cpp)
   lorry_isa_sources(${sources})
-  add_library(lorry_${name} STATIC ${sources})
-  add_library(lorry::${name} ALIAS lorry_${name})
   list(TRANSFORM arg_DEPS PREPEND lorry::)
-  target_link_libraries(lorry_${name} PUBLIC lorry_flags ${arg_DEPS} ${arg_EXTERNAL})
+  if(sources)
+    add_library(lorry_${name} STATIC ${sources})
+    target_link_libraries(lorry_${name} PUBLIC lorry_flags ${arg_DEPS} ${arg_EXTERNAL})
+  else()  # headers only
+    add_library(lorry_${name} INTERFACE)
+    target_link_libraries(lorry_${name} INTERFACE lorry_flags ${arg_DEPS} ${arg_EXTERNAL})
+  endif()
+  add_library(lorry::${name} ALIAS lorry_${name})
 endfunction()
 
 # lorry_binary(TARGET FOLDER): the executable of src/FOLDER/main.cpp, placed at the top of the build tree.
@@ -87,6 +92,10 @@ function(lorry_binary target folder)
   target_link_libraries(${target} PRIVATE lorry::${folder})
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 endfunction()
+
+# What runs under ThreadSanitizer: the folders with threads in them. CMakePresets.json names the same.
+add_custom_target(threaded_tests)
+set(LORRY_THREADED_FOLDERS base kv engine serve)
 
 # lorry_tests(NAME): tests/NAME/*_test.cpp as one binary, test_NAME, each case known to ctest under
 # the label NAME. Tests find files of the repository under LORRY_SOURCE_DIR, and may include headers
@@ -99,7 +108,11 @@ function(lorry_tests name)
   add_executable(test_${name} ${sources})
   target_link_libraries(test_${name} PRIVATE lorry::${name} GTest::gmock GTest::gtest_main)
   target_include_directories(test_${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+  set_target_properties(test_${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_compile_definitions(test_${name} PRIVATE LORRY_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  if(name IN_LIST LORRY_THREADED_FOLDERS)
+    add_dependencies(threaded_tests test_${name})
+  endif()
   gtest_discover_tests(test_${name}
     DISCOVERY_MODE PRE_TEST
     DISCOVERY_TIMEOUT 60
