@@ -1,0 +1,91 @@
+#include "base/memory.h"
+
+#include <cstdint>
+#include <utility>
+
+#include <sys/mman.h>
+
+#include "base/error.h"
+
+namespace lorry {
+
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kLine = 64;
+
+size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+int64_t padded_pitch(Dtype dtype, int64_t cols) {
+  const int64_t line = static_cast<int64_t>(kLine) / size_of(dtype);
+  const int64_t pitch = (cols + line - 1) / line * line;
+  return pitch * size_of(dtype) % 4096 == 0 ? pitch + line : pitch;
+}
+
+}  // namespace
+
+Buffer::Buffer(size_t bytes) {
+  if (bytes == 0) return;
+  // The rounding below must not wrap.
+  if (bytes > SIZE_MAX / 2)
+    fail(Code::over_capacity, "the system refused {} bytes of memory", bytes);
+  // mmap gives 4 KiB alignment; large blocks are over-allocated so that their first byte starts
+  // a huge page. The slack is unmapped again at once.
+  const size_t length = round_up(bytes, bytes >= kHugePage ? kHugePage : size_t{4096});
+  const size_t slack = bytes >= kHugePage ? kHugePage : 0;
+  void* p =
+      mmap(nullptr, length + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) fail(Code::over_capacity, "the system refused {} bytes of memory", bytes);
+  std::byte* start = static_cast<std::byte*>(p);
+  if (slack != 0) {
+    const size_t lead = round_up(reinterpret_cast<uintptr_t>(start), kHugePage) -
+                        reinterpret_cast<uintptr_t>(start);
+    if (lead != 0) munmap(start, lead);
+    if (lead != slack) munmap(start + lead + length, slack - lead);
+    start += lead;
+    madvise(start, length, MADV_HUGEPAGE);
+  }
+  data_ = start;
+  size_ = length;
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Buffer::~Buffer() {
+  if (data_ != nullptr) munmap(data_, size_);
+}
+
+std::byte* Arena::take(size_t bytes) {
+  LORRY_CHECK(used_ + bytes <= buffer_.size(), "arena of {} bytes: {} used, {} asked",
+              buffer_.size(), used_, bytes);
+  std::byte* p = buffer_.data() + used_;
+  used_ += bytes;
+  return p;
+}
+
+Tensor Arena::tensor(Dtype dtype, Shape shape) {
+  return view(take(tensor_bytes(dtype, shape)), dtype, shape);
+}
+
+Tensor Arena::matrix(Dtype dtype, int64_t rows, int64_t cols) {
+  Tensor t = view(take(matrix_bytes(dtype, rows, cols)), dtype, {rows, cols});
+  t.pitch = padded_pitch(dtype, cols);
+  return t;
+}
+
+size_t Arena::tensor_bytes(Dtype dtype, Shape shape) {
+  return round_up(static_cast<size_t>(shape.size() * size_of(dtype)), kLine);
+}
+
+size_t Arena::matrix_bytes(Dtype dtype, int64_t rows, int64_t cols) {
+  return static_cast<size_t>(rows * padded_pitch(dtype, cols) * size_of(dtype));
+}
+
+}  // namespace lorry

@@ -1,0 +1,84 @@
+#include "base/thread_pool.h"
+
+#include <chrono>
+
+#include "base/error.h"
+
+namespace lorry {
+
+namespace {
+
+// Long enough to cover the serial work between two jobs of a step, short enough that an idle
+// pool is asleep within a fraction of a millisecond.
+constexpr auto kSpin = std::chrono::microseconds(200);
+constexpr int kPausesPerClockRead = 64;
+
+template <class Condition>
+bool spin_until(Condition&& condition) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+  while (true) {
+    for (int i = 0; i < kPausesPerClockRead; ++i) {
+      if (condition()) return true;
+      __builtin_ia32_pause();
+    }
+    if (std::chrono::steady_clock::now() > deadline) return false;
+    // Costs under a microsecond where every thread has a core; where it has not, the thread that
+    // is waited for gets one.
+    std::this_thread::yield();
+  }
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads) {
+  LORRY_CHECK(n_threads >= 1, "{}", n_threads);
+  for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this, i] { work(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    epoch_.fetch_add(1);
+  }
+  wake_.notify_all();
+  for (std::thread& t : threads_) t.join();
+}
+
+void ThreadPool::run_erased(Job job, void* argument) {
+  if (n_threads_ == 1) {
+    job(argument, 0);
+    return;
+  }
+  job_ = job;
+  argument_ = argument;
+  done_.store(0, std::memory_order_relaxed);
+  epoch_.fetch_add(1);  // sequentially consistent, as the read of sleepers_ below must follow it
+  if (sleepers_.load() != 0) {
+    std::lock_guard lock(mutex_);
+    wake_.notify_all();
+  }
+  job(argument, 0);
+  const auto all_done = [&] { return done_.load(std::memory_order_acquire) == n_threads_ - 1; };
+  while (!spin_until(all_done)) {
+  }
+}
+
+void ThreadPool::work(int thread) {
+  uint64_t seen = 0;
+  while (true) {
+    const auto changed = [&] { return epoch_.load() != seen; };
+    if (!spin_until(changed)) {
+      std::unique_lock lock(mutex_);
+      sleepers_.fetch_add(1);
+      wake_.wait(lock, changed);
+      sleepers_.fetch_sub(1);
+    }
+    seen = epoch_.load();
+    if (stopping_) return;
+    job_(argument_, thread);
+    done_.fetch_add(1, std::memory_order_release);
+  }
+}
+
+}  // namespace lorry
