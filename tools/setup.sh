@@ -27,7 +27,7 @@ missing_packages() {
 
 at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }  # $1 <= $2
 
-cargo_version() { cargo --version 2>/dev/null | awk '{print $2}'; }
+cargo_version() { { cargo --version 2>/dev/null || true; } | awk '{print $2}'; }  # empty: no cargo
 
 have_rust() {
   local version
@@ -70,7 +70,7 @@ install_as_root() {
     [ -n "$(candidate "$package")" ] || unknown+=("$package")
   done
   [ ${#unknown[@]} -eq 0 ] || die "these packages are not in this system's sources: ${unknown[*]}" \
-    "tools/packages.txt is written for Debian 12; install their equivalents and remove nothing else."
+    "tools/packages.txt is written for Debian 12; elsewhere install their equivalents and edit that list."
   if [ "$want_rust" = yes ]; then
     rust=$(rust_package)
     [ -z "$rust" ] || set -- "$@" "$rust"
