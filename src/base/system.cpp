@@ -1,0 +1,76 @@
+#include "base/system.h"
+
+#include <fmt/format.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <set>
+#include <string>
+
+namespace lorry {
+
+namespace {
+
+// The value of a "Key:   value" line of a /proc file; empty when it is not there.
+std::string proc_value(const char* path, const std::string& key) {
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) {
+    if (!line.starts_with(key)) continue;
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    const size_t start = line.find_first_not_of(" \t", colon + 1);
+    return start == std::string::npos ? "" : line.substr(start);
+  }
+  return "";
+}
+
+size_t read_number(const std::string& path, size_t fallback) {
+  std::ifstream in(path);
+  size_t n = 0;
+  return in >> n ? n : fallback;
+}
+
+}  // namespace
+
+int physical_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  std::set<std::string> cores;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (!CPU_ISSET(i, &set)) continue;
+    std::ifstream in(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", i));
+    std::string siblings;
+    if (!std::getline(in, siblings)) siblings = std::to_string(i);
+    cores.insert(siblings);
+  }
+  return std::max(1, static_cast<int>(cores.size()));
+}
+
+size_t available_memory() {
+  constexpr size_t kNone = std::numeric_limits<size_t>::max();
+  const std::string value = proc_value("/proc/meminfo", "MemAvailable");
+  size_t available = value.empty() ? 0 : std::stoull(value) * 1024;
+  const size_t limit = read_number("/sys/fs/cgroup/memory.max", kNone);
+  const size_t used = read_number("/sys/fs/cgroup/memory.current", 0);
+  if (limit != kNone) available = std::min(available, limit > used ? limit - used : 0);
+  return available;
+}
+
+std::string cpu_name() {
+  const std::string name = proc_value("/proc/cpuinfo", "model name");
+  return name.empty() ? "unknown" : name;
+}
+
+std::string format_bytes(size_t bytes) {
+  const auto n = static_cast<double>(bytes);
+  if (n >= 1e9) return fmt::format("{:.1f} GB", n / 1e9);
+  if (n >= 1e6) return fmt::format("{:.1f} MB", n / 1e6);
+  if (n >= 1e3) return fmt::format("{:.1f} kB", n / 1e3);
+  return fmt::format("{} B", bytes);
+}
+
+}  // namespace lorry

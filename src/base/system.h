@@ -1,0 +1,20 @@
+// What the machine offers this process.
+#pragma once
+#include <cstddef>
+#include <string>
+
+namespace lorry {
+
+// Distinct physical cores among the CPUs that the process may run on; at least 1.
+int physical_cores();
+
+// Bytes that can be allocated without swapping, within the control group's limit when there is one.
+size_t available_memory();
+
+// "model name" of the first CPU, or "unknown".
+std::string cpu_name();
+
+// "12.3 MB", "4.0 GB": powers of 1000.
+std::string format_bytes(size_t bytes);
+
+}  // namespace lorry

@@ -1,0 +1,102 @@
+// Engine: continuous batching of requests over one model, each with its own adapter.
+// One thread owns sequences, KV cache, adapters and the model; others call submit() and cancel(),
+// which put a command into a bounded inbox. Answers leave through the request's sink.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "adapters/registry.h"
+#include "base/log.h"
+#include "engine/request.h"
+#include "lorry/forward.h"
+#include "models/spec.h"
+#include "text/tokenizer.h"
+
+namespace lorry {
+
+struct EngineOptions {
+  std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
+  Dtype dtype = Dtype::bf16;
+  int32_t threads = 0;              // 0: one per physical core
+  std::string isa;                  // "", "avx512", "avx2", "scalar": "" picks the best
+  int32_t max_batch_tokens = 512;   // rows of a step
+  int32_t max_sequences = 64;       // sequences of a step
+  int32_t max_logit_rows = 128;
+  int32_t prefill_chunk = 0;        // tokens of one prompt per step; 0: up to the batch
+  int64_t max_total_tokens = 0;     // prompt and answer of one request; 0: what the model admits
+  int64_t kv_tokens = 0;            // capacity of the KV cache; 0: from the memory that is free
+  double kv_memory_fraction = 0.5;  // of the memory that is free after the weights, with kv_tokens 0
+  bool prefix_cache = true;
+  int32_t max_requests = 1024;      // submitted and not finished
+  int32_t max_lora_rank = 64;
+  int64_t adapter_memory = 0;       // bytes; 0: a tenth of what is free after the weights
+  std::string adapter_root;         // local adapters may be named by a path below it
+  std::vector<std::pair<std::string, std::string>> adapters;  // name, folder
+};
+
+// What start-up decided; printed by `lorry serve` and reported by /info.
+struct MemoryPlan {
+  size_t weights = 0, kv_cache = 0, adapters = 0, scratch = 0, available = 0;
+  int64_t kv_tokens = 0, kv_blocks = 0;
+  std::string to_text() const;
+};
+
+struct ModelInfo {
+  std::string name;         // folder or synthetic name
+  std::string digest;       // of the checkpoint, hex
+  Spec spec;
+  Dtype dtype = Dtype::bf16;
+  std::string isa;
+  int32_t threads = 1;
+  int64_t max_total_tokens = 0;
+};
+
+// A snapshot; each figure is exact, though not all of the same instant.
+struct EngineStats {
+  int64_t running = 0, waiting = 0, waiting_for_adapter = 0;
+  int64_t steps = 0, preemptions = 0, finished = 0, failed = 0;
+  int64_t prompt_tokens = 0, generated_tokens = 0;
+  int64_t prefix_queries = 0, prefix_hits = 0;  // tokens asked for, tokens found
+  int64_t kv_blocks = 0, kv_blocks_free = 0;    // free: not held by a sequence
+  double step_seconds = 0;                      // total time in steps
+  int64_t last_batch_tokens = 0, last_batch_sequences = 0;
+  int64_t nan_total = 0;
+};
+
+class Engine {
+ public:
+  // Loads the model (on the calling thread) and starts the engine thread. Throws Error.
+  Engine(EngineOptions options, Log& log);
+  ~Engine();  // cancels what is left and stops
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Any thread. Throws Error(invalid_argument | too_long) for a request that can never run and
+  // Error(over_capacity) when max_requests are in flight; then the sink is never called.
+  RequestId submit(Request request);
+  // Any thread; a finished or unknown id is ignored. The sink still gets its finish (cancelled).
+  void cancel(RequestId id);
+  // Refuses new requests; returns when the running ones have finished or after `seconds`.
+  // True: all finished.
+  bool drain(double seconds);
+
+  const ModelInfo& info() const;
+  const MemoryPlan& memory() const;
+  const SiteTable& sites() const;
+  // Null for a synthetic model.
+  const Tokenizer* tokenizer() const;
+  EngineStats stats() const;
+  // Answered by the engine thread between two steps.
+  AdapterSnapshot adapters() const;
+  // The engine thread's last sign of life, seconds ago, while there is work; 0 when idle.
+  double stuck_seconds() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lorry

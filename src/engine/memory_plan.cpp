@@ -1,0 +1,80 @@
+#include "engine/memory_plan.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/system.h"
+#include "models/causal_lm.h"
+#include "models/loader.h"
+
+namespace lorry {
+
+namespace {
+
+// Left to the system, the page cache of the checkpoint and the server's own small allocations.
+constexpr double kReserve = 0.05;
+
+}  // namespace
+
+ForwardLimits forward_limits(const EngineOptions& o) {
+  return {o.max_batch_tokens, o.max_sequences, o.max_logit_rows, o.max_lora_rank};
+}
+
+int64_t longest_sequence(const EngineOptions& options, const Spec& spec) {
+  if (options.max_total_tokens <= 0) return spec.max_positions;
+  if (options.max_total_tokens > spec.max_positions) {
+    fail(Code::invalid_argument, "--max-total-tokens {} is more than the model's {} positions",
+         options.max_total_tokens, spec.max_positions);
+  }
+  return options.max_total_tokens;
+}
+
+MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops,
+                       size_t available) {
+  MemoryPlan plan;
+  plan.available = available;
+  plan.weights = weight_bytes(spec, ops);
+  plan.scratch = CausalLM::scratch_bytes(spec, ops, forward_limits(o));
+  const auto usable = static_cast<size_t>(static_cast<double>(available) * (1 - kReserve));
+  const size_t fixed = plan.weights + plan.scratch;
+  if (fixed >= usable) {
+    fail(Code::over_capacity,
+         "the model needs {} for its weights and {} for a step, but only {} of memory are "
+         "available; use a smaller model, free memory, or lower --max-batch-tokens",
+         format_bytes(plan.weights), format_bytes(plan.scratch), format_bytes(available));
+  }
+  const size_t free = usable - fixed;
+  plan.adapters = o.adapter_memory > 0 ? static_cast<size_t>(o.adapter_memory) : free / 10;
+  const Tensor block = ops.kv_layout(1, spec.attention);
+  const auto block_bytes = static_cast<size_t>(2 * spec.layers * block.shape.size()) *
+                           static_cast<size_t>(size_of(block.dtype));
+  const int64_t longest = longest_sequence(o, spec);
+  if (o.kv_tokens > 0) {
+    plan.kv_blocks = (o.kv_tokens + kBlockTokens - 1) / kBlockTokens;
+  } else {
+    const auto share = static_cast<size_t>(static_cast<double>(free) * o.kv_memory_fraction);
+    // More than every sequence of a full batch at its longest could use helps nobody but the
+    // prefix cache; twice that is plenty.
+    const int64_t most = 2 * o.max_sequences * ((longest + kBlockTokens - 1) / kBlockTokens);
+    plan.kv_blocks = std::min<int64_t>(static_cast<int64_t>(share / block_bytes), most);
+  }
+  plan.kv_tokens = plan.kv_blocks * kBlockTokens;
+  plan.kv_cache = static_cast<size_t>(plan.kv_blocks) * block_bytes;
+  if (plan.kv_blocks < 2 || plan.adapters + plan.kv_cache > free) {
+    fail(Code::over_capacity,
+         "KV cache {} ({} tokens) and adapters {} do not fit in the {} left beside the model; lower "
+         "--kv-tokens or --adapter-memory",
+         format_bytes(plan.kv_cache), plan.kv_tokens, format_bytes(plan.adapters),
+         format_bytes(free));
+  }
+  return plan;
+}
+
+std::string MemoryPlan::to_text() const {
+  return fmt::format(
+      "memory: weights {}, KV cache {} ({} tokens), adapters up to {}, step {}; {} available",
+      format_bytes(weights), format_bytes(kv_cache), kv_tokens, format_bytes(adapters),
+      format_bytes(scratch), format_bytes(available));
+}
+
+}  // namespace lorry

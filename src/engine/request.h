@@ -1,0 +1,67 @@
+// What the engine is asked and what it answers. A request's answers arrive through its sink, on the
+// engine thread, in order: any number of tokens, then exactly one finish.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/sampling.h"
+#include "lorry/error.h"
+
+namespace lorry {
+
+using RequestId = uint64_t;
+
+enum class FinishReason : uint8_t { length, eos_token, stop_sequence, cancelled, failed };
+
+struct TokenEvent {
+  SampledToken token;
+  int64_t position = 0;  // in the sequence, prompt included
+};
+
+struct FinishEvent {
+  FinishReason reason = FinishReason::length;
+  std::optional<Error> error;  // reason == failed
+  int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;  // of the prompt, found in the prefix cache
+  int32_t generated_tokens = 0;
+  std::string stop_sequence;  // which one, reason == stop_sequence
+  double queue_seconds = 0;   // from submit to the first step that computed for it
+  double prefill_seconds = 0;  // from there to the first token
+  double decode_seconds = 0;   // from there to the end
+};
+
+// Methods are called on the engine thread and must not block.
+class RequestSink {
+ public:
+  virtual ~RequestSink() = default;
+  // Rows of logits as they are computed, prompt positions [first, first + n): only for requests
+  // with want_logits. rows: n * vocab floats, valid during the call.
+  virtual void on_logits(int64_t first, int64_t n, const float* rows, int64_t row_pitch) {
+    (void)first, (void)n, (void)rows, (void)row_pitch;
+  }
+  // Log-probability of prompt token `position` (>= 1) given those before it, with alternatives when
+  // asked: only for requests with prompt_logprobs.
+  virtual void on_prompt_token(const TokenEvent& event) { (void)event; }
+  virtual void on_token(const TokenEvent& event) = 0;
+  virtual void on_finish(const FinishEvent& event) = 0;
+};
+
+struct Request {
+  std::vector<int32_t> prompt;  // at least one token
+  std::string adapter;          // a name the adapter registry knows how to find; empty: none
+  SamplingParams sampling;
+  int32_t max_new_tokens = 0;   // 0: only compute the prompt
+  bool ignore_eos = false;
+  std::vector<int32_t> stop_token_ids;
+  std::vector<std::string> stop;  // text that ends the answer, looked for in the generated text
+  bool prompt_logprobs = false;
+  bool want_logits = false;
+  uint64_t tenant = 0;     // fairness and the prefix cache are per tenant
+  std::string cache_salt;  // requests with different salts share no cached prefix
+  std::shared_ptr<RequestSink> sink;
+};
+
+}  // namespace lorry

@@ -1,0 +1,182 @@
+#include "models/causal_lm.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "base/error.h"
+
+namespace lorry {
+
+namespace {
+
+// Takes every step buffer from `take(dtype, rows, cols)`, so that counting and carving agree.
+template <class Take>
+StepBuffers lay_out(const Spec& s, Dtype act, const ForwardLimits& limits, Take&& take) {
+  const int64_t t = limits.max_tokens;
+  const int64_t n = t * s.routing.top_k;
+  StepBuffers b;
+  b.x = take(Dtype::f32, t, s.dim);
+  b.h = take(act, t, s.dim);
+  b.qkv = take(Dtype::f32, t, s.qkv_dim());
+  b.o = take(act, t, s.q_dim());
+  b.y = take(Dtype::f32, t, s.dim);
+  b.scores = take(Dtype::f32, t, s.experts);
+  b.hs = take(act, n, s.dim);
+  b.gate_up = take(Dtype::f32, n, gate_up_dim(s.ffn));
+  b.act = take(act, n, s.ffn);
+  b.down = take(Dtype::f32, n, s.dim);
+  b.cos = take(Dtype::f32, t, s.attention.head_dim / 2);
+  b.sin = take(Dtype::f32, t, s.attention.head_dim / 2);
+  const int64_t sites = 3;  // q, k and v are the most that one linear has
+  b.lora = take(Dtype::f32, 1, Ops::lora_scratch_size(std::max({n, t, int64_t{limits.max_logit_rows}}), sites, limits.max_lora_rank));
+  b.route.expert = take(Dtype::i32, t, s.routing.top_k);
+  b.route.weight = take(Dtype::f32, t, s.routing.top_k);
+  b.route.slot = take(Dtype::i32, t, s.routing.top_k);
+  b.route.source = take(Dtype::i32, 1, n);
+  b.route.begin = take(Dtype::i32, 1, s.experts + 1);
+  b.route.segment = take(Dtype::u8, 1, n * static_cast<int64_t>(sizeof(LoraSegment)));
+  b.route.experts = s.experts;
+  return b;
+}
+
+// Maximal runs of equal adapters, rows without one left out.
+void find_segments(std::span<const int32_t> row_adapter, std::vector<LoraSegment>& out) {
+  out.clear();
+  for (size_t i = 0; i < row_adapter.size(); ++i) {
+    const int32_t adapter = row_adapter[i];
+    if (adapter < 0) continue;
+    const auto row = static_cast<int32_t>(i);
+    if (!out.empty() && out.back().end == row && out.back().adapter == adapter) {
+      ++out.back().end;
+    } else {
+      out.push_back({row, row + 1, adapter, 0});
+    }
+  }
+}
+
+Tensor index_tensor(std::span<const int32_t> values) {
+  return view(const_cast<int32_t*>(values.data()), Dtype::i32,
+              {static_cast<int64_t>(values.size())});
+}
+
+}  // namespace
+
+CausalLM::CausalLM(Spec spec, ModelWeights weights, Ops& ops, Comm& comm,
+                   const ForwardLimits& limits)
+    : spec_(std::move(spec)),
+      weights_(std::move(weights)),
+      ops_(ops),
+      comm_(comm),
+      limits_(limits),
+      rope_(spec_.rope, spec_.attention.head_dim),
+      arena_(scratch_bytes(spec_, ops, limits)) {
+  const auto tokens = static_cast<size_t>(limits.max_tokens);
+  const auto logit_rows = static_cast<size_t>(limits.max_logit_rows);
+  row_adapter_.reserve(tokens);
+  segments_.reserve(tokens);
+  out_adapter_.reserve(logit_rows);
+  out_segments_.reserve(logit_rows);
+  carve();
+}
+
+size_t CausalLM::scratch_bytes(const Spec& spec, const Ops& ops, const ForwardLimits& limits) {
+  size_t bytes = 0;
+  const auto take = [&](Dtype dtype, int64_t n, int64_t cols) {
+    bytes += Arena::matrix_bytes(dtype, n, cols);
+    return Tensor{};
+  };
+  lay_out(spec, ops.act(), limits, take);
+  take(Dtype::f32, limits.max_logit_rows, spec.dim);
+  take(ops.act(), limits.max_logit_rows, spec.dim);
+  take(Dtype::f32, limits.max_logit_rows, spec.vocab);
+  const auto attention = ops.attention_scratch_bytes(limits.max_tokens, spec.attention);
+  return bytes + Arena::tensor_bytes(Dtype::u8, {static_cast<int64_t>(attention)});
+}
+
+void CausalLM::carve() {
+  const auto take = [&](Dtype dtype, int64_t n, int64_t cols) {
+    return arena_.matrix(dtype, n, cols);
+  };
+  full_ = lay_out(spec_, ops_.act(), limits_, take);
+  out_x_ = take(Dtype::f32, limits_.max_logit_rows, spec_.dim);
+  out_h_ = take(ops_.act(), limits_.max_logit_rows, spec_.dim);
+  logits_ = take(Dtype::f32, limits_.max_logit_rows, spec_.vocab);
+  const auto attention = ops_.attention_scratch_bytes(limits_.max_tokens, spec_.attention);
+  attention_scratch_ = arena_.tensor(Dtype::u8, {static_cast<int64_t>(attention)});
+}
+
+StepBuffers CausalLM::cut(int64_t t) {
+  const int64_t n = t * spec_.routing.top_k;
+  StepBuffers b = full_;
+  for (Tensor* r : {&b.x, &b.h, &b.qkv, &b.o, &b.y, &b.scores, &b.cos, &b.sin, &b.route.expert,
+                    &b.route.weight, &b.route.slot}) {
+    *r = rows(*r, 0, t);
+  }
+  for (Tensor* r : {&b.hs, &b.gate_up, &b.act, &b.down}) *r = rows(*r, 0, n);
+  b.route.source = view(b.route.source.data, Dtype::i32, {n});
+  return b;
+}
+
+LoraPlan CausalLM::plan_rows(const ForwardInput& in, std::span<const AdapterView> adapters) {
+  row_adapter_.clear();
+  for (size_t s = 0; s + 1 < in.cu_seqlens.size(); ++s) {
+    const auto n = static_cast<size_t>(in.cu_seqlens[s + 1] - in.cu_seqlens[s]);
+    row_adapter_.insert(row_adapter_.end(), n, in.adapters[s]);
+  }
+  find_segments(row_adapter_, segments_);
+  return {adapters, row_adapter_, segments_};
+}
+
+ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer> kv,
+                                std::span<const AdapterView> adapters) {
+  const auto t = static_cast<int64_t>(in.input_ids.size());
+  const size_t n_sequences = in.kv_lens.size();
+  LORRY_CHECK(t > 0 && t <= limits_.max_tokens && kv.size() == weights_.layers.size(), "{} rows", t);
+  LORRY_CHECK(in.cu_seqlens.size() == n_sequences + 1 && in.adapters.size() == n_sequences &&
+                  in.position_ids.size() == in.input_ids.size() &&
+                  in.slots.size() == in.input_ids.size() && in.cu_seqlens.back() == t &&
+                  in.block_tables.size() == n_sequences * static_cast<size_t>(in.max_blocks),
+              "sizes of a forward input disagree");
+  LORRY_CHECK(in.logit_rows.size() <= static_cast<size_t>(limits_.max_logit_rows), "{} logit rows",
+              in.logit_rows.size());
+
+  StepBuffers buf = cut(t);
+  const LoraPlan lora = plan_rows(in, adapters);
+  const AttentionPlan attention{in.cu_seqlens, in.kv_lens, in.block_tables, in.max_blocks,
+                                attention_scratch_};
+  const std::array<int32_t, 2> all{0, static_cast<int32_t>(t)};
+  Step step{ops_, comm_,          spec_, buf, attention,
+            lora, index_tensor(in.slots), {{all}, lora.segments}};
+  rope_.fill(buf.cos, buf.sin, in.position_ids, in.rope_lens);
+  ops_.embed(buf.x, weights_.embed, index_tensor(in.input_ids));
+  for (size_t i = 0; i < kv.size(); ++i) weights_.layers[i].forward(step, kv[i]);
+
+  ForwardOutput out;
+  if (in.logit_rows.empty()) return out;
+  return outputs(in, step);
+}
+
+ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step) {
+  const auto r = static_cast<int64_t>(in.logit_rows.size());
+  const Tensor x = rows(out_x_, 0, r);
+  const Tensor h = rows(out_h_, 0, r);
+  ops_.gather(x, step.buf.x, index_tensor(in.logit_rows));
+  ops_.norm(h, x, weights_.final_norm);
+  ForwardOutput out;
+  if (in.want == Want::hidden) {
+    out.hidden = h;
+    return out;
+  }
+  out_adapter_.clear();
+  for (const int32_t row : in.logit_rows) {
+    out_adapter_.push_back(row_adapter_[static_cast<size_t>(row)]);
+  }
+  find_segments(out_adapter_, out_segments_);
+  const std::array<int32_t, 2> all{0, static_cast<int32_t>(r)};
+  out.logits = rows(logits_, 0, r);
+  apply(step, out.logits, h, weights_.head, {{all}, out_segments_});
+  return out;
+}
+
+}  // namespace lorry

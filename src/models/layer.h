@@ -1,0 +1,63 @@
+// One decoder layer of a mixture-of-experts transformer, and the one place where LoRA enters.
+#pragma once
+#include <span>
+#include <vector>
+
+#include "models/spec.h"
+#include "ops/ops.h"
+#include "parallel/comm.h"
+
+namespace lorry {
+
+// A base matrix (or one per expert) and the sites where adapters may add to it.
+struct Linear {
+  Weight w;
+  std::vector<LoraSite> sites;
+};
+
+// Rows as a linear sees them: which group each belongs to, which adapter.
+struct Rows {
+  RowGroups groups;
+  std::span<const LoraSegment> segments;
+};
+
+// Memory of one step, carved at start for the limits and cut to the step's rows.
+struct StepBuffers {
+  Tensor x;        // [T, D] f32, the residual stream
+  Tensor h;        // [T, D] act
+  Tensor qkv;      // [T, q + 2 kv] f32
+  Tensor o;        // [T, q] act
+  Tensor y;        // [T, D] f32
+  Tensor scores;   // [T, E] f32
+  Tensor hs;       // [T k, D] act, h sorted by expert
+  Tensor gate_up;  // [T k, gate_up_dim] f32
+  Tensor act;      // [T k, F] act
+  Tensor down;     // [T k, D] f32
+  Tensor cos, sin;  // [T, d / 2] f32
+  Tensor lora;      // f32, scratch of add_lora
+  Route route;
+};
+
+struct Step {
+  Ops& ops;
+  Comm& comm;
+  const Spec& spec;
+  StepBuffers& buf;
+  const AttentionPlan& attention;
+  const LoraPlan& lora;
+  Tensor slots;  // i32 [T]
+  Rows rows;     // all T rows, one group
+};
+
+// y = x W^T + the LoRA of each row's adapter.
+void apply(Step& step, Tensor y, Tensor x, const Linear& linear, const Rows& rows);
+
+struct DecoderLayer {
+  Norm attn_norm, ffn_norm;
+  Linear wqkv, wo, router, gate_up, down;
+
+  // buf.x [T, D] in place; kv is this layer's cache.
+  void forward(Step& step, const KvLayer& kv) const;
+};
+
+}  // namespace lorry

@@ -1,0 +1,21 @@
+// Reads a model's tensors, in the order of its layers, into the backend's packed layout.
+#pragma once
+#include <functional>
+
+#include "models/architecture.h"
+#include "models/causal_lm.h"
+#include "models/source.h"
+
+namespace lorry {
+
+// Called after each layer with the number done and the number of all.
+using LoadProgress = std::function<void(int32_t done, int32_t all)>;
+
+// Throws Error naming the file, the tensor, what was expected and what was found.
+ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
+                          Ops& ops, const LoadProgress& progress = {});
+
+// Bytes that load_weights will take.
+size_t weight_bytes(const Spec& spec, const Ops& ops);
+
+}  // namespace lorry

@@ -1,0 +1,158 @@
+// Ops: everything a model may ask of a device; one subclass per backend. Outputs come first.
+// A call allocates nothing and keeps no state: scratch is passed in, plans are made once per step.
+//
+// Shapes: T rows of the batch, D model dim, H query heads, K key/value heads, d head dim, E experts,
+// k experts per token, F expert width. "act" is the type that linears read: bf16, or f32 in
+// exactness mode; every weight, the KV cache and every act tensor of a model have the same type.
+//
+// Bits: an output element depends on its own row and the weights alone, never on the other rows of
+// the call, the number of threads or the instruction set. Each is one accumulator summed in order of
+// k (bf16: within a pair the odd element first, as vdpbf16ps does; denormals are zero).
+//
+// Thread: one thread calls; the backend's threads work inside the call.
+#pragma once
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include "lorry/tensor.h"
+#include "ops/lora.h"
+
+namespace lorry {
+
+struct Norm {
+  Tensor weight;          // [D] f32
+  float eps = 1e-5F;
+  bool centered = false;  // false: RMSNorm; true: LayerNorm without bias
+};
+
+// One Linear [out, in], or `groups` of them (experts), packed by Ops::pack.
+// gate_up: the rows of gate and up interleaved by 64 (gate rows 0..63, up rows 0..63, gate 64..127,
+// ...), both padded with zero rows to a multiple of 64, so that out = 2 * round_up(F, 64).
+struct Weight {
+  std::byte* data = nullptr;
+  Dtype dtype = Dtype::bf16;  // bf16 or f32
+  int64_t groups = 1;
+  int64_t out = 0, in = 0;
+  int64_t group_bytes = 0;
+};
+
+// Rows sorted by group: group g owns rows [begin[g], begin[g+1]). A dense linear has one group.
+struct RowGroups {
+  std::span<const int32_t> begin;  // [groups + 1]
+};
+
+enum class Activation : uint8_t { silu, gelu_tanh, gelu_erf };
+
+struct Routing {
+  int32_t top_k = 1;
+  // Divide the k chosen probabilities by their p-norm; 0: leave them as they are.
+  float norm_p = 1.0F;
+};
+
+// The experts of each row. route() fills expert and weight, group() the rest.
+struct Route {
+  Tensor expert;   // i32 [T, k], in order of falling probability
+  Tensor weight;   // f32 [T, k]
+  Tensor slot;     // i32 [T, k]: the sorted row that holds (t, j)
+  Tensor source;   // i32 [T * k]: the row t of each sorted row
+  Tensor begin;    // i32 [E + 1]: the sorted rows of each expert
+  Tensor segment;  // u8: storage for LoraSegment [T * k]: the sorted rows by (expert, adapter)
+  int32_t n_segments = 0;
+  int32_t experts = 0;
+
+  RowGroups groups() const {
+    return {{begin.row<const int32_t>(0), static_cast<size_t>(experts) + 1}};
+  }
+  std::span<const LoraSegment> segments() const {
+    return {reinterpret_cast<const LoraSegment*>(segment.data), static_cast<size_t>(n_segments)};
+  }
+};
+
+constexpr int32_t kBlockTokens = 16;     // tokens of one KV block
+constexpr int32_t kSplitTokens = 256;    // attention splits: keys [256 i, 256 (i + 1)) of a sequence
+constexpr int32_t kPanel = 64;           // output rows of one weight panel
+
+// One layer's keys and values: [blocks, K, block bytes] in the backend's own block layout.
+struct KvLayer {
+  Tensor k, v;
+};
+
+struct AttentionSpec {
+  int32_t heads = 0, kv_heads = 0, head_dim = 0;
+  int32_t window = 0;  // 0: none; W: position p sees p-W+1 ... p
+};
+
+// The sequences of a batch. Rows [q_begin[s], q_begin[s+1]) are the last positions of sequence s:
+// row i of them has position kv_len[s] - (number of rows) + i.
+struct AttentionPlan {
+  std::span<const int32_t> q_begin;      // [S + 1]
+  std::span<const int32_t> kv_len;       // [S], after this step's tokens
+  std::span<const int32_t> block_table;  // [S, max_blocks]; entries before the window may be -1
+  int32_t max_blocks = 0;
+  Tensor scratch;  // u8, Ops::attention_scratch_bytes
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  // ---- load time ----
+  virtual Dtype act() const = 0;  // bf16 or f32
+  // Describes the packed form of `groups` Linears [out, in]; data is null.
+  virtual Weight weight_layout(int64_t groups, int64_t out, int64_t in) const = 0;
+  // Rows [first, first + n) of group g from src [n, in] (f32, f16 or bf16, any pitch), rounded to act.
+  virtual void pack(Weight& w, int64_t group, int64_t first, Tensor src) = 0;
+  // A [rank, in] and B [out, rank] of one LoRA pair; bytes, then packing from f32/f16/bf16.
+  virtual size_t lora_a_bytes(int64_t rank, int64_t in) const = 0;
+  virtual size_t lora_b_bytes(int64_t out, int64_t rank) const = 0;
+  virtual void pack_lora_a(std::byte* dst, Tensor a) const = 0;
+  virtual void pack_lora_b(std::byte* dst, Tensor b) const = 0;
+  // One layer's K or V for `blocks` blocks: shape and dtype with a null data pointer.
+  virtual Tensor kv_layout(int64_t blocks, const AttentionSpec& spec) const = 0;
+  virtual size_t attention_scratch_bytes(int64_t max_rows, const AttentionSpec& spec) const = 0;
+  // f32 elements that add_lora needs for `rows` rows, `sites` sites and ranks up to max_rank.
+  static int64_t lora_scratch_size(int64_t rows, int64_t sites, int64_t max_rank) {
+    return rows * sites * ((max_rank + 15) / 16 * 16);
+  }
+
+  // ---- every step ----
+  // y [T, D] f32 <- rows ids [T] i32 of table [V, D] (act). Requires: 0 <= id < V.
+  virtual void embed(Tensor y, Tensor table, Tensor ids) = 0;
+  // y [T, D] act <- x [T, D] f32, normalised in f32.
+  virtual void norm(Tensor y, Tensor x, const Norm& n) = 0;
+  // y [T, out] f32 <- x [T, in] act times W of each row's group, transposed.
+  virtual void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) = 0;
+  // y [T, *] f32 += scale * B (A x) for the rows of each segment and each site of the linear.
+  // scratch: f32, lora_scratch_size.
+  virtual void add_lora(Tensor y, Tensor x, std::span<const LoraSite> sites,
+                        std::span<const LoraSegment> segments, const LoraPlan& plan,
+                        Tensor scratch) = 0;
+  // x [T, n] f32 to [-limit, limit], in place.
+  virtual void clamp(Tensor x, float limit) = 0;
+  // x [T, heads * d] f32 rotated in place, halves a, b of each head: (a cos - b sin, b cos + a sin);
+  // cos, sin [T, d / 2] f32.
+  virtual void rope(Tensor x, Tensor cos, Tensor sin) = 0;
+  // Stores k, v [T, K * d] f32 (rounded to act) at slots [T] i32 (block * 16 + offset; < 0: not).
+  virtual void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
+                        const AttentionSpec& spec) = 0;
+  // o [T, H * d] act <- softmax(q k^T / sqrt(d)) v, causal, for q [T, H * d] f32. bf16: q and the
+  // probabilities are rounded to bf16 for the products; sums are f32.
+  virtual void attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
+                         const AttentionSpec& spec) = 0;
+  // route.expert, route.weight <- softmax over scores [T, E] f32, the k largest (ties: the lower
+  // expert), normalised as `routing` says.
+  virtual void route(Route& route, Tensor scores, const Routing& routing) = 0;
+  // Sorts (row, choice) by (expert, adapter, row): slot, source, begin, segment, n_segments.
+  virtual void group(Route& route, const LoraPlan& plan) = 0;
+  // y [n, D] <- rows index [n] i32 of x; same dtype.
+  virtual void gather(Tensor y, Tensor x, Tensor index) = 0;
+  // y [n, F] act <- act(gate) * up, for gu [n, 2 * round_up(F, 64)] f32 interleaved by 64.
+  virtual void glu(Tensor y, Tensor gu, Activation activation) = 0;
+  // y [T, D] f32 <- sum over j (in order) of route.weight[t, j] * d[route.slot[t, j]], d f32.
+  virtual void combine(Tensor y, Tensor d, const Route& route) = 0;
+  // x += y, f32.
+  virtual void add(Tensor x, Tensor y) = 0;
+};
+
+}  // namespace lorry
