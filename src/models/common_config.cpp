@@ -13,7 +13,7 @@ constexpr double kBig = 1e9;
 std::vector<double> factors(const Config& c, const std::string& key, int64_t head_dim) {
   std::vector<double> f = c.numbers(key, {.min = 1e-6, .max = kBig});
   if (static_cast<int64_t>(f.size()) != head_dim / 2) {
-    fail(Code::bad_file, "{}: \"{}\" has {} numbers, expected head_dim / 2 = {}", c.where(), key,
+    fail(Code::bad_file, "{}: \"{}\" has {} numbers, expected head_dim / 2 = {}", c.file(), key,
          f.size(), head_dim / 2);
   }
   return f;
@@ -54,7 +54,7 @@ RopeSpec rope_spec(const Config& config, double theta, int64_t head_dim, int64_t
   if (!config.has(key)) return r;
   const Config c = config.child(key);
   r.theta = c.number("rope_theta", {.min = 1, .max = 1e12}, theta);
-  const std::string kind = c.text("rope_type", c.text("type", "default"));
+  const std::string kind = c.text("rope_type", {}, c.text("type", {}, "default"));
   if (kind == "default") return r;
   // Dynamic scaling starts from max_position_embeddings itself.
   if (kind != "dynamic") {
@@ -85,14 +85,14 @@ RopeSpec rope_spec(const Config& config, double theta, int64_t head_dim, int64_t
     fail(Code::unsupported,
          "{}: rope_type \"{}\" is not supported; known: default, linear, dynamic, llama3, yarn, "
          "longrope, su",
-         c.where(), kind);
+         c.file(), kind);
   }
   return r;
 }
 
 Activation activation_of(const Config& config, const std::string& key,
                          const std::string& fallback) {
-  const std::string name = config.text(key, fallback);
+  const std::string name = config.text(key, {}, fallback);
   if (name == "silu" || name == "swish") return Activation::silu;
   if (name == "gelu") return Activation::gelu_erf;
   if (name == "gelu_fast" || name == "gelu_pytorch_tanh" || name == "gelu_new") {
@@ -100,20 +100,20 @@ Activation activation_of(const Config& config, const std::string& key,
   }
   fail(Code::unsupported,
        "{}: \"{}\" is \"{}\"; supported: silu, gelu, gelu_fast, gelu_pytorch_tanh, gelu_new",
-       config.where(), key, name);
+       config.file(), key, name);
 }
 
 void check_spec(const Config& config, const Spec& s) {
   if (s.attention.heads % s.attention.kv_heads != 0) {
     fail(Code::bad_file, "{}: {} attention heads are no multiple of {} key/value heads",
-         config.where(), s.attention.heads, s.attention.kv_heads);
+         config.file(), s.attention.heads, s.attention.kv_heads);
   }
   if (s.attention.head_dim % 2 != 0) {
     fail(Code::bad_file, "{}: head_dim {} is odd; rotary embeddings need an even one",
-         config.where(), s.attention.head_dim);
+         config.file(), s.attention.head_dim);
   }
   if (s.routing.top_k > s.experts) {
-    fail(Code::bad_file, "{}: {} experts per token, but only {} experts", config.where(),
+    fail(Code::bad_file, "{}: {} experts per token, but only {} experts", config.file(),
          s.routing.top_k, s.experts);
   }
 }

@@ -20,8 +20,8 @@ class Dbrx final : public Architecture {
 };
 
 void read_attention(Spec& s, const Config& config) {
-  const Config c = config.child("attn_config");
-  s.attention.kv_heads = c.integer32("kv_n_heads", {1, 65536}, 1);
+  const Config c = config.child_or_empty("attn_config");
+  s.attention.kv_heads = integer32(c, "kv_n_heads", {1, 65536}, 1);
   const double clip = c.number("clip_qkv", {.min = 0, .max = 1e9}, HUGE_VAL);
   s.qkv_clip = static_cast<float>(clip);
   // attn_config.rope_theta wins over rope_parameters, as transformers 4 reads it.
@@ -31,16 +31,16 @@ void read_attention(Spec& s, const Config& config) {
 }
 
 void read_experts(Spec& s, const Config& config) {
-  const Config c = config.child("ffn_config");
-  s.ffn = c.integer32("ffn_hidden_size", {1, kMaxDim}, 3584);
-  s.experts = c.integer32("moe_num_experts", {1, 4096}, 4);
-  s.routing.top_k = c.integer32("moe_top_k", {1, 4096}, 1);
+  const Config c = config.child_or_empty("ffn_config");
+  s.ffn = integer32(c, "ffn_hidden_size", {1, kMaxDim}, 3584);
+  s.experts = integer32(c, "moe_num_experts", {1, 4096}, 4);
+  s.routing.top_k = integer32(c, "moe_top_k", {1, 4096}, 1);
   s.routing.norm_p = c.is_null("moe_normalize_expert_weights")
                          ? 0.0F
                          : static_cast<float>(c.number("moe_normalize_expert_weights",
                                                        {.min = 1e-3, .max = 1e3}, 1.0));
   if (c.boolean("uniform_expert_assignment", false)) {
-    fail(Code::unsupported, "{}: \"uniform_expert_assignment\" must be false", c.where());
+    fail(Code::unsupported, "{}: \"uniform_expert_assignment\" must be false", c.file());
   }
   s.activation = c.has("ffn_act_fn") ? activation_of(c.child("ffn_act_fn"), "name", "silu")
                                      : Activation::silu;
@@ -51,13 +51,13 @@ Spec Dbrx::spec(const Config& c) const {
   s.model_type = "dbrx";
   s.fused_qkv = true;
   s.norm_centered = true;
-  s.vocab = c.integer32("vocab_size", {1, kMaxVocab}, 32000);
-  s.dim = c.integer32("d_model", {1, kMaxDim}, 2048);
-  s.layers = c.integer32("n_layers", {1, 4096}, 24);
-  s.attention.heads = c.integer32("n_heads", {1, 65536}, 16);
+  s.vocab = integer32(c, "vocab_size", {1, kMaxVocab}, 32000);
+  s.dim = integer32(c, "d_model", {1, kMaxDim}, 2048);
+  s.layers = integer32(c, "n_layers", {1, 4096}, 24);
+  s.attention.heads = integer32(c, "n_heads", {1, 65536}, 16);
   s.max_positions = c.integer("max_seq_len", {1, kMaxPositions}, 2048);
   if (s.dim % s.attention.heads != 0) {
-    fail(Code::bad_file, "{}: d_model {} is no multiple of n_heads {}", c.where(), s.dim,
+    fail(Code::bad_file, "{}: d_model {} is no multiple of n_heads {}", c.file(), s.dim,
          s.attention.heads);
   }
   s.attention.head_dim = s.dim / s.attention.heads;
@@ -65,7 +65,7 @@ Spec Dbrx::spec(const Config& c) const {
   read_experts(s, c);
   if (c.boolean("tie_word_embeddings", false)) {
     fail(Code::unsupported, "{}: DBRX has no tied embeddings; set \"tie_word_embeddings\" to false",
-         c.where());
+         c.file());
   }
   check_spec(c, s);
   return s;

@@ -81,7 +81,7 @@ class Loader {
     const Tensor src = matrix(s);
     const auto bytes = Arena::tensor_bytes(ops_.act(), src.shape);
     const Tensor t = view(allocate(bytes), ops_.act(), src.shape);
-    convert(t, src);
+    copy(t, src);
     return t;
   }
 
@@ -89,7 +89,7 @@ class Loader {
     const Tensor src = source_.tensor(s.name, s.shape);
     const auto bytes = Arena::tensor_bytes(Dtype::f32, src.shape);
     const Tensor t = view(allocate(bytes), Dtype::f32, src.shape);
-    convert(t, src);
+    copy(t, src);
     return {t, spec_.norm_eps, spec_.norm_centered};
   }
 

@@ -22,20 +22,20 @@ class Mixtral final : public Architecture {
 Spec Mixtral::spec(const Config& c) const {
   Spec s;
   s.model_type = "mixtral";
-  s.vocab = c.integer32("vocab_size", {1, kMaxVocab}, 32000);
-  s.dim = c.integer32("hidden_size", {1, kMaxDim}, 4096);
-  s.ffn = c.integer32("intermediate_size", {1, kMaxDim}, 14336);
-  s.layers = c.integer32("num_hidden_layers", {1, 4096}, 32);
-  s.attention.heads = c.integer32("num_attention_heads", {1, 65536}, 32);
-  s.attention.kv_heads = c.integer32("num_key_value_heads", {1, 65536}, 8);
+  s.vocab = integer32(c, "vocab_size", {1, kMaxVocab}, 32000);
+  s.dim = integer32(c, "hidden_size", {1, kMaxDim}, 4096);
+  s.ffn = integer32(c, "intermediate_size", {1, kMaxDim}, 14336);
+  s.layers = integer32(c, "num_hidden_layers", {1, 4096}, 32);
+  s.attention.heads = integer32(c, "num_attention_heads", {1, 65536}, 32);
+  s.attention.kv_heads = integer32(c, "num_key_value_heads", {1, 65536}, 8);
   if (!c.has("head_dim") && s.dim % s.attention.heads != 0) {
     fail(Code::bad_file, "{}: hidden_size {} is no multiple of num_attention_heads {}, and there is no head_dim",
-         c.where(), s.dim, s.attention.heads);
+         c.file(), s.dim, s.attention.heads);
   }
-  s.attention.head_dim = c.integer32("head_dim", {2, 4096}, s.dim / s.attention.heads);
-  s.attention.window = c.integer32("sliding_window", {1, kMaxPositions}, 0);
-  s.experts = c.integer32("num_local_experts", {1, 4096}, 8);
-  s.routing.top_k = c.integer32("num_experts_per_tok", {1, 4096}, 2);
+  s.attention.head_dim = integer32(c, "head_dim", {2, 4096}, s.dim / s.attention.heads);
+  s.attention.window = integer32(c, "sliding_window", {1, kMaxPositions}, 0);
+  s.experts = integer32(c, "num_local_experts", {1, 4096}, 8);
+  s.routing.top_k = integer32(c, "num_experts_per_tok", {1, 4096}, 2);
   s.activation = activation_of(c, "hidden_act", "silu");
   s.norm_eps = static_cast<float>(c.number("rms_norm_eps", {.min = 0, .max = 1}, 1e-5));
   s.max_positions = c.integer("max_position_embeddings", {1, kMaxPositions}, 131072);

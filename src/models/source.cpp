@@ -12,7 +12,7 @@ namespace {
 class CheckpointSource final : public TensorSource {
  public:
   explicit CheckpointSource(Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
-  bool has(std::string_view name) const override { return checkpoint_.has(std::string(name)); }
+  bool has(std::string_view name) const override { return checkpoint_.has(name); }
   Tensor tensor(const std::string& name, const Shape& shape) override {
     return checkpoint_.tensor(name, shape);
   }
