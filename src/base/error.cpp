@@ -7,7 +7,7 @@
 
 namespace lorry {
 
-std::string quoted(std::string_view text, size_t max_bytes) {
+std::string quote(std::string_view text, size_t max_bytes) {
   const bool shortened = text.size() > max_bytes;
   if (shortened) {
     text = text.substr(0, max_bytes);

@@ -19,7 +19,7 @@ template <class... Args>
 
 // `text` in quotes for a message: control bytes as \xNN, shortened to max_bytes, so that a name out
 // of a hostile file can neither forge a line nor fill the log.
-std::string quoted(std::string_view text, size_t max_bytes = 160);
+std::string quote(std::string_view text, size_t max_bytes = 160);
 
 [[noreturn]] void check_failed(const char* file, int line, const char* condition,
                                const std::string& message);

@@ -57,7 +57,7 @@ class Handler {
   bool on_key(json::string_view s, size_t, Ec& ec) {
     key_.append(s.data(), s.size());
     if (!keys_.back().insert(key_).second) {
-      return refuse(fmt::format("the key {} occurs twice in one object", quoted(key_)), ec);
+      return refuse(fmt::format("the key {} occurs twice in one object", quote(key_)), ec);
     }
     key_.clear();
     stack_.push_key(s);

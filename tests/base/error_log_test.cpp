@@ -43,12 +43,12 @@ TEST(Log, text_lines_below_the_level_are_not_written) {
   EXPECT_NE(lines.find("loud\\x0a1"), std::string::npos);
 }
 
-TEST(Error, quoted_shortens_and_escapes) {
-  EXPECT_EQ(quoted("a\nb"), "\"a\\x0ab\"");
-  EXPECT_EQ(quoted("abcdef", 3), "\"abc...\"");
-  EXPECT_EQ(quoted("abé", 3), "\"ab...\"");
-  EXPECT_EQ(quoted("aé!", 3), "\"a...\"");
-  EXPECT_EQ(quoted("", 3), "\"\"");
+TEST(Error, quote_shortens_and_escapes) {
+  EXPECT_EQ(quote("a\nb"), "\"a\\x0ab\"");
+  EXPECT_EQ(quote("abcdef", 3), "\"abc...\"");
+  EXPECT_EQ(quote("abé", 3), "\"ab...\"");
+  EXPECT_EQ(quote("aé!", 3), "\"a...\"");
+  EXPECT_EQ(quote("", 3), "\"\"");
 }
 
 TEST(Error, fail_formats_and_carries_the_code) {
