@@ -1,0 +1,36 @@
+// KvCache: the memory of all keys and values, allocated once at start: for each layer one
+// contiguous K and one V of BlockPool::n_total() blocks, in the backend's block layout.
+// Which block holds what is the BlockPool's business.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "base/memory.h"
+#include "ops/ops.h"
+
+namespace lorry {
+
+class KvCache {
+ public:
+  // `layout`: one layer's K or V, from Ops::kv_layout; the first dimension counts blocks. Zeroed.
+  // Throws Error(over_capacity). Requires: a layout on the CPU.
+  KvCache(int32_t n_layers, const Tensor& layout);
+
+  // Requires: 0 <= layer < n_layers().
+  KvLayer layer(int32_t layer) const;
+  int32_t n_layers() const { return static_cast<int32_t>(layers_.size()); }
+  int64_t n_blocks() const { return layout_.shape[0]; }
+  int64_t bytes() const { return n_blocks() * block_bytes(n_layers(), layout_); }
+
+  // Bytes of one block over K and V of all layers: what the memory budget divides by.
+  static int64_t block_bytes(int32_t n_layers, const Tensor& layout);
+
+ private:
+  struct Layer {
+    Buffer k, v;
+  };
+  Tensor layout_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace lorry
