@@ -319,7 +319,9 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, int64_t data_b
   if (ec) {
     fail(Code::bad_file, "{}: the header is not valid JSON at byte {}: {}", file, n, ec.message());
   }
-  if (text.find_first_not_of(' ', n) != std::string_view::npos) {
+  // The parser skips other blanks than spaces too.
+  if (text.find_first_not_of(' ', n) != std::string_view::npos ||
+      text[text.find_last_not_of(' ')] != '}') {
     fail(Code::bad_file, "{}: the header has bytes after its JSON value", file);
   }
   SafetensorsHeader header = std::move(parser.handler().header());
