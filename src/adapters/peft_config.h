@@ -1,0 +1,70 @@
+// PeftConfig: what adapter_config.json says about the numbers. Every field that would change an
+// adapter's result is either honoured here or refused by name and value; a field that Lorry does
+// not know is accepted only while it is null, false, 0 or empty.
+// Immutable after parsing; any thread may read it.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+
+namespace re2 {
+class RE2;
+}
+
+namespace lorry {
+
+class PeftConfig {
+ public:
+  // Throws Error(bad_file | unsupported | not_found) naming the file, the field, its value and the
+  // limit. max_rank bounds r and every value of rank_pattern.
+  static PeftConfig read(const std::string& path, int32_t max_rank);
+  static PeftConfig parse(const json::value& value, std::string path, int32_t max_rank);
+
+  PeftConfig(PeftConfig&&) noexcept;
+  PeftConfig& operator=(PeftConfig&&) noexcept;
+  ~PeftConfig();
+
+  // The rank that the file promises for a module path ("model.layers.0.self_attn.q_proj"), or for
+  // "<module>.<parameter>" where target_parameters is used: the first pattern of rank_pattern, in
+  // the file's order, that matches `(.*\.)?(pattern)` to the end; else r.
+  int32_t rank_of(const std::string& module) const;
+  // alpha / rank, with use_rslora alpha / sqrt(rank); alpha by alpha_pattern like rank_of.
+  float scale_of(const std::string& module, int32_t rank) const;
+  // Whether target_parameters lists "<module>.<parameter>", or a dotted suffix of it.
+  bool targets(const std::string& module, const std::string& parameter) const;
+  // PEFT before 0.19 (and files without a version) stores stacked parameters the other way round.
+  bool old_stacking() const { return old_stacking_; }
+
+  const std::string& path() const { return path_; }
+  const std::string& base_model() const { return base_model_; }
+
+ private:
+  template <class T>
+  struct Pattern {
+    std::unique_ptr<re2::RE2> regex;
+    T value{};
+  };
+
+  PeftConfig();
+  void parse_numbers(const json::object& o, int32_t max_rank);
+  template <class T>
+  static const T& first_match(const std::vector<Pattern<T>>& patterns, const std::string& module,
+                              const T& otherwise);
+
+  std::string path_;
+  std::string base_model_;
+  int32_t r_ = 0;
+  double alpha_ = 0;
+  bool use_rslora_ = false;
+  bool old_stacking_ = false;
+  std::vector<Pattern<int32_t>> ranks_;
+  std::vector<Pattern<double>> alphas_;
+  std::vector<std::string> target_parameters_;
+};
+
+}  // namespace lorry

@@ -1,0 +1,196 @@
+// Every golden adapter: what was packed is the delta that a separate numpy program computes from
+// the same files (tools/make_adapter_deltas.py), or the adapter is refused with a sentence.
+#include <gtest/gtest.h>
+
+#include "adapters/describe.h"
+#include "adapters/support.h"
+
+namespace lorry {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Case {
+  std::string name;
+  SiteTable table;
+};
+
+std::vector<Case> cases() {
+  const test::Sizes base{};
+  return {
+      {"mixtral-base", test::mixtral_sites(base)},
+      {"mixtral-v5-target-parameters", test::mixtral_sites(base)},
+      {"mixtral-sliding", test::mixtral_sites({3, 4, 64, 128, 32, 72, 352})},
+      {"dbrx-base", test::dbrx_sites({2, 16, 64, 64, 32, 40, 320})},
+  };
+}
+
+std::string folder_of(const std::string& model) { return test::golden_folder() + "/" + model; }
+
+// Compares with the bytes of the checkpoint. Sharded ones (mixtral-sliding, whose adapters hold no
+// copies) are not compared.
+SameAsBase same_as(const std::string& model) {
+  const std::string path = folder_of(model) + "/model/model.safetensors";
+  if (!file_exists(path)) return {};
+  auto file = std::make_shared<SafetensorsFile>(SafetensorsFile::open(path, Access::read));
+  return [file](const std::string& module, const Tensor& copy) {
+    const TensorInfo* info = file->find(module + ".weight");
+    if (info == nullptr || info->dtype != copy.dtype || !(info->shape == copy.shape)) return false;
+    const Tensor base = file->tensor(*info);
+    return std::equal(base.data, base.data + (info->end - info->begin), copy.data);
+  };
+}
+
+const SiteInfo* shape_of(const SiteTable& table, const Site& site, SiteInfo& fused) {
+  for (const SiteInfo& s : table.sites) {
+    if (s.site == site) return &s;
+  }
+  // DBRX's experts have no linears of their own in the table.
+  for (const FusedParameter& f : table.fused) {
+    const SiteKind kind = f.parameter == "w1"   ? SiteKind::gate
+                          : f.parameter == "v1" ? SiteKind::up
+                                                : SiteKind::down;
+    if (kind != site.kind || f.layer != site.layer) continue;
+    fused.in = f.in;
+    fused.out = f.out;
+    return &fused;
+  }
+  return nullptr;
+}
+
+// [u D x, v D y, |D|] with the vectors of the generator.
+std::array<double, 3> project(const std::vector<double>& delta, int64_t in, int64_t out) {
+  std::array<double, 3> p{};
+  for (int64_t o = 0; o < out; ++o) {
+    for (int64_t i = 0; i < in; ++i) {
+      const double d = delta[static_cast<size_t>(o * in + i)];
+      const auto row = static_cast<double>(o + 1);
+      const auto col = static_cast<double>(i + 1);
+      p[0] += std::sin(0.23 * row) * d * std::cos(0.37 * col);
+      p[1] += std::cos(1.7 * row) * d * std::sin(0.9 * col);
+      p[2] += d * d;
+    }
+  }
+  p[2] = std::sqrt(p[2]);
+  return p;
+}
+
+std::string key_of(const Site& s) {
+  return fmt::format("{} {} {}", to_string(s.kind), s.layer, s.expert);
+}
+
+void compare(const Adapter& adapter, const SiteTable& table, const json::object& expected) {
+  EXPECT_EQ(adapter.sites().size(), expected.size());
+  for (const AppliedSite& s : adapter.sites()) {
+    const json::value* want = expected.if_contains(key_of(s.site));
+    ASSERT_NE(want, nullptr) << key_of(s.site);
+    SiteInfo fused;
+    const SiteInfo* shape = shape_of(table, s.site, fused);
+    ASSERT_NE(shape, nullptr);
+    const LoraPair& pair = adapter.view().pairs[static_cast<size_t>(table.index(s.site))];
+    EXPECT_EQ(pair.rank, s.rank);
+    EXPECT_EQ(pair.scale, s.scale);
+    const std::array<double, 3> got =
+        project(test::delta_of(pair, shape->in, shape->out), shape->in, shape->out);
+    for (size_t i = 0; i < 3; ++i) {
+      const double w = want->get_array()[i].to_number<double>();
+      EXPECT_NEAR(got[i], w, 2e-6 * (1 + std::abs(w))) << key_of(s.site) << " " << i;
+    }
+  }
+  // Sites that are not listed have no pair.
+  int64_t pairs = 0;
+  for (const LoraPair& p : adapter.view().pairs) pairs += p.rank > 0 ? 1 : 0;
+  EXPECT_EQ(pairs, static_cast<int64_t>(expected.size()));
+}
+
+TEST(GoldenAdapters, EveryTensorIsAppliedExactlyOrTheAdapterIsRefused) {
+  const test::PackOps ops;
+  const json::value all = parse_json_file(test::golden_folder() + "/adapter_deltas.json");
+  int loaded = 0;
+  int refused = 0;
+  for (const Case& c : cases()) {
+    const AdapterTarget target{&c.table, &ops, same_as(c.name)};
+    const json::object& deltas = all.at(c.name).get_object();
+    for (const auto& entry : fs::directory_iterator(folder_of(c.name) + "/adapters")) {
+      const std::string name = entry.path().filename();
+      SCOPED_TRACE(c.name + "/" + name);
+      const json::value* expected = deltas.if_contains(name);
+      if (expected == nullptr) {
+        test::expect_error(Code::unsupported, {"adapter_"},
+                           [&] { load_adapter(entry.path(), target); });
+        ++refused;
+      } else {
+        compare(*load_adapter(entry.path(), target), c.table, expected->get_object());
+        ++loaded;
+      }
+    }
+  }
+  EXPECT_EQ(loaded, 25);
+  EXPECT_EQ(refused, 4);
+}
+
+TEST(GoldenAdapters, ExpertsShareTheMatrixThatTheFileShares) {
+  const test::PackOps ops;
+  const SiteTable table = cases()[3].table;
+  const auto adapter =
+      load_adapter(folder_of("dbrx-base") + "/adapters/experts-r8", {&table, &ops});
+  const auto pair = [&](SiteKind kind, int32_t e) {
+    return adapter->view().pairs[static_cast<size_t>(table.index({kind, 1, e}))];
+  };
+  EXPECT_EQ(pair(SiteKind::gate, 0).a, pair(SiteKind::gate, 15).a);
+  EXPECT_NE(pair(SiteKind::gate, 0).b, pair(SiteKind::gate, 15).b);
+  EXPECT_EQ(pair(SiteKind::down, 0).b, pair(SiteKind::down, 15).b);
+  EXPECT_NE(pair(SiteKind::down, 0).a, pair(SiteKind::down, 15).a);
+  EXPECT_NE(pair(SiteKind::gate, 0).a, pair(SiteKind::up, 0).a);
+}
+
+TEST(GoldenAdapters, BaseCopyMustBeTheCheckpointsOwn) {
+  const test::PackOps ops;
+  const SiteTable table = cases()[0].table;
+  const std::string folder = folder_of("mixtral-base") + "/adapters/lm-head-r8";
+  const std::vector<std::string> parts = {"lm_head.base_layer.weight", "base model's weight"};
+  test::expect_error(Code::unsupported, parts, [&] { load_adapter(folder, {&table, &ops}); });
+  const SameAsBase other = [](const std::string&, const Tensor&) { return false; };
+  test::expect_error(Code::unsupported, parts,
+                     [&] { load_adapter(folder, {&table, &ops, other}); });
+}
+
+TEST(GoldenAdapters, RefusalsNameTheField) {
+  const test::PackOps ops;
+  const SiteTable table = cases()[0].table;
+  const std::string folder = folder_of("mixtral-base") + "/adapters/";
+  const AdapterTarget target{&table, &ops, same_as("mixtral-base")};
+  test::expect_error(Code::unsupported, {"use_dora is true"},
+                     [&] { load_adapter(folder + "dora-qv-r8", target); });
+  test::expect_error(Code::unsupported, {"modules_to_save is [\"lm_head\"]"},
+                     [&] { load_adapter(folder + "save-lm-head", target); });
+  test::expect_error(Code::unsupported, {"embed_tokens.lora_embedding_A", "embedding"},
+                     [&] { load_adapter(folder + "embed-lm-head-r4", target); });
+}
+
+TEST(GoldenAdapters, DescriptionListsWhatIsApplied) {
+  const test::PackOps ops;
+  const SiteTable table = cases()[0].table;
+  const auto adapter =
+      load_adapter(folder_of("mixtral-base") + "/adapters/patterns", {&table, &ops});
+  const std::string text = describe_text(*adapter);
+  for (const char* part :
+       {"digest  sha256:", "made for  tiny/mixtral-base", "20 linears", "rank at most 12",
+        "q       rank 4    scale 4          1 linears, layers 0\n",
+        "q       rank 8    scale 2          1 linears, layers 1\n",
+        "v       rank 12   scale 0.5        2 linears, layers 0-1\n",
+        "gate    rank 2    scale 8          4 linears, layers 0\n",
+        "gate    rank 2    scale 1.5        4 linears, layers 1\n"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << "\nis not in\n" << text;
+  }
+  const json::object o = describe_json(*adapter);
+  EXPECT_EQ(o.at("sites").get_array().size(), 20U);
+  EXPECT_EQ(o.at("digest").as_string().size(), 64U);
+  const json::object& first = o.at("sites").get_array()[0].get_object();
+  EXPECT_EQ(first.at("kind").as_string(), "q");
+  EXPECT_EQ(first.at("module").as_string(), "model.layers.0.self_attn.q_proj");
+  EXPECT_FALSE(first.contains("expert"));
+}
+
+}  // namespace
+}  // namespace lorry
