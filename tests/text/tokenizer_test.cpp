@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "text/edited_model.h"
 #include "text/golden.h"
+#include "text/stream_decoder.h"
 
 namespace lorry {
 namespace {
@@ -135,6 +136,30 @@ TEST(Tokenizer, BreaksKeepSingleOccurrencesOrdinary) {
   EXPECT_EQ(specials({2, 5}), (std::vector<int32_t>{1}));
   EXPECT_EQ(specials({3, 8}), (std::vector<int32_t>{1, 2, 1}));
   EXPECT_EQ(specials({9, 1000}), (std::vector<int32_t>{1, 2}));
+}
+
+// Newer SentencePiece files: only the start of the text gets a space, not each part after a token.
+// Ids and texts are those of HF tokenizers 0.23.3 in Python for the same edited file.
+TEST(Tokenizer, MetaspaceAtTheFirstPartOnly) {
+  EditedModel model("mixtral-sliding");
+  model.edit("tokenizer.json", [](json::object& tokenizer) {
+    tokenizer["normalizer"] = nullptr;
+    tokenizer["pre_tokenizer"] = tokenizer["decoder"] = json::object{
+        {"type", "Metaspace"}, {"replacement", "▁"}, {"prepend_scheme", "first"}, {"split", false}};
+  });
+  Tokenizer tokenizer = Tokenizer::load(model.path());
+  const EncodeOptions bare{.add_special = false};
+  const std::vector<int32_t> ids = tokenizer.encode("the <s> token</s>the", bare);
+  EXPECT_EQ(ids, (std::vector<int32_t>{312, 284, 281, 301, 1, 321, 286, 313, 2, 295, 284, 281}));
+  EXPECT_EQ(tokenizer.decode(ids, false), "the <s> token</s>the");
+  EXPECT_EQ(tokenizer.decode(ids, true), "the  tokenthe");
+  EXPECT_EQ(tokenizer.encode("<s>the token", bare),
+            (std::vector<int32_t>{1, 295, 284, 281, 321, 286, 313}));
+  EXPECT_EQ(tokenizer.encode(" the", bare), (std::vector<int32_t>{312, 284, 281}));
+  StreamDecoder stream(tokenizer);
+  std::string text;
+  for (int32_t id : ids) text += stream.push(id);
+  EXPECT_EQ(text + stream.finish(), "the  tokenthe");
 }
 
 TEST(Tokenizer, AddedTokensThatAreNotSpecialStayTokens) {
