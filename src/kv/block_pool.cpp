@@ -84,8 +84,8 @@ void BlockPool::check_integrity() const {
     LORRY_CHECK(at(b).references >= 0, "block {} has {} references", b, at(b).references);
     if (at(b).references == 0) ++n_unused;
   }
-  LORRY_CHECK(n_linked == n_free_ && n_unused == n_free_, "{} free blocks, {} in the ring, {} unused",
-              n_free_, n_linked, n_unused);
+  LORRY_CHECK(n_linked == n_free_ && n_unused == n_free_,
+              "{} free blocks, {} in the ring, {} unused", n_free_, n_linked, n_unused);
 }
 
 }  // namespace lorry

@@ -14,8 +14,8 @@ int64_t bytes_of(const Tensor& layout) {
 }  // namespace
 
 KvCache::KvCache(int32_t n_layers, const Tensor& layout) : layout_(layout) {
-  LORRY_CHECK(n_layers > 0 && layout.shape.rank >= 2 && layout.shape.size() > 0,
-              "{} layers of {}", n_layers, to_string(layout.shape));
+  LORRY_CHECK(n_layers > 0 && layout.shape.rank >= 2 && layout.shape.size() > 0, "{} layers of {}",
+              n_layers, to_string(layout.shape));
   LORRY_CHECK(layout.device == Device::cpu, "KvCache allocates on the CPU");
   const auto bytes = static_cast<size_t>(bytes_of(layout));
   layers_.reserve(static_cast<size_t>(n_layers));

@@ -1,7 +1,7 @@
 // PrefixCache: which block holds which content. A content is 16 tokens and the hash of all that
-// comes before them, so that equal contents have equal keys and values (same weights, same adapter).
-// Hashes are SHA-256, and a hit compares the content too: a collision is a miss, never wrong KV.
-// Integers only; belongs to the BlockPool, which knows whether a block is in use.
+// comes before them, so that equal contents have equal keys and values (same weights, same
+// adapter). Hashes are SHA-256, and a hit compares the content too: a collision is a miss, never
+// wrong KV. Integers only; belongs to the BlockPool, which knows whether a block is in use.
 #pragma once
 #include <array>
 #include <cstdint>

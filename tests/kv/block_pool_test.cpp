@@ -1,11 +1,11 @@
 #include "kv/block_pool.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <map>
 #include <random>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 namespace lorry {
 namespace {
@@ -88,7 +88,8 @@ TEST(BlockPool, FreeBlocksKeepTheirContentUntilTheLeastRecentlyUsedIsNeeded) {
   pool.retain(find(pool, content(1)));
   pool.release(blocks[1]);
 
-  EXPECT_EQ(std::count(blocks.begin(), blocks.end(), pool.allocate()), 0);  // the one without content
+  EXPECT_EQ(std::count(blocks.begin(), blocks.end(), pool.allocate()),
+            0);  // the one without content
   EXPECT_EQ(pool.n_evicted(), 0);
   EXPECT_EQ(pool.allocate(), blocks[0]);
   EXPECT_EQ(find(pool, content(0)), -1);

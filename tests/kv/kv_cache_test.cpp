@@ -1,9 +1,9 @@
 #include "kv/kv_cache.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <set>
+
+#include <gtest/gtest.h>
 
 namespace lorry {
 namespace {
@@ -21,7 +21,8 @@ TEST(KvCache, EveryLayerHasItsOwnZeroedKeysAndValues) {
       EXPECT_EQ(t.dtype, Dtype::bf16);
       EXPECT_EQ(t.pitch, layout.pitch);
       EXPECT_TRUE(starts.insert(t.data).second);
-      EXPECT_TRUE(std::all_of(t.data, t.data + layer_bytes, [](std::byte b) { return b == std::byte{0}; }));
+      EXPECT_TRUE(
+          std::all_of(t.data, t.data + layer_bytes, [](std::byte b) { return b == std::byte{0}; }));
       std::fill_n(t.data, layer_bytes, std::byte{1});  // its own, or the next would not be zero
     }
   }
