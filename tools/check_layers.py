@@ -28,7 +28,7 @@ BELOW = {
 }
 
 # The layer of each public header, include/lorry/NAME. One that is not named belongs to models.
-PUBLIC_LAYER = {"tensor.h": "base", "error.h": "base"}
+PUBLIC_LAYER = {"tensor.h": "base", "error.h": "base", "model.h": "engine"}
 
 # Headers of others that belong to one folder. A pattern matches the whole name between <> or "".
 FENCES = [

@@ -8,8 +8,8 @@
 // Policy
 // - Decodes (a generated token's row, and drafts) first, in order of first admission: each has its
 //   row in every step. Drafts use what is left, half of it while prompts wait.
-// - The other rows go to prompts, in any chunking, by deficit round robin over tenants: a turn lasts
-//   until the tenant was given tenant_quantum tokens; then it goes to the end of the line. Who can
+// - The other rows go to prompts, in any chunking, by deficit round robin over tenants: a turn ends
+//   when the tenant was given tenant_quantum tokens; then it goes to the end of the line. Who can
 //   take none now (no block, no logit row) keeps his place. Within a tenant: first in, first out.
 // - Admission needs the blocks of the first chunk beside those that running sequences are known to
 //   need; the first refusal for want of blocks ends it for the step, so that nobody slips past.

@@ -1,0 +1,223 @@
+#include "cli/bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "base/error.h"
+#include "base/float16.h"
+#include "base/sha256.h"
+
+namespace lorry {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kWarmUps = 2;
+
+// How far each sequence can grow in a case.
+int32_t longest(const BenchCase& c) {
+  if (c.kind == BenchCase::Kind::prefill) return (c.tokens + c.batch - 1) / c.batch;
+  return c.context + c.reps + kWarmUps;
+}
+
+int32_t blocks_per_sequence(const BenchCase& c) {
+  return (longest(c) + kBlockTokens - 1) / kBlockTokens;
+}
+
+// Distinct tokens as far as the vocabulary goes: equal tokens would choose equal experts.
+class TokenSource {
+ public:
+  explicit TokenSource(int32_t vocab) : ids_(static_cast<size_t>(vocab)) {
+    std::iota(ids_.begin(), ids_.end(), 0);
+    std::shuffle(ids_.begin(), ids_.end(), std::mt19937_64(1));
+  }
+  int32_t next() { return ids_[at_++ % ids_.size()]; }
+
+ private:
+  std::vector<int32_t> ids_;
+  size_t at_ = 0;
+};
+
+// A batch in which sequence s owns a fixed range of KV blocks.
+class BenchBatch {
+ public:
+  explicit BenchBatch(const BenchCase& c) : case_(c) {}
+
+  // n new tokens for every sequence, from position `first`.
+  const ForwardInput& build(TokenSource& tokens, int32_t first, int32_t n) {
+    for (auto* v : {&ids_, &positions_, &lens_, &slots_, &adapters_, &rows_, &tables_, &kv_}) {
+      v->clear();
+    }
+    cu_.assign(1, 0);
+    const int32_t per = blocks_per_sequence(case_);
+    for (int32_t s = 0; s < case_.batch; ++s) {
+      for (int32_t p = first; p < first + n; ++p) {
+        ids_.push_back(tokens.next());
+        positions_.push_back(p);
+        lens_.push_back(p + 1);
+        slots_.push_back((s * per + p / kBlockTokens) * kBlockTokens + p % kBlockTokens);
+      }
+      cu_.push_back(static_cast<int32_t>(ids_.size()));
+      kv_.push_back(first + n);
+      rows_.push_back(cu_.back() - 1);
+      adapters_.push_back(case_.adapters == 0 ? -1 : s % case_.adapters);
+      for (int32_t b = 0; b < per; ++b) tables_.push_back(s * per + b);
+    }
+    input_ = {ids_, positions_, lens_, cu_, kv_, tables_, per, slots_, adapters_, rows_,
+              Want::logits};
+    return input_;
+  }
+
+ private:
+  BenchCase case_;
+  std::vector<int32_t> ids_, positions_, lens_, cu_, kv_, tables_, slots_, adapters_, rows_;
+  ForwardInput input_;
+};
+
+std::string hash_logits(const Tensor& logits) {
+  Sha256 hash;
+  for (int64_t r = 0; r < logits.rows(); ++r) {
+    hash.update(std::as_bytes(
+        std::span(logits.row<const float>(r), static_cast<size_t>(logits.cols()))));
+  }
+  return to_hex(hash.finish());
+}
+
+double median(std::vector<double> x) {
+  std::sort(x.begin(), x.end());
+  return x.empty() ? 0 : x[x.size() / 2];
+}
+
+Probe median_probe(const std::vector<Probe>& probes) {
+  std::vector<double> bf16, int8, read;
+  for (const Probe& p : probes) {
+    bf16.push_back(p.bf16_gflops);
+    int8.push_back(p.int8_gops);
+    read.push_back(p.read_gb_s);
+  }
+  return {median(bf16), median(int8), median(read)};
+}
+
+}  // namespace
+
+BenchSize size_of_case(const BenchCase& c) {
+  const bool prefill = c.kind == BenchCase::Kind::prefill;
+  const int32_t n = prefill ? longest(c) : c.context;
+  return {std::max(c.batch, n * c.batch), c.batch,
+          int64_t{c.batch} * blocks_per_sequence(c) * kBlockTokens};
+}
+
+BenchWork count_work(const Spec& s, Dtype dtype, const BenchCase& c) {
+  const bool prefill = c.kind == BenchCase::Kind::prefill;
+  const double rows = prefill ? longest(c) * c.batch : c.batch;
+  const auto dim = static_cast<double>(s.dim);
+  const auto q = static_cast<double>(s.q_dim());
+  const double attention = dim * static_cast<double>(s.qkv_dim()) + q * dim + dim * s.experts;
+  const double expert = 3.0 * dim * s.ffn;
+  const double k = s.routing.top_k;
+  const double touched = s.experts * (1 - std::pow(1 - k / s.experts, rows));
+  const double head = dim * s.vocab;
+  const double context = prefill ? longest(c) / 2.0 : c.context + c.reps / 2.0;
+  const double kv_values =
+      2.0 * static_cast<double>(s.kv_dim()) * (prefill ? longest(c) : context) * c.batch;
+  const auto layers = static_cast<double>(s.layers);
+  BenchWork w;
+  w.bytes = static_cast<double>(size_of(dtype)) *
+            (layers * (attention + touched * expert + kv_values) + head);
+  w.flops = 2 * rows * layers * (attention + k * expert) + 2 * c.batch * head +
+            4 * rows * layers * q * context;
+  return w;
+}
+
+BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
+  BenchAdapters all;
+  const Ops& ops = *model.ops;
+  const auto aligned = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+  // Fused parameters stand for the per-expert sites where a family has no others.
+  std::vector<SiteInfo> sites = model.sites.sites;
+  for (const FusedParameter& f : model.sites.fused) {
+    const bool rows = f.form == FusedParameter::Form::rows_gate ||
+                      f.form == FusedParameter::Form::rows_up ||
+                      f.form == FusedParameter::Form::rows_down_transposed;
+    if (!rows) continue;
+    const SiteKind kind = f.parameter == "w1"   ? SiteKind::gate
+                          : f.parameter == "v1" ? SiteKind::up
+                                                : SiteKind::down;
+    for (int32_t e = 0; e < model.sites.index.experts; ++e) {
+      sites.push_back({f.module, {kind, f.layer, e}, f.in, f.out});
+    }
+  }
+  size_t bytes = 0;
+  for (const SiteInfo& s : sites) {
+    bytes += aligned(ops.lora_a_bytes(rank, s.in)) + aligned(ops.lora_b_bytes(s.out, rank));
+  }
+  all.memory = Buffer(bytes * static_cast<size_t>(n));
+  std::byte* at = all.memory.data();
+  std::mt19937_64 random(7);
+  std::vector<bf16> values;
+  const auto matrix = [&](int64_t rows, int64_t cols, float scale) {
+    values.resize(static_cast<size_t>(rows * cols));
+    for (bf16& v : values) {
+      v = to_bf16(scale * (static_cast<float>(random() >> 40) * 0x1p-23F - 1.0F));
+    }
+    return view(values.data(), Dtype::bf16, {rows, cols});
+  };
+  for (int32_t i = 0; i < n; ++i) {
+    auto& pairs = all.pairs.emplace_back(static_cast<size_t>(model.sites.index.size()));
+    for (const SiteInfo& s : sites) {
+      LoraPair& p = pairs[static_cast<size_t>(model.sites.index(s.site))];
+      ops.pack_lora_a(at, matrix(rank, s.in, 1.0F / std::sqrt(static_cast<float>(s.in))));
+      p.a = at;
+      at += aligned(ops.lora_a_bytes(rank, s.in));
+      ops.pack_lora_b(at, matrix(s.out, rank, 0.05F));
+      p.b = at;
+      at += aligned(ops.lora_b_bytes(s.out, rank));
+      p.rank = rank;
+      p.scale = 1.0F;
+    }
+  }
+  for (const auto& pairs : all.pairs) all.views.push_back({pairs});
+  return all;
+}
+
+BenchResult run_case(LoadedModel& m, const BenchCase& c) {
+  const bool prefill = c.kind == BenchCase::Kind::prefill;
+  const BenchAdapters adapters = make_adapters(m, c.adapters, c.rank);
+  const BenchWork work = count_work(m.info.spec, m.info.dtype, c);
+  TokenSource tokens(m.info.spec.vocab);
+  BenchBatch batch(c);
+  BenchResult result;
+  result.what = c;
+  const auto forward = [&](int32_t first, int32_t n) {
+    return m.lm->forward(batch.build(tokens, first, n), m.layers, adapters.views);
+  };
+  if (!prefill) forward(0, c.context);
+  std::vector<double> seconds, fractions;
+  std::vector<Probe> probes;
+  for (int rep = 0; rep < c.reps + kWarmUps; ++rep) {
+    const Probe probe = probe_machine(*m.pool);
+    const auto start = Clock::now();
+    const ForwardOutput out = prefill ? forward(0, longest(c)) : forward(c.context + rep, 1);
+    const double s = std::chrono::duration<double>(Clock::now() - start).count();
+    if (rep == 0) result.logits_sha256 = hash_logits(out.logits);
+    if (rep < kWarmUps) continue;
+    seconds.push_back(s);
+    probes.push_back(probe);
+    const double roofline =
+        std::max(work.bytes / (probe.read_gb_s * 1e9), work.flops / (probe.bf16_gflops * 1e9));
+    fractions.push_back(roofline / s);
+  }
+  result.seconds = median(seconds);
+  result.tokens_per_s = (prefill ? longest(c) * c.batch : c.batch) / result.seconds;
+  result.gb_per_s = work.bytes / result.seconds * 1e-9;
+  result.gflops = work.flops / result.seconds * 1e-9;
+  result.of_roofline = median(fractions);
+  result.probe = median_probe(probes);
+  return result;
+}
+
+}  // namespace lorry

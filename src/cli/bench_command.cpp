@@ -1,0 +1,172 @@
+// `lorry bench`: speed as a fraction of what the machine can do.
+#include <CLI/CLI.hpp>
+#include <boost/json/serialize.hpp>
+#include <boost/json/value.hpp>
+#include <cstdio>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/system.h"
+#include "cli/bench.h"
+#include "cli/commands.h"
+#include "models/synthetic.h"
+
+namespace lorry {
+
+namespace {
+
+struct BenchFlags {
+  std::string model = "synthetic:mini-mixtral";
+  std::string kind = "all";
+  std::vector<int32_t> batches;
+  std::vector<int32_t> adapters{0};
+  int32_t rank = 16, tokens = 512, context = 64, reps = 7, threads = 0;
+  std::string dtype = "bfloat16", isa;
+  bool as_json = false;
+};
+
+std::vector<BenchCase> cases_of(const BenchFlags& f) {
+  std::vector<BenchCase> cases;
+  const auto add = [&](BenchCase::Kind kind, std::vector<int32_t> batches) {
+    for (const int32_t batch : batches) {
+      for (const int32_t adapters : f.adapters) {
+        // An adapter needs a sequence of its own.
+        const int32_t b = kind == BenchCase::Kind::prefill ? std::max(batch, adapters) : batch;
+        cases.push_back({kind, b, adapters, f.rank, f.tokens, f.context, f.reps});
+      }
+    }
+  };
+  using Batches = std::vector<int32_t>;
+  if (f.kind != "decode") {
+    add(BenchCase::Kind::prefill, f.batches.empty() ? Batches{1} : f.batches);
+  }
+  if (f.kind != "prefill") {
+    add(BenchCase::Kind::decode, f.batches.empty() ? Batches{1, 4, 16, 64} : f.batches);
+  }
+  return cases;
+}
+
+EngineOptions options_for(const BenchFlags& f, const std::vector<BenchCase>& cases) {
+  EngineOptions o;
+  o.model = f.model;
+  o.dtype = f.dtype == "float32" ? Dtype::f32 : Dtype::bf16;
+  o.threads = f.threads;
+  o.isa = f.isa;
+  o.max_sequences = 1;
+  o.max_batch_tokens = 1;
+  o.max_lora_rank = f.rank;
+  o.adapter_memory = 1;  // the benchmark's adapters are its own
+  for (const BenchCase& c : cases) {
+    const BenchSize size = size_of_case(c);
+    o.max_sequences = std::max(o.max_sequences, size.sequences);
+    o.max_batch_tokens = std::max(o.max_batch_tokens, size.rows);
+    o.kv_tokens = std::max(o.kv_tokens, size.kv_tokens);
+  }
+  o.max_logit_rows = o.max_sequences;
+  return o;
+}
+
+json::object to_json(const BenchResult& r, const std::string& dtype) {
+  const bool prefill = r.what.kind == BenchCase::Kind::prefill;
+  return {{"kind", prefill ? "prefill" : "decode"},
+          {"dtype", dtype},
+          {"quantize", nullptr},
+          {"batch", r.what.batch},
+          {"adapters", r.what.adapters},
+          {"rank", r.what.adapters > 0 ? json::value(r.what.rank) : json::value(nullptr)},
+          {"seconds", r.seconds},
+          {"tokens_per_s", r.tokens_per_s},
+          {"gb_per_s", r.gb_per_s},
+          {"gflops", r.gflops},
+          {"of_roofline", dtype == "bfloat16" ? json::value(r.of_roofline) : json::value(nullptr)},
+          {"logits_sha256", r.logits_sha256}};
+}
+
+json::object to_json(const Probe& p) {
+  return {{"bf16_gflops", p.bf16_gflops}, {"int8_gops", p.int8_gops}, {"read_gb_s", p.read_gb_s}};
+}
+
+void print(const BenchResult& r) {
+  const bool prefill = r.what.kind == BenchCase::Kind::prefill;
+  std::printf("%-8s %5d %8d %5d %10.1f %8.1f %8.0f %8.1f %8.0f %9.1f%%  %.16s\n",
+              prefill ? "prefill" : "decode", r.what.batch, r.what.adapters,
+              r.what.adapters > 0 ? r.what.rank : 0, r.tokens_per_s, r.gb_per_s, r.gflops,
+              r.probe.read_gb_s, r.probe.bf16_gflops, 100 * r.of_roofline,
+              r.logits_sha256.c_str());
+  std::fflush(stdout);
+}
+
+int run_bench(const BenchFlags& f) {
+  const std::vector<BenchCase> cases = cases_of(f);
+  Log log({f.as_json ? LogLevel::warn : LogLevel::info});
+  const auto model = load_model(options_for(f, cases), log);
+  if (!f.as_json) {
+    std::printf("%s, %s, %d threads, %s, %s\n", f.model.c_str(), f.dtype.c_str(),
+                model->info.threads, model->info.isa.c_str(), cpu_name().c_str());
+    std::printf("%-8s %5s %8s %5s %10s %8s %8s %8s %8s %10s  %s\n", "kind", "batch", "adapters",
+                "rank", "tok/s", "GB/s", "GFLOP/s", "rd GB/s", "peak", "roofline", "logits");
+  }
+  json::array results;
+  Probe probe;
+  for (const BenchCase& c : cases) {
+    const BenchResult r = run_case(*model, c);
+    probe = r.probe;
+    if (f.as_json) {
+      results.push_back(to_json(r, f.dtype));
+    } else {
+      print(r);
+    }
+  }
+  if (f.as_json) {
+    const json::object all{{"model", f.model},
+                           {"cpu", cpu_name()},
+                           {"isa", model->info.isa},
+                           {"threads", model->info.threads},
+                           {"probe", to_json(probe)},
+                           {"results", std::move(results)}};
+    std::printf("%s\n", json::serialize(all).c_str());
+  }
+  return 0;
+}
+
+}  // namespace
+
+Command add_bench(CLI::App& lorry) {
+  auto flags = std::make_shared<BenchFlags>();
+  CLI::App* app = lorry.add_subcommand(
+      "bench", "Measure speed, as a fraction of what the machine can do at that moment.\n"
+               "Example: lorry bench --kind decode --batch 16 --adapters 16 --rank 16");
+  app->add_option("--model", flags->model, "Folder, or synthetic:mini-mixtral")->capture_default_str();
+  app->add_option("--kind", flags->kind, "What a step does")
+      ->check(CLI::IsMember({"all", "prefill", "decode"}))
+      ->capture_default_str();
+  app->add_option("--batch", flags->batches,
+                  "Sequences in a step; several allowed (default: prefill 1; decode 1 4 16 64)")
+      ->check(CLI::Range(1, 4096));
+  app->add_option("--adapters", flags->adapters,
+                  "Distinct adapters over all linears; several allowed")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app->add_option("--rank", flags->rank, "Rank of each adapter")
+      ->check(CLI::Range(1, 512))
+      ->capture_default_str();
+  app->add_option("--tokens", flags->tokens, "Rows of a prefill step, over all sequences")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app->add_option("--context", flags->context, "Tokens of a sequence before the decode steps")
+      ->check(CLI::Range(1, 131072))
+      ->capture_default_str();
+  app->add_option("--reps", flags->reps, "Steps measured; the median counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app->add_option("--dtype", flags->dtype, "Weights and activations")
+      ->check(CLI::IsMember({"bfloat16", "float32"}))
+      ->capture_default_str();
+  app->add_option("--threads", flags->threads, "Compute threads (default: physical cores)")
+      ->check(CLI::Range(0, 4096));
+  app->add_option("--isa", flags->isa, "avx512, avx2 or scalar (default: the best there is)");
+  app->add_flag("--json", flags->as_json, "One JSON object on standard output");
+  return {app, [flags] { return run_bench(*flags); }};
+}
+
+}  // namespace lorry

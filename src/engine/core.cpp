@@ -1,0 +1,325 @@
+#include "engine/core.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/sha256.h"
+
+namespace lorry {
+
+namespace {
+
+using Seconds = std::chrono::duration<double>;
+
+double seconds(EngineCore::Clock::time_point from, EngineCore::Clock::time_point to) {
+  return Seconds(to - from).count();
+}
+
+SchedulerLimits scheduler_limits(const EngineOptions& o, const Spec& spec) {
+  SchedulerLimits limits;
+  limits.max_batch_tokens = o.max_batch_tokens;
+  limits.max_sequences = o.max_sequences;
+  limits.max_logit_rows = o.max_logit_rows;
+  limits.prefill_chunk = o.prefill_chunk;
+  limits.window = spec.attention.window;
+  limits.prefix_cache = o.prefix_cache;
+  return limits;
+}
+
+AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPlan& memory,
+                                          std::function<void()> wake) {
+  AdapterRegistry::Options r;
+  r.budget_bytes = memory.adapters;
+  r.root = o.adapter_root;
+  r.limits.max_rank = o.max_lora_rank;
+  r.wake = std::move(wake);
+  return r;
+}
+
+AdapterTarget adapter_target(const LoadedModel& model) {
+  return {&model.sites, model.ops.get(), [&model](const std::string& module, const Tensor& copy) {
+            return same_as_base(model, module, copy);
+          }};
+}
+
+// Requests share cached keys and values only when weights, tenant and salt are the same.
+Digest cache_salt(const Request& r, const Adapter* adapter) {
+  Sha256 hash;
+  if (adapter != nullptr) hash.update(to_hex(adapter->digest()));
+  hash.update(fmt::format("/{}/", r.tenant));
+  hash.update(r.cache_salt);
+  return hash.finish();
+}
+
+}  // namespace
+
+EngineCore::EngineCore(const EngineOptions& options, LoadedModel& model,
+                       const Tokenizer* tokenizer, std::function<void()> wake,
+                       std::function<void()> released)
+    : options_(options),
+      model_(model),
+      tokenizer_(tokenizer),
+      released_(std::move(released)),
+      registry_(registry_options(options, model.memory, std::move(wake)), adapter_target(model)),
+      scheduler_(scheduler_limits(options, model.info.spec),
+                 static_cast<int32_t>(model.memory.kv_blocks)),
+      batch_(model.lm->limits()) {
+  if (tokenizer != nullptr) eos_ids_ = tokenizer->eos_ids();
+  for (const auto& [name, folder] : options.adapters) registry_.register_name(name, folder);
+  for (int i = 0; i < model.pool->size(); ++i) {
+    samplers_.push_back(std::make_unique<Sampler>(model.info.spec.vocab));
+  }
+  choices_.reserve(static_cast<size_t>(options.max_sequences));
+  update_counters();
+}
+
+EngineCore::~EngineCore() { cancel_all(); }
+
+void EngineCore::add(RequestId id, Request request, Clock::time_point submitted) {
+  auto owned = std::make_unique<Active>();
+  Active& a = *owned;
+  a.request = std::move(request);
+  a.submitted = submitted;
+  a.seq.id = id;
+  a.seq.tenant = a.request.tenant;
+  a.seq.tokens = a.request.prompt;
+  a.seq.n_prompt = static_cast<int32_t>(a.seq.tokens.size());
+  a.seq.max_tokens = a.seq.n_prompt + a.request.max_new_tokens;
+  a.seq.wants_prompt_logits = a.request.want_logits || a.request.prompt_logprobs;
+  // Length-dependent rotary frequencies give a long prompt's tokens other keys than a short one's.
+  const RopeSpec& rope = model_.info.spec.rope;
+  a.seq.use_prefix_cache = !rope.depends_on_length() || a.seq.n_prompt <= rope.original_positions;
+  if (!a.request.stop.empty()) a.decoder = std::make_unique<StreamDecoder>(*tokenizer_);
+  requests_.emplace(id, std::move(owned));
+  if (a.request.adapter.empty()) {
+    schedule(a);
+  } else {
+    a.handle = registry_.acquire(a.request.adapter);
+    a.has_adapter = true;
+    unscheduled_.push_back(id);
+  }
+}
+
+void EngineCore::schedule(Active& a) {
+  const Adapter* adapter = a.has_adapter ? registry_.status(a.handle).adapter : nullptr;
+  if (adapter != nullptr) a.view = adapter->view();
+  a.seq.cache_salt = cache_salt(a.request, adapter);
+  a.scheduled = true;
+  scheduler_.add(a.seq);
+}
+
+void EngineCore::cancel(RequestId id) {
+  const auto at = requests_.find(id);
+  if (at != requests_.end()) finish(*at->second, FinishReason::cancelled);
+}
+
+void EngineCore::cancel_all() {
+  while (!requests_.empty()) finish(*requests_.begin()->second, FinishReason::cancelled);
+}
+
+// Moves requests whose adapter has arrived to the scheduler, and ends those whose adapter failed.
+void EngineCore::admit() {
+  registry_.poll();
+  const std::deque<RequestId> waiting = std::exchange(unscheduled_, {});
+  for (const RequestId id : waiting) {
+    const auto at = requests_.find(id);
+    if (at == requests_.end()) continue;
+    const AdapterStatus status = registry_.status(at->second->handle);
+    if (status.state == AdapterState::ready) {
+      schedule(*at->second);
+    } else if (status.state == AdapterState::failed) {
+      finish(*at->second, FinishReason::failed, *status.error);
+    } else {
+      unscheduled_.push_back(id);
+    }
+  }
+}
+
+bool EngineCore::step() {
+  const auto start = Clock::now();
+  if (!unscheduled_.empty()) admit();
+  const StepPlan& plan = scheduler_.plan();
+  counters_.preemptions += static_cast<int64_t>(plan.preempted.size());
+  if (plan.chunks.empty()) {
+    update_counters();
+    return false;
+  }
+  run(plan);
+  const auto elapsed = Clock::now() - start;
+  counters_.step_microseconds +=
+      std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
+  ++counters_.steps;
+  update_counters();
+  return true;
+}
+
+void EngineCore::run(const StepPlan& plan) {
+  batch_.clear();
+  const auto now = Clock::now();
+  int64_t n_tokens = 0;
+  for (const Chunk& chunk : plan.chunks) {
+    Active& a = *requests_.at(chunk.seq->id);
+    if (!a.has_started) {
+      a.has_started = true;
+      a.started = now;
+      counters_.prompt_tokens += a.seq.n_prompt;
+      counters_.prefix_queries += a.seq.n_prompt;
+      counters_.prefix_hits += a.seq.n_hit;
+    }
+    batch_.add(chunk, a.view);
+    n_tokens += chunk.n;
+  }
+  counters_.last_batch_tokens = n_tokens;
+  counters_.last_batch_sequences = static_cast<int64_t>(plan.chunks.size());
+  const ForwardOutput out =
+      model_.lm->forward(batch_.build(), model_.layers, batch_.views());
+  scheduler_.commit(plan);
+  deliver(out);
+}
+
+void EngineCore::deliver(const ForwardOutput& out) {
+  choices_.clear();
+  std::vector<Active*> computed;  // asked for their prompt alone, and have it
+  for (const BatchEntry& entry : batch_.entries()) {
+    const Chunk& chunk = *entry.chunk;
+    Active& a = *requests_.at(chunk.seq->id);
+    if (a.seq.wants_prompt_logits) deliver_prompt(a, entry, out);
+    if (chunk.end() < static_cast<int32_t>(a.seq.tokens.size())) continue;
+    if (a.request.max_new_tokens == 0) {
+      computed.push_back(&a);
+    } else {
+      const int64_t row = entry.first_logit_row + chunk.n_logits - 1;
+      choices_.push_back({&a, out.logits.row<const float>(row), {}});
+    }
+  }
+  choose_tokens();
+  for (Active* a : computed) finish(*a, FinishReason::length);
+  for (Choice& c : choices_) {
+    if (c.token) {
+      accept(*c.active, *c.token);
+    } else {
+      ++counters_.nan_total;
+      finish(*c.active, FinishReason::failed,
+             Error(Code::internal, "the model's scores hold NaN or infinity: its weights or the "
+                                   "adapter's are broken for this input"));
+    }
+  }
+}
+
+void EngineCore::deliver_prompt(Active& a, const BatchEntry& entry, const ForwardOutput& out) {
+  const Chunk& chunk = *entry.chunk;
+  const int32_t first = chunk.end() - chunk.n_logits;  // position of the first row with logits
+  const auto row_of = [&](int32_t position) {
+    return out.logits.row<const float>(entry.first_logit_row + position - first);
+  };
+  // Rows computed again after a preemption were delivered before.
+  if (a.request.want_logits) {
+    const int32_t from = std::max(first, a.logits_reported);
+    const int32_t to = std::min(chunk.end(), a.seq.n_prompt);
+    if (from < to) a.request.sink->on_logits(from, to - from, row_of(from), out.logits.pitch);
+    a.logits_reported = std::max(a.logits_reported, to);
+  }
+  if (!a.request.prompt_logprobs) return;
+  const auto vocab = static_cast<size_t>(model_.info.spec.vocab);
+  const int32_t end = std::min(chunk.end() + 1, a.seq.n_prompt);
+  for (int32_t p = std::max(first + 1, a.prompt_reported); p < end; ++p) {
+    const int32_t id = a.seq.tokens[static_cast<size_t>(p)];
+    const SampledToken token =
+        samplers_[0]->score({row_of(p - 1), vocab}, a.request.sampling, id);
+    a.request.sink->on_prompt_token({token, p});
+    a.prompt_reported = p + 1;
+  }
+}
+
+// Rows are independent, so they are spread over the compute threads.
+void EngineCore::choose_tokens() {
+  const auto vocab = static_cast<size_t>(model_.info.spec.vocab);
+  const auto n = static_cast<int64_t>(choices_.size());
+  model_.pool->for_each_thread(n, [&](int64_t i, int thread) {
+    Choice& c = choices_[static_cast<size_t>(i)];
+    const Sequence& seq = c.active->seq;
+    c.token = samplers_[static_cast<size_t>(thread)]->sample(
+        {c.logits, vocab}, c.active->request.sampling,
+        {seq.tokens, static_cast<size_t>(seq.n_prompt)}, seq.tokens.size());
+  });
+}
+
+void EngineCore::accept(Active& a, const SampledToken& token) {
+  if (!a.has_token) {
+    a.has_token = true;
+    a.first_token = Clock::now();
+  }
+  const auto position = static_cast<int64_t>(a.seq.tokens.size());
+  a.seq.tokens.push_back(token.id);
+  ++a.generated;
+  ++counters_.generated_tokens;
+  a.request.sink->on_token({token, position});
+  const auto is_in = [&](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), token.id) != ids.end();
+  };
+  if ((!a.request.ignore_eos && is_in(eos_ids_)) || is_in(a.request.stop_token_ids)) {
+    finish(a, FinishReason::eos_token);
+    return;
+  }
+  if (a.decoder) {
+    std::string found = stop_text(a, token.id);
+    if (!found.empty()) {
+      finish(a, FinishReason::stop_sequence, {}, std::move(found));
+      return;
+    }
+  }
+  if (a.generated >= a.request.max_new_tokens) finish(a, FinishReason::length);
+}
+
+std::string EngineCore::stop_text(Active& a, int32_t id) {
+  const std::string piece = a.decoder->push(id);
+  if (piece.empty()) return {};
+  a.tail += piece;
+  size_t longest = 0;
+  const std::string* first = nullptr;
+  size_t first_at = std::string::npos;
+  for (const std::string& stop : a.request.stop) {
+    longest = std::max(longest, stop.size());
+    const size_t at = a.tail.find(stop);
+    if (at < first_at) {
+      first_at = at;
+      first = &stop;
+    }
+  }
+  if (first != nullptr) return *first;
+  if (a.tail.size() >= longest) a.tail.erase(0, a.tail.size() - longest + 1);
+  return {};
+}
+
+void EngineCore::finish(Active& a, FinishReason reason, std::optional<Error> error,
+                        std::string stop_sequence) {
+  const auto now = Clock::now();
+  const auto started = a.has_started ? a.started : now;
+  const auto first_token = a.has_token ? a.first_token : now;
+  FinishEvent event;
+  event.reason = reason;
+  event.error = std::move(error);
+  event.prompt_tokens = a.seq.n_prompt;
+  event.cached_tokens = a.seq.n_hit;
+  event.generated_tokens = a.generated;
+  event.stop_sequence = std::move(stop_sequence);
+  event.queue_seconds = seconds(a.submitted, started);
+  event.prefill_seconds = seconds(started, first_token);
+  event.decode_seconds = seconds(first_token, now);
+  if (a.scheduled) scheduler_.remove(a.seq);
+  if (a.has_adapter) registry_.release(a.handle);
+  ++(reason == FinishReason::failed ? counters_.failed : counters_.finished);
+  const auto owned = requests_.extract(a.seq.id);
+  a.request.sink->on_finish(event);
+  released_();
+}
+
+void EngineCore::update_counters() {
+  counters_.running = scheduler_.n_running();
+  counters_.waiting = scheduler_.n_waiting();
+  counters_.waiting_for_adapter = static_cast<int64_t>(unscheduled_.size());
+  counters_.kv_blocks = scheduler_.pool().n_total();
+  counters_.kv_blocks_free = scheduler_.pool().n_free();
+}
+
+}  // namespace lorry

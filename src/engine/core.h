@@ -1,0 +1,105 @@
+// EngineCore: what the engine thread owns and does: requests, adapters, scheduling, the model, the
+// choice of tokens. Single-threaded but for counters(), which any thread may read.
+#pragma once
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "adapters/registry.h"
+#include "engine/batch.h"
+#include "engine/engine.h"
+#include "engine/loaded_model.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "text/stream_decoder.h"
+
+namespace lorry {
+
+// EngineStats as atomics: written by the engine thread, read by any.
+struct EngineCounters {
+  std::atomic<int64_t> running{0}, waiting{0}, waiting_for_adapter{0}, steps{0}, preemptions{0},
+      finished{0}, failed{0}, prompt_tokens{0}, generated_tokens{0}, prefix_queries{0},
+      prefix_hits{0}, kv_blocks{0}, kv_blocks_free{0}, step_microseconds{0}, last_batch_tokens{0},
+      last_batch_sequences{0}, nan_total{0};
+};
+
+class EngineCore {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // `tokenizer` may be null (synthetic models): then requests with stop texts are refused.
+  // `wake` is called by loader threads. `released` after each on_finish.
+  EngineCore(const EngineOptions& options, LoadedModel& model, const Tokenizer* tokenizer,
+             std::function<void()> wake, std::function<void()> released);
+  ~EngineCore();
+
+  // Requires: checked by Engine::submit.
+  void add(RequestId id, Request request, Clock::time_point submitted);
+  void cancel(RequestId id);
+  void cancel_all();
+  // One step. False: nothing can run until something else happens.
+  bool step();
+
+  AdapterSnapshot adapters() const { return registry_.snapshot(); }
+  const EngineCounters& counters() const { return counters_; }
+
+ private:
+  // A request between add() and its finish.
+  struct Active {
+    Request request;
+    Sequence seq;
+    AdapterHandle handle;
+    bool has_adapter = false;
+    AdapterView view;  // valid while scheduled
+    bool scheduled = false;
+    int32_t generated = 0;
+    int32_t prompt_reported = 1;  // prompt tokens whose log-probability was delivered
+    int32_t logits_reported = 0;
+    std::unique_ptr<StreamDecoder> decoder;  // only with stop texts
+    std::string tail;                        // the end of the generated text
+    Clock::time_point submitted, started, first_token;
+    bool has_started = false, has_token = false;
+  };
+
+  // A row to choose a token from.
+  struct Choice {
+    Active* active = nullptr;
+    const float* logits = nullptr;
+    std::optional<SampledToken> token;
+  };
+
+  void admit();
+  void schedule(Active& active);
+  void run(const StepPlan& plan);
+  void deliver(const ForwardOutput& out);
+  void deliver_prompt(Active& active, const BatchEntry& entry, const ForwardOutput& out);
+  void choose_tokens();
+  void accept(Active& active, const SampledToken& token);
+  // Empty, or the stop text that the generated text now holds.
+  std::string stop_text(Active& active, int32_t id);
+  void finish(Active& active, FinishReason reason, std::optional<Error> error = {},
+              std::string stop_sequence = {});
+  void update_counters();
+
+  const EngineOptions options_;
+  LoadedModel& model_;
+  const Tokenizer* tokenizer_;
+  std::function<void()> released_;
+  std::vector<int32_t> eos_ids_;
+  AdapterRegistry registry_;
+  Scheduler scheduler_;
+  BatchBuilder batch_;
+  std::vector<std::unique_ptr<Sampler>> samplers_;  // one per compute thread
+  std::unordered_map<RequestId, std::unique_ptr<Active>> requests_;
+  std::deque<RequestId> unscheduled_;  // waiting for their adapter, oldest first
+  std::vector<Choice> choices_;
+  EngineCounters counters_;
+};
+
+}  // namespace lorry

@@ -1,0 +1,127 @@
+#include "engine/loaded_model.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/system.h"
+#include "engine/memory_plan.h"
+#include "models/loader.h"
+#include "models/source.h"
+#include "models/synthetic.h"
+#include "ops/cpu/cpu_ops.h"
+
+namespace lorry {
+
+namespace {
+
+Isa chosen_isa(const std::string& name) {
+  if (name.empty()) return best_isa();
+  std::string known;
+  for (const Isa isa : usable_isas()) {
+    if (name == to_string(isa)) return isa;
+    known += fmt::format(" {}", to_string(isa));
+  }
+  fail(Code::invalid_argument, "--isa {} is not usable on this machine; usable:{}", name, known);
+}
+
+void check_options(const EngineOptions& o) {
+  const auto at_least = [](const char* flag, int64_t value, int64_t least) {
+    if (value < least) fail(Code::invalid_argument, "{} {}: must be at least {}", flag, value, least);
+  };
+  at_least("--max-num-seqs", o.max_sequences, 1);
+  at_least("--max-batch-prefill-tokens", o.max_batch_tokens, o.max_sequences);
+  at_least("max_logit_rows", o.max_logit_rows, o.max_sequences);
+  at_least("--prefill-chunk", o.prefill_chunk, 0);
+  at_least("--max-concurrent-requests", o.max_requests, 1);
+  at_least("--max-lora-rank", o.max_lora_rank, 1);
+  if (o.dtype != Dtype::bf16 && o.dtype != Dtype::f32) {
+    fail(Code::invalid_argument, "--dtype {}: expected bfloat16 or float32", to_string(o.dtype));
+  }
+}
+
+Config open_config(LoadedModel& m, const EngineOptions& o) {
+  if (is_synthetic(o.model)) return Config::parse(synthetic_config(o.model), o.model);
+  m.checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(o.model));
+  m.info.digest = to_hex(m.checkpoint->digest());
+  return m.checkpoint->config();
+}
+
+// A tensor that the model has no use for hints at an architecture that is only almost known.
+void check_unused(const LoadedModel& m, Log& log) {
+  const std::vector<std::string> unused = m.checkpoint->unused();
+  const auto harmless = [](const std::string& name) {
+    return name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";  // tied: a copy
+  };
+  for (const std::string& name : unused) {
+    if (harmless(name)) continue;
+    fail(Code::bad_file, "{}: tensor {} belongs to nothing in a {} model ({} tensors are unused)",
+         m.checkpoint->folder(), name, m.info.spec.model_type, unused.size());
+  }
+  if (!unused.empty()) log.debug("{} tensors of the checkpoint are not needed", unused.size());
+}
+
+void load(LoadedModel& m, const EngineOptions& o, Log& log) {
+  const auto start = std::chrono::steady_clock::now();
+  const Spec& spec = m.info.spec;
+  const auto source = m.checkpoint ? checkpoint_source(*m.checkpoint) : random_source();
+  auto reported = start;
+  const auto progress = [&](int32_t done, int32_t all) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - reported < std::chrono::seconds(2) || done == all) return;
+    reported = now;
+    log.info("loading weights: layer {} of {}", done, all);
+  };
+  ModelWeights weights = load_weights(*m.architecture, spec, *source, *m.ops, progress);
+  if (m.checkpoint) {
+    check_unused(m, log);
+    if (!spec.tied_head) {
+      m.head_as_stored = m.checkpoint->tensor("lm_head.weight", {spec.vocab, spec.dim});
+    }
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  log.info("{}: {} layers, {} experts (top {}), {} of weights in {:.1f} s", spec.model_type,
+           spec.layers, spec.experts, spec.routing.top_k, format_bytes(weights.bytes),
+           seconds.count());
+  m.lm = std::make_unique<CausalLM>(spec, std::move(weights), *m.ops, *m.comm, forward_limits(o));
+}
+
+}  // namespace
+
+std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
+  check_options(o);
+  auto m = std::make_unique<LoadedModel>();
+  const Config config = open_config(*m, o);
+  m->architecture = &architecture_of(config.text("model_type"));
+  m->info.spec = m->architecture->spec(config);
+  m->sites = m->architecture->sites(m->info.spec);
+
+  const Isa isa = chosen_isa(o.isa);
+  m->info.name = o.model;
+  m->info.dtype = o.dtype;
+  m->info.isa = to_string(isa);
+  m->info.threads = o.threads > 0 ? o.threads : physical_cores();
+  m->info.max_total_tokens = longest_sequence(o, m->info.spec);
+  m->pool = std::make_unique<ThreadPool>(m->info.threads);
+  m->ops = make_cpu_ops(o.dtype, *m->pool, isa);
+  m->comm = make_solo_comm();
+  m->memory = plan_memory(o, m->info.spec, *m->ops, available_memory());
+  log.info("{}", m->memory.to_text());
+  load(*m, o, log);
+  const Tensor block = m->ops->kv_layout(m->memory.kv_blocks, m->info.spec.attention);
+  m->kv = std::make_unique<KvCache>(m->info.spec.layers, block);
+  for (int32_t i = 0; i < m->info.spec.layers; ++i) m->layers.push_back(m->kv->layer(i));
+  return m;
+}
+
+bool same_as_base(const LoadedModel& m, const std::string& module, const Tensor& copy) {
+  const Tensor& own = m.head_as_stored;
+  if (module != "lm_head" || !own || own.dtype != copy.dtype || !(own.shape == copy.shape)) {
+    return false;
+  }
+  return std::memcmp(own.data, copy.data,
+                     static_cast<size_t>(own.shape.size() * size_of(own.dtype))) == 0;
+}
+
+}  // namespace lorry
