@@ -24,6 +24,10 @@ int64_t padded_pitch(Dtype dtype, int64_t cols) {
 
 }  // namespace
 
+size_t Buffer::size_for(size_t bytes) {
+  return round_up(bytes, bytes >= kHugePage ? kHugePage : size_t{4096});
+}
+
 Buffer::Buffer(size_t bytes) {
   if (bytes == 0) return;
   // The rounding below must not wrap.
@@ -31,7 +35,7 @@ Buffer::Buffer(size_t bytes) {
     fail(Code::over_capacity, "the system refused {} bytes of memory", bytes);
   // mmap gives 4 KiB alignment; large blocks are over-allocated so that their first byte starts
   // a huge page. The slack is unmapped again at once.
-  const size_t length = round_up(bytes, bytes >= kHugePage ? kHugePage : size_t{4096});
+  const size_t length = size_for(bytes);
   const size_t slack = bytes >= kHugePage ? kHugePage : 0;
   void* p =
       mmap(nullptr, length + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -18,7 +18,9 @@ class Buffer {
   ~Buffer();
 
   std::byte* data() const { return data_; }
-  size_t size() const { return size_; }  // bytes, rounded up to pages
+  size_t size() const { return size_; }  // size_for of the bytes that were asked
+  // What a Buffer of `bytes` takes from the system: whole pages. Requires: bytes <= SIZE_MAX / 2.
+  static size_t size_for(size_t bytes);
 
  private:
   std::byte* data_ = nullptr;
