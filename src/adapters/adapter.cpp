@@ -131,6 +131,7 @@ void AdapterFolder::plan(const AdapterLimits& limits) {
            files_->weights.path(), limits.max_bytes);
     }
   }
+  packed_bytes_ = Buffer::size_for(packed_bytes_);
 }
 
 std::unique_ptr<Adapter> AdapterFolder::read() {
