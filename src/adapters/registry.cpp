@@ -20,22 +20,6 @@ AdapterRegistry::Options with_clock(AdapterRegistry::Options options) {
 
 }  // namespace
 
-const char* to_string(AdapterState s) {
-  switch (s) {
-    case AdapterState::absent:
-      return "absent";
-    case AdapterState::loading:
-      return "loading";
-    case AdapterState::waiting:
-      return "waiting";
-    case AdapterState::ready:
-      return "ready";
-    case AdapterState::failed:
-      return "failed";
-  }
-  return "?";
-}
-
 AdapterRegistry::AdapterRegistry(Options options, AdapterTarget target)
     : options_(with_clock(std::move(options))),
       target_(std::move(target)),
@@ -123,10 +107,11 @@ AdapterHandle AdapterRegistry::acquire(const std::string& name) {
 }
 
 int32_t AdapterRegistry::current_version(const std::string& name) {
-  if (const auto found = names_.find(name); found != names_.end()) return found->second;
+  if (const auto found = names_.find(name); found != names_.end()) {
+    return must_queue(at(found->second)) ? queue_again(found->second) : found->second;
+  }
   const int32_t index = new_version(name);
-  const auto path = paths_.find(name);
-  if (path == paths_.end()) {
+  if (!paths_.contains(name)) {
     // Refused at once, and not remembered: nothing was tried.
     try {
       check_adapter_name(name);
@@ -137,13 +122,46 @@ int32_t AdapterRegistry::current_version(const std::string& name) {
       return index;
     }
   }
+  at(index).current = true;
+  names_[name] = index;
+  start_load(index);
+  return index;
+}
+
+void AdapterRegistry::start_load(int32_t index) {
   Version& v = at(index);
   v.state = AdapterState::loading;
-  v.current = true;
-  names_[name] = index;
   ++counts_.loads_started;
-  unsent_.push_back({index, name, path == paths_.end() ? std::string() : path->second, nullptr});
-  return index;
+  const auto path = paths_.find(v.name);
+  unsent_.push_back({index, v.name, path == paths_.end() ? std::string() : path->second, nullptr});
+}
+
+// Without this a stream of claims that overlap would keep an adapter held, and others out, for
+// ever.
+bool AdapterRegistry::must_queue(const Version& v) const {
+  if (v.state != AdapterState::ready || contents_.at(v.digest).holds == 0 || waiting_.empty()) {
+    return false;
+  }
+  return options_.now() - at(waiting_.front()).waiting_since >= options_.cycle_time;
+}
+
+// A new version of the same content for the claims from now on, at the end of the queue.
+int32_t AdapterRegistry::queue_again(int32_t index) {
+  const std::string name = at(index).name;
+  const std::string digest = at(index).digest;
+  detach(name);
+  const int32_t next = new_version(name);
+  at(next).digest = digest;
+  at(next).current = true;
+  names_[name] = next;
+  wait_for_room(next);
+  return next;
+}
+
+void AdapterRegistry::wait_for_room(int32_t index) {
+  at(index).state = AdapterState::waiting;
+  at(index).waiting_since = options_.now();
+  waiting_.push_back(index);
 }
 
 int32_t AdapterRegistry::new_version(const std::string& name) {
@@ -242,9 +260,8 @@ void AdapterRegistry::take(Result result) {
               fmt::format("adapter '{}' takes {} bytes of adapter memory, which holds {}", v.name,
                           bytes, options_.budget_bytes)));
   }
-  v.state = AdapterState::waiting;
   v.folder = std::move(result.folder);
-  waiting_.push_back(result.version);
+  wait_for_room(result.version);
   drop_if_unused(result.version);
 }
 
@@ -285,6 +302,11 @@ void AdapterRegistry::grant() {
   while (!waiting_.empty()) {
     const int32_t index = waiting_.front();
     Version& v = at(index);
+    if (!v.folder) {
+      waiting_.pop_front();
+      resume(index);
+      continue;
+    }
     if (!make_room(v.folder->packed_bytes())) return;
     waiting_.pop_front();
     v.reserved = v.folder->packed_bytes();
@@ -292,6 +314,19 @@ void AdapterRegistry::grant() {
     v.state = AdapterState::loading;
     unsent_.push_back({index, v.name, "", std::move(v.folder)});
   }
+}
+
+// The turn of a version made by queue_again: its content is still there, or is loaded again.
+void AdapterRegistry::resume(int32_t index) {
+  Version& v = at(index);
+  const auto content = contents_.find(v.digest);
+  if (content == contents_.end()) {
+    v.digest.clear();
+    start_load(index);
+    return;
+  }
+  v.state = AdapterState::ready;
+  content->second.holds += v.holds;
 }
 
 // Evicts idle contents, the least recently released first, if that makes `bytes` free.
@@ -316,68 +351,6 @@ bool AdapterRegistry::make_room(size_t bytes) {
     }
   }
   return true;
-}
-
-// ---- views ----
-
-AdapterSnapshot AdapterRegistry::snapshot() const {
-  AdapterSnapshot s = counts_;
-  s.used_bytes = used_;
-  s.resident = static_cast<int64_t>(contents_.size());
-  for (const auto& [name, path] : paths_) {
-    if (names_.contains(name)) continue;
-    AdapterSnapshot::Entry e;
-    e.name = name;
-    e.registered = true;
-    s.entries.push_back(std::move(e));
-  }
-  for (const auto& [name, index] : names_) {
-    const Version& v = at(index);
-    AdapterSnapshot::Entry e;
-    e.name = name;
-    e.state = v.state;
-    e.registered = paths_.contains(name);
-    e.holds = v.holds;
-    if (v.error) e.error = v.error->what();
-    if (v.state == AdapterState::ready) {
-      const Adapter& a = *contents_.at(v.digest).adapter;
-      e.digest = v.digest;
-      e.bytes = a.bytes();
-      e.max_rank = a.max_rank();
-      e.sites = a.sites().size();
-      e.base_model = a.base_model();
-    }
-    s.entries.push_back(std::move(e));
-  }
-  std::sort(s.entries.begin(), s.entries.end(),
-            [](const auto& x, const auto& y) { return x.name < y.name; });
-  return s;
-}
-
-void AdapterRegistry::check_integrity() const {
-  size_t used = 0;
-  size_t current = 0;
-  std::unordered_map<std::string, int64_t> holds;
-  for (const Version& v : versions_) {
-    if (!v.used) continue;
-    used += v.reserved;
-    current += v.current ? 1 : 0;
-    if (v.state == AdapterState::ready) holds[v.digest] += v.holds;
-    LORRY_CHECK(v.holds > 0 || v.current || v.state == AdapterState::loading, "leaked {}", v.name);
-    LORRY_CHECK((v.state == AdapterState::failed) == v.error.has_value(), "{}", v.name);
-    LORRY_CHECK(v.state == AdapterState::loading || v.reserved == 0, "{}", v.name);
-  }
-  for (const auto& [digest, c] : contents_) {
-    used += c.adapter->bytes();
-    LORRY_CHECK(c.holds == holds[digest], "content {}: {} holds, its versions {}", digest, c.holds,
-                holds[digest]);
-  }
-  LORRY_CHECK(used == used_ && used_ <= options_.budget_bytes, "{} bytes counted, {} kept", used,
-              used_);
-  LORRY_CHECK(current == names_.size(), "{} current, {} names", current, names_.size());
-  for (const auto& [name, index] : names_) {
-    LORRY_CHECK(at(index).used && at(index).current && at(index).name == name, "{}", name);
-  }
 }
 
 }  // namespace lorry

@@ -82,6 +82,8 @@ class AdapterRegistry {
     AdapterLimits limits = {};
     int loader_threads = 2;
     std::chrono::milliseconds failure_memory{30'000};
+    // Once an adapter has waited this long for room, new claims on ready ones queue behind it.
+    std::chrono::milliseconds cycle_time{2'000};
     size_t max_failures = 1024;       // failures remembered at once; the oldest are forgotten first
     std::function<void()> wake = {};  // called by loader threads; may be empty
     Clock now = {};                   // empty: the steady clock
@@ -126,9 +128,9 @@ class AdapterRegistry {
     bool current = false;  // names_ points here
     AdapterState state = AdapterState::absent;
     int64_t holds = 0;
-    std::string digest;  // ready: key in contents_
+    std::string digest;  // ready: key in contents_; waiting without a folder: was ready before
     std::optional<Error> error;
-    std::chrono::steady_clock::time_point failed_at{};
+    std::chrono::steady_clock::time_point failed_at{}, waiting_since{};
     size_t reserved = 0;                    // bytes of the budget while its weights are read
     std::unique_ptr<AdapterFolder> folder;  // between the two halves of a load
   };
@@ -151,6 +153,11 @@ class AdapterRegistry {
   const Version& at(int32_t index) const { return versions_[static_cast<size_t>(index)]; }
   int32_t current_version(const std::string& name);
   int32_t new_version(const std::string& name);
+  bool must_queue(const Version& v) const;
+  int32_t queue_again(int32_t index);
+  void start_load(int32_t index);
+  void wait_for_room(int32_t index);
+  void resume(int32_t index);
   void send_jobs();
   void take(Result result);
   void fail_version(int32_t index, Error error);
