@@ -1,0 +1,310 @@
+#include "ops/checked_ops.h"
+
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+
+namespace lorry {
+
+namespace {
+
+// A matrix of this type and shape with memory and rows that do not overlap.
+void check_matrix(const char* name, const Tensor& t, Dtype dtype, int64_t rows, int64_t cols) {
+  LORRY_CHECK(t.dtype == dtype && t.rows() == rows && t.cols() == cols, "{}: {} {}, expected {} {}",
+              name, to_string(t.dtype), to_string(t.shape), to_string(dtype),
+              to_string(Shape{rows, cols}));
+  LORRY_CHECK(t.data != nullptr || rows * cols == 0, "{}: no memory", name);
+  LORRY_CHECK(t.pitch >= cols || rows <= 1, "{}: pitch {} of {} columns", name, t.pitch, cols);
+}
+
+void check_vector(const char* name, const Tensor& t, Dtype dtype, int64_t size) {
+  LORRY_CHECK(t.dtype == dtype && t.shape.size() >= size && (t.data != nullptr || size == 0),
+              "{}: {} {}, expected {} [{}]", name, to_string(t.dtype), to_string(t.shape),
+              to_string(dtype), size);
+}
+
+void check_range(const char* name, const Tensor& t, int64_t size, int64_t from, int64_t to) {
+  for (int64_t i = 0; i < size; ++i) {
+    const int32_t x = t.row<const int32_t>(0)[i];
+    LORRY_CHECK(x >= from && x < to, "{}[{}] = {}, not in [{}, {})", name, i, x, from, to);
+  }
+}
+
+void check_groups(const RowGroups& groups, int64_t count, int64_t rows) {
+  const auto& begin = groups.begin;
+  LORRY_CHECK(
+      static_cast<int64_t>(begin.size()) == count + 1 && begin.front() == 0 && begin.back() == rows,
+      "{} groups of {} rows, expected {} of {}", begin.size(), begin.back(), count, rows);
+  for (size_t g = 1; g < begin.size(); ++g) {
+    LORRY_CHECK(begin[g - 1] <= begin[g], "group {} has {} rows", g - 1, begin[g] - begin[g - 1]);
+  }
+}
+
+class CheckedOps final : public Ops {
+ public:
+  explicit CheckedOps(std::unique_ptr<Ops> ops) : ops_(std::move(ops)) {}
+
+  Dtype act() const override { return ops_->act(); }
+
+  Weight weight_layout(int64_t groups, int64_t out, int64_t in) const override {
+    LORRY_CHECK(groups > 0 && out > 0 && in > 0, "{} groups [{}, {}]", groups, out, in);
+    return ops_->weight_layout(groups, out, in);
+  }
+
+  void pack(Weight& w, int64_t group, int64_t first, Tensor src) override {
+    LORRY_CHECK(w.data != nullptr && group >= 0 && group < w.groups && src.cols() == w.in &&
+                    first >= 0 && first + src.rows() <= w.out,
+                "group {} of {}, rows {} + {} of {}, {} columns of {}", group, w.groups, first,
+                src.rows(), w.out, src.cols(), w.in);
+    check_source(src);
+    ops_->pack(w, group, first, src);
+  }
+
+  size_t lora_a_bytes(int64_t rank, int64_t in) const override {
+    LORRY_CHECK(rank > 0 && in > 0, "[{}, {}]", rank, in);
+    return ops_->lora_a_bytes(rank, in);
+  }
+  size_t lora_b_bytes(int64_t out, int64_t rank) const override {
+    LORRY_CHECK(rank > 0 && out > 0, "[{}, {}]", out, rank);
+    return ops_->lora_b_bytes(out, rank);
+  }
+  void pack_lora_a(std::byte* dst, Tensor a) const override {
+    LORRY_CHECK(dst != nullptr, "no memory");
+    check_source(a);
+    ops_->pack_lora_a(dst, a);
+  }
+  void pack_lora_b(std::byte* dst, Tensor b) const override {
+    LORRY_CHECK(dst != nullptr, "no memory");
+    check_source(b);
+    ops_->pack_lora_b(dst, b);
+  }
+
+  Tensor kv_layout(int64_t blocks, const AttentionSpec& spec) const override {
+    check_spec(spec);
+    return ops_->kv_layout(blocks, spec);
+  }
+  size_t attention_scratch_bytes(int64_t max_rows, const AttentionSpec& spec) const override {
+    check_spec(spec);
+    return ops_->attention_scratch_bytes(max_rows, spec);
+  }
+
+  void embed(Tensor y, Tensor table, Tensor ids) override {
+    check_matrix("y", y, Dtype::f32, y.rows(), table.cols());
+    check_matrix("table", table, act(), table.rows(), table.cols());
+    check_vector("ids", ids, Dtype::i32, y.rows());
+    check_range("ids", ids, y.rows(), 0, table.rows());
+    ops_->embed(y, table, ids);
+  }
+
+  void norm(Tensor y, Tensor x, const Norm& n) override {
+    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
+    check_matrix("y", y, act(), x.rows(), x.cols());
+    check_vector("weight", n.weight, Dtype::f32, x.cols());
+    ops_->norm(y, x, n);
+  }
+
+  void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) override {
+    LORRY_CHECK(w.data != nullptr && w.dtype == act(), "weight {}", to_string(w.dtype));
+    check_matrix("x", x, act(), x.rows(), w.in);
+    check_matrix("y", y, Dtype::f32, x.rows(), w.out);
+    check_groups(groups, w.groups, x.rows());
+    ops_->linear(y, x, w, groups);
+  }
+
+  void add_lora(Tensor y, Tensor x, std::span<const LoraSite> sites,
+                std::span<const LoraSegment> segments, const LoraPlan& plan,
+                Tensor scratch) override {
+    check_matrix("x", x, act(), x.rows(), x.cols());
+    check_matrix("y", y, Dtype::f32, x.rows(), y.cols());
+    int32_t end = 0;
+    int32_t rank = 0;
+    for (const LoraSegment& s : segments) {
+      LORRY_CHECK(s.begin >= end && s.end >= s.begin && s.end <= x.rows(), "rows {} ... {} of {}",
+                  s.begin, s.end, x.rows());
+      LORRY_CHECK(s.adapter >= 0 && static_cast<size_t>(s.adapter) < plan.adapters.size(),
+                  "adapter {} of {}", s.adapter, plan.adapters.size());
+      end = s.end;
+      for (const LoraSite& site : sites) rank = std::max(rank, check_site(y, x, site, s, plan));
+    }
+    check_vector("scratch", scratch, Dtype::f32,
+                 lora_scratch_size(x.rows(), static_cast<int64_t>(sites.size()), rank));
+    ops_->add_lora(y, x, sites, segments, plan, scratch);
+  }
+
+  void clamp(Tensor x, float limit) override {
+    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
+    LORRY_CHECK(limit > 0, "{}", limit);
+    ops_->clamp(x, limit);
+  }
+
+  void rope(Tensor x, Tensor cos, Tensor sin) override {
+    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
+    check_matrix("cos", cos, Dtype::f32, x.rows(), cos.cols());
+    check_matrix("sin", sin, Dtype::f32, x.rows(), cos.cols());
+    LORRY_CHECK(x.cols() % (2 * cos.cols()) == 0, "{} columns, heads of {}", x.cols(),
+                2 * cos.cols());
+    ops_->rope(x, cos, sin);
+  }
+
+  void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
+                const AttentionSpec& spec) override {
+    check_spec(spec);
+    check_cache(kv, spec);
+    const int64_t cols = int64_t{spec.kv_heads} * spec.head_dim;
+    check_matrix("k", k, Dtype::f32, k.rows(), cols);
+    check_matrix("v", v, Dtype::f32, k.rows(), cols);
+    check_vector("slots", slots, Dtype::i32, k.rows());
+    check_range("slots", slots, k.rows(), std::numeric_limits<int32_t>::min(),
+                kv.k.shape[0] * kBlockTokens);
+    ops_->kv_write(kv, k, v, slots, spec);
+  }
+
+  void attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
+                 const AttentionSpec& spec) override {
+    check_spec(spec);
+    check_cache(kv, spec);
+    const int64_t cols = int64_t{spec.heads} * spec.head_dim;
+    check_matrix("q", q, Dtype::f32, q.rows(), cols);
+    check_matrix("o", o, act(), q.rows(), cols);
+    check_plan(plan, spec, q.rows(), kv.k.shape[0]);
+    check_vector("scratch", plan.scratch, Dtype::u8,
+                 static_cast<int64_t>(ops_->attention_scratch_bytes(q.rows(), spec)));
+    ops_->attention(o, q, kv, plan, spec);
+  }
+
+  void route(Route& route, Tensor scores, const Routing& routing) override {
+    check_matrix("scores", scores, Dtype::f32, scores.rows(), route.experts);
+    check_matrix("expert", route.expert, Dtype::i32, scores.rows(), routing.top_k);
+    check_matrix("weight", route.weight, Dtype::f32, scores.rows(), routing.top_k);
+    LORRY_CHECK(routing.top_k > 0 && routing.top_k <= route.experts && routing.norm_p >= 0,
+                "{} of {} experts, norm {}", routing.top_k, route.experts, routing.norm_p);
+    ops_->route(route, scores, routing);
+  }
+
+  void group(Route& route, const LoraPlan& plan) override {
+    const int64_t rows = route.expert.rows();
+    const int64_t n = rows * route.expert.cols();
+    check_matrix("expert", route.expert, Dtype::i32, rows, route.expert.cols());
+    check_matrix("slot", route.slot, Dtype::i32, rows, route.expert.cols());
+    check_vector("source", route.source, Dtype::i32, n);
+    check_vector("begin", route.begin, Dtype::i32, route.experts + 1);
+    check_vector("segment", route.segment, Dtype::u8, n * int64_t{sizeof(LoraSegment)});
+    for (int64_t r = 0; r < rows; ++r) {
+      check_range("expert", rows_of(route.expert, r), route.expert.cols(), 0, route.experts);
+    }
+    LORRY_CHECK(plan.row_adapter.empty() || static_cast<int64_t>(plan.row_adapter.size()) == rows,
+                "adapters of {} rows, not of {}", plan.row_adapter.size(), rows);
+    for (const int32_t a : plan.row_adapter) {
+      LORRY_CHECK(a < static_cast<int32_t>(plan.adapters.size()), "adapter {} of {}", a,
+                  plan.adapters.size());
+    }
+    ops_->group(route, plan);
+  }
+
+  void gather(Tensor y, Tensor x, Tensor index) override {
+    check_matrix("y", y, x.dtype, y.rows(), x.cols());
+    check_vector("index", index, Dtype::i32, y.rows());
+    check_range("index", index, y.rows(), 0, x.rows());
+    ops_->gather(y, x, index);
+  }
+
+  void glu(Tensor y, Tensor gu, Activation activation) override {
+    check_matrix("y", y, act(), gu.rows(), y.cols());
+    const int64_t wide = 2 * ((y.cols() + kPanel - 1) / kPanel * kPanel);
+    check_matrix("gu", gu, Dtype::f32, gu.rows(), wide);
+    ops_->glu(y, gu, activation);
+  }
+
+  void combine(Tensor y, Tensor d, const Route& route) override {
+    const int64_t k = route.slot.cols();
+    check_matrix("d", d, Dtype::f32, d.rows(), y.cols());
+    check_matrix("y", y, Dtype::f32, y.rows(), d.cols());
+    check_matrix("slot", route.slot, Dtype::i32, y.rows(), k);
+    check_matrix("weight", route.weight, Dtype::f32, y.rows(), k);
+    for (int64_t r = 0; r < y.rows(); ++r) {
+      check_range("slot", rows_of(route.slot, r), k, 0, d.rows());
+    }
+    ops_->combine(y, d, route);
+  }
+
+  void add(Tensor x, Tensor y) override {
+    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
+    check_matrix("y", y, Dtype::f32, x.rows(), x.cols());
+    ops_->add(x, y);
+  }
+
+ private:
+  static Tensor rows_of(Tensor t, int64_t r) { return rows(t, r, 1); }
+
+  static void check_source(const Tensor& t) {
+    LORRY_CHECK(t.dtype == Dtype::f32 || t.dtype == Dtype::f16 || t.dtype == Dtype::bf16,
+                "cannot pack from {}", to_string(t.dtype));
+    check_matrix("source", t, t.dtype, t.rows(), t.cols());
+  }
+
+  static void check_spec(const AttentionSpec& s) {
+    LORRY_CHECK(s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0 && s.head_dim > 0 &&
+                    s.head_dim % 2 == 0 && s.window >= 0,
+                "{} / {} heads of {}, window {}", s.heads, s.kv_heads, s.head_dim, s.window);
+  }
+
+  void check_cache(const KvLayer& kv, const AttentionSpec& spec) const {
+    const Tensor expected = ops_->kv_layout(kv.k.shape[0], spec);
+    for (const Tensor* t : {&kv.k, &kv.v}) {
+      LORRY_CHECK(t->data != nullptr && t->dtype == expected.dtype && t->shape == expected.shape,
+                  "cache {} {}, expected {} {}", to_string(t->dtype), to_string(t->shape),
+                  to_string(expected.dtype), to_string(expected.shape));
+    }
+  }
+
+  // Returns the rank of the pair.
+  static int32_t check_site(const Tensor& y, const Tensor& x, const LoraSite& site,
+                            const LoraSegment& segment, const LoraPlan& plan) {
+    const auto& pairs = plan.adapters[static_cast<size_t>(segment.adapter)].pairs;
+    const int32_t index = site.first + site.group_stride * segment.group;
+    LORRY_CHECK(index >= 0 && static_cast<size_t>(index) < pairs.size(), "site {} of {}", index,
+                pairs.size());
+    const int64_t last = (site.out - 1) / kPanel;
+    const int64_t end = site.column + last * site.panel_stride + site.out - last * kPanel;
+    LORRY_CHECK(site.in == x.cols() && site.column >= 0 && end <= y.cols(),
+                "a pair [{}, {}] at column {} of x {}, y {}", site.out, site.in, site.column,
+                to_string(x.shape), to_string(y.shape));
+    const LoraPair& pair = pairs[static_cast<size_t>(index)];
+    LORRY_CHECK(pair.rank == 0 || (pair.a != nullptr && pair.b != nullptr), "rank {}", pair.rank);
+    return pair.rank;
+  }
+
+  static void check_plan(const AttentionPlan& plan, const AttentionSpec& spec, int64_t rows,
+                         int64_t blocks) {
+    const auto sequences = static_cast<int64_t>(plan.kv_len.size());
+    check_groups({plan.q_begin}, sequences, rows);
+    LORRY_CHECK(static_cast<int64_t>(plan.block_table.size()) >= sequences * plan.max_blocks,
+                "a table of {} for {} sequences of {}", plan.block_table.size(), sequences,
+                plan.max_blocks);
+    for (size_t s = 0; s < plan.kv_len.size(); ++s) {
+      const int32_t n = plan.q_begin[s + 1] - plan.q_begin[s];
+      const int32_t length = plan.kv_len[s];
+      LORRY_CHECK(n <= length && length <= plan.max_blocks * kBlockTokens,
+                  "sequence {}: {} rows of {} tokens in {} blocks", s, n, length, plan.max_blocks);
+      if (n == 0) continue;
+      const int32_t first = spec.window > 0 ? std::max(0, length - n - spec.window + 1) : 0;
+      for (int32_t b = first / kBlockTokens; b <= (length - 1) / kBlockTokens; ++b) {
+        const int32_t block =
+            plan.block_table[s * static_cast<size_t>(plan.max_blocks) + static_cast<size_t>(b)];
+        LORRY_CHECK(block >= 0 && block < blocks, "sequence {}: block {} is {} of {}", s, b, block,
+                    blocks);
+      }
+    }
+  }
+
+  std::unique_ptr<Ops> ops_;
+};
+
+}  // namespace
+
+std::unique_ptr<Ops> make_checked_ops(std::unique_ptr<Ops> ops) {
+  return std::make_unique<CheckedOps>(std::move(ops));
+}
+
+}  // namespace lorry

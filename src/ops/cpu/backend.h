@@ -1,0 +1,147 @@
+// CpuOps: spreads each operation over the pool and calls the kernels. One file per family of
+// operations: pack, linear, lora, attention, routing, rows.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "ops/cpu/flush_denormals.h"
+#include "ops/cpu/kernels.h"
+#include "ops/ops.h"
+
+namespace lorry::cpu {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Query rows of one KV head: `positions` rows of the batch, times the heads of the group.
+struct AttentionTile {
+  int32_t sequence, kv_head;
+  int32_t row, position, positions;  // first row of the batch, its position, how many
+  int64_t cost;
+};
+
+struct LoraTask {
+  const LoraPair* pair;
+  int32_t site;
+  int32_t row, rows;
+  int32_t panel, panels;
+};
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(Dtype act, ThreadPool& pool, const Kernels& kernels)
+      : act_(act),
+        pool_(pool),
+        kernels_(kernels),
+        act_kernels_(act == Dtype::bf16 ? kernels.bf16 : kernels.f32) {}
+
+  Dtype act() const override { return act_; }
+  Weight weight_layout(int64_t groups, int64_t out, int64_t in) const override;
+  void pack(Weight& w, int64_t group, int64_t first, Tensor src) override;
+  size_t lora_a_bytes(int64_t rank, int64_t in) const override;
+  size_t lora_b_bytes(int64_t out, int64_t rank) const override;
+  void pack_lora_a(std::byte* dst, Tensor a) const override;
+  void pack_lora_b(std::byte* dst, Tensor b) const override;
+  Tensor kv_layout(int64_t blocks, const AttentionSpec& spec) const override;
+  size_t attention_scratch_bytes(int64_t max_rows, const AttentionSpec& spec) const override;
+
+  void embed(Tensor y, Tensor table, Tensor ids) override;
+  void norm(Tensor y, Tensor x, const Norm& n) override;
+  void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) override;
+  void add_lora(Tensor y, Tensor x, std::span<const LoraSite> sites,
+                std::span<const LoraSegment> segments, const LoraPlan& plan,
+                Tensor scratch) override;
+  void clamp(Tensor x, float limit) override;
+  void rope(Tensor x, Tensor cos, Tensor sin) override;
+  void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
+                const AttentionSpec& spec) override;
+  void attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
+                 const AttentionSpec& spec) override;
+  void route(Route& route, Tensor scores, const Routing& routing) override;
+  void group(Route& route, const LoraPlan& plan) override;
+  void gather(Tensor y, Tensor x, Tensor index) override;
+  void glu(Tensor y, Tensor gu, Activation activation) override;
+  void combine(Tensor y, Tensor d, const Route& route) override;
+  void add(Tensor x, Tensor y) override;
+
+ private:
+  // Rows of one group that pass over each panel together.
+  struct Chunk {
+    int32_t group, begin, rows;
+  };
+
+  int64_t element() const { return size_of(act_); }
+  // k of a packed row: bf16 pairs are complete.
+  int64_t padded(int64_t in) const { return act_ == Dtype::bf16 ? round_up(in, 2) : in; }
+  int64_t panel_bytes(int64_t in) const { return padded(in) * kPanel * element(); }
+  void plan_linear(const RowGroups& groups);
+  void plan_shrink(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
+                   const LoraPlan& plan);
+  void plan_expand(std::span<const LoraSite> sites);
+  struct Attend;
+  void plan_attention(const AttentionPlan& plan, const AttentionSpec& spec);
+  void attend_by_splits(const Attend& a, std::byte* scratch, int64_t rows);
+
+  // f(task, thread) for every task in [0, n), on all threads, denormals flushed.
+  template <class F>
+  void parallel(int64_t n, F&& f) {
+    if (n <= 1 || pool_.size() == 1) {
+      const FlushDenormals flush;
+      for (int64_t i = 0; i < n; ++i) f(i, 0);
+      return;
+    }
+    pool_.for_each_thread(n, [&f](int64_t task, int thread) {
+      const FlushDenormals flush;
+      f(task, thread);
+    });
+  }
+
+  // f(task, next) with the task that the same thread takes afterwards, or -1: each thread takes
+  // its tasks one ahead, so that it can prefetch.
+  template <class F>
+  void parallel_ahead(int64_t n, F&& f) {
+    std::atomic<int64_t> counter{pool_.size()};
+    const auto work = [&](int thread) {
+      const FlushDenormals flush;
+      for (int64_t task = thread; task < n;) {
+        const int64_t next = counter.fetch_add(1, std::memory_order_relaxed);
+        f(task, next < n ? next : -1);
+        task = next;
+      }
+    };
+    if (n <= 1 && pool_.size() > 1) {
+      if (n == 1) {
+        const FlushDenormals flush;
+        f(int64_t{0}, int64_t{-1});
+      }
+      return;
+    }
+    pool_.run(work);
+  }
+
+  // f(row) for rows of `elements` each; short work stays on the calling thread.
+  template <class F>
+  void parallel_rows(int64_t rows, int64_t elements, F&& f) {
+    constexpr int64_t kTaskElements = 16384;
+    const int64_t step = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, elements));
+    parallel(ceil_div(rows, step), [&](int64_t task, int) {
+      const int64_t end = std::min(rows, (task + 1) * step);
+      for (int64_t r = task * step; r < end; ++r) f(r);
+    });
+  }
+
+  const Dtype act_;
+  ThreadPool& pool_;
+  const Kernels& kernels_;
+  const ActKernels& act_kernels_;
+  // Lists of tasks: contents live for one call, the memory for good.
+  std::vector<Chunk> chunks_;
+  std::vector<LoraTask> lora_tasks_, expand_tasks_;
+  std::vector<AttentionTile> tiles_;
+  std::vector<int32_t> counts_, order_;
+};
+
+}  // namespace lorry::cpu

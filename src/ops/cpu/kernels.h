@@ -1,0 +1,110 @@
+// The arithmetic of the CPU backend: one table of functions per instruction set. Every table gives
+// the same bits (the algorithms are written once, over a vector of 16 floats; see vector.h), as
+// long as denormals are flushed (flush_denormals.h), which the callers see to.
+// Plain data only: these declarations are shared with files compiled for other instruction sets.
+#pragma once
+#include <stdint.h>
+
+namespace lorry::cpu {
+
+// y [rows, cols] f32 = x [rows, in] times one panel of 64 outputs. Pitches are in elements.
+struct MatmulArgs {
+  const void* x;
+  int64_t x_pitch;
+  const void* panel;  // bf16 [ceil(in / 2)][64][2], f32 [in][64]
+  const void* next;   // the panel that this thread reads after this one, to prefetch; or null
+  float* y;
+  int64_t y_pitch;
+  int64_t in;
+  int32_t rows, cols;  // cols <= 64
+};
+
+// t [rows, width] f32 = scale * x [rows, in] times one panel of A: up to 16 ranks.
+struct ShrinkArgs {
+  const void* x;
+  int64_t x_pitch;
+  const void* a;  // bf16 [ceil(in / 2)][width][2], f32 [in][width]
+  int64_t in;
+  int32_t width, rows;
+  float scale;
+  float* t;
+  int64_t t_pitch;
+};
+
+// y [rows, cols] f32 += t [rows, rank] times one panel of B, in order of rank.
+struct ExpandArgs {
+  const float* t;
+  int64_t t_pitch;
+  const void* b;  // act [rank][64]
+  int32_t rank, rows, cols;
+  float* y;
+  int64_t y_pitch;
+};
+
+constexpr int32_t kSplitBlocks = 16;  // KV blocks of one attention split
+
+// One split for query rows of one KV head. Row r sees keys lo[r] ... hi[r], counted from the first
+// key of block 0; a row that sees none of the split's keys gets sum 0 and max -inf.
+struct AttendArgs {
+  const void* q;         // act [rows, d]
+  const void* const* k;  // [blocks]: bf16 [d / 2][16][2], f32 [d][16]
+  const void* const* v;  // [blocks]: bf16 [8][d][2], f32 [16][d]
+  const int32_t* lo;
+  const int32_t* hi;
+  int32_t rows, blocks, d;
+  float scale;
+  float* o;    // [rows, d]: sum of exp(s - max) v
+  float* max;  // [rows]
+  float* sum;  // [rows]
+};
+
+struct NormArgs {
+  void* y;  // act [n]
+  const float* x;
+  const float* weight;
+  int64_t n;
+  float eps;
+  bool centered;
+};
+
+// What depends on the type that linears read.
+struct ActKernels {
+  void (*matmul)(const MatmulArgs&);
+  void (*shrink)(const ShrinkArgs&);
+  void (*expand)(const ExpandArgs&);
+  void (*attend)(const AttendArgs&);
+  void (*norm)(const NormArgs&);
+  // y [n] act = activation(gate) * up, gu interleaved by 64; kind is the value of Activation.
+  void (*glu)(void* y, const float* gu, int64_t n, int kind);
+  void (*widen)(float* y, const void* x, int64_t n);
+  void (*narrow)(void* y, const float* x, int64_t n);
+  void (*divide)(void* y, const float* x, float by, int64_t n);  // y act = x / by
+};
+
+struct Kernels {
+  ActKernels bf16, f32;
+  void (*add)(float* x, const float* y, int64_t n);
+  void (*clamp)(float* x, float limit, int64_t n);
+  // One head: halves of x [2 * half].
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);
+  // y = w x, and y += w x.
+  void (*scale)(float* y, const float* x, float w, int64_t n);
+  void (*axpy)(float* y, const float* x, float w, int64_t n);
+  void (*softmax)(float* y, const float* x, int64_t n);
+  // Adds a split (max, sum, o) to the running state of one row.
+  void (*merge)(float* state_max_sum, float* state_o, const float* max_sum, const float* o,
+                int64_t d);
+  // Probes: a loop of multiplications in registers; a sum over memory; int8 products or null.
+  void (*spin)(int64_t iterations, float* sink);
+  double spin_flops;  // of one iteration
+  void (*read)(const void* p, int64_t bytes, float* sink);
+  void (*spin_int8)(int64_t iterations, float* sink);
+  double spin_int8_ops;
+};
+
+const Kernels& scalar_kernels();
+// Only where the processor is an x86-64.
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+
+}  // namespace lorry::cpu

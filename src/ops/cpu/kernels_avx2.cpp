@@ -1,0 +1,22 @@
+// The kernels for AVX2 and FMA. Compiled with -mavx2: nothing but kernels may be included here,
+// or the linker may keep this file's copy of some inline function for everyone.
+#if defined(__x86_64__)
+// clang-format off
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/vector_avx2.h"
+#include "ops/cpu/vector_common.h"
+#include "ops/cpu/matmul.h"
+#include "ops/cpu/attend.h"
+#include "ops/cpu/rows.h"
+#include "ops/cpu/table.h"
+// clang-format on
+
+namespace lorry::cpu {
+
+const Kernels& avx2_kernels() {
+  static constexpr Kernels kTable = table({spin_fma, kSpinFmaFlops, nullptr, 0});
+  return kTable;
+}
+
+}  // namespace lorry::cpu
+#endif

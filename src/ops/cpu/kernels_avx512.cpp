@@ -1,0 +1,50 @@
+// The kernels for AVX-512 with BF16. Compiled with -mavx512...: nothing but kernels may be included
+// here, or the linker may keep this file's copy of some inline function for everyone.
+#if defined(__x86_64__)
+// clang-format off
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/vector_avx512.h"
+#include "ops/cpu/vector_common.h"
+#include "ops/cpu/matmul.h"
+#include "ops/cpu/attend.h"
+#include "ops/cpu/rows.h"
+#include "ops/cpu/table.h"
+// clang-format on
+
+namespace lorry::cpu {
+namespace {
+
+void spin_bf16(int64_t iterations, float* sink) {
+  V16 c[kSpinChains];
+  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = zero(); });
+  const P16 a = set1_pair(static_cast<uint32_t>(*sink));
+  for (int64_t k = 0; k < iterations; ++k) {
+    unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = dot(a, a, c[i]); });
+  }
+  V16 sum = zero();
+  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { sum = add(sum, c[i]); });
+  *sink = reduce_add(sum);
+}
+
+void spin_int8(int64_t iterations, float* sink) {
+  __m512i c[kSpinChains];
+  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = _mm512_setzero_si512(); });
+  const __m512i a = _mm512_set1_epi32(static_cast<int>(*sink));
+  for (int64_t k = 0; k < iterations; ++k) {
+    unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = _mm512_dpbusd_epi32(c[i], a, a); });
+  }
+  __m512i sum = _mm512_setzero_si512();
+  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { sum = _mm512_add_epi32(sum, c[i]); });
+  *sink = reduce_add(V16{_mm512_cvtepi32_ps(sum)});
+}
+
+}  // namespace
+
+const Kernels& avx512_kernels() {
+  static constexpr Kernels kTable =
+      table({spin_bf16, kSpinChains * 32.0 * 2, spin_int8, kSpinChains * 64.0 * 2});
+  return kTable;
+}
+
+}  // namespace lorry::cpu
+#endif

@@ -1,0 +1,54 @@
+// linear: tasks of (rows of a group, panel), the groups with most rows first.
+#include "ops/cpu/backend.h"
+
+namespace lorry::cpu {
+
+namespace {
+
+// More rows than this pass over the panels in several blocks, so that x stays in L2 (96 rows of
+// 2048 bf16 are 384 KiB) while the panels stream by.
+constexpr int32_t kBlockRows = 96;
+constexpr int32_t kWholeRows = 144;
+
+}  // namespace
+
+void CpuOps::plan_linear(const RowGroups& groups) {
+  chunks_.clear();
+  for (size_t g = 0; g + 1 < groups.begin.size(); ++g) {
+    const int32_t rows = groups.begin[g + 1] - groups.begin[g];
+    const auto blocks = static_cast<int32_t>(rows <= kWholeRows ? 1 : ceil_div(rows, kBlockRows));
+    const auto step = static_cast<int32_t>(round_up(ceil_div(rows, blocks), 6));
+    for (int32_t r = 0; r < rows; r += step) {
+      chunks_.push_back({static_cast<int32_t>(g), groups.begin[g] + r, std::min(step, rows - r)});
+    }
+  }
+  std::sort(chunks_.begin(), chunks_.end(), [](const Chunk& a, const Chunk& b) {
+    return a.rows != b.rows ? a.rows > b.rows : a.begin < b.begin;
+  });
+}
+
+void CpuOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) {
+  const int64_t panels = ceil_div(w.out, kPanel);
+  plan_linear(groups);
+  const auto panel_of = [&](int64_t task) {
+    const Chunk& c = chunks_[static_cast<size_t>(task / panels)];
+    return w.data + c.group * w.group_bytes + task % panels * panel_bytes(w.in);
+  };
+  parallel_ahead(static_cast<int64_t>(chunks_.size()) * panels, [&](int64_t task, int64_t next) {
+    const Chunk& c = chunks_[static_cast<size_t>(task / panels)];
+    const int64_t column = task % panels * kPanel;
+    act_kernels_.matmul({
+        .x = x.data + c.begin * x.pitch * element(),
+        .x_pitch = x.pitch,
+        .panel = panel_of(task),
+        .next = next < 0 ? nullptr : panel_of(next),
+        .y = y.row<float>(c.begin) + column,
+        .y_pitch = y.pitch,
+        .in = w.in,
+        .rows = c.rows,
+        .cols = static_cast<int32_t>(std::min<int64_t>(kPanel, w.out - column)),
+    });
+  });
+}
+
+}  // namespace lorry::cpu

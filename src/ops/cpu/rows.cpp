@@ -1,0 +1,104 @@
+// The operations that work row by row.
+#include <cstring>
+
+#include "base/float16.h"
+#include "ops/cpu/backend.h"
+
+namespace lorry::cpu {
+
+void CpuOps::embed(Tensor y, Tensor table, Tensor ids) {
+  const int32_t* id = ids.row<const int32_t>(0);
+  parallel_rows(y.rows(), y.cols(), [&](int64_t r) {
+    act_kernels_.widen(y.row<float>(r), table.data + id[r] * table.pitch * element(), y.cols());
+  });
+}
+
+void CpuOps::norm(Tensor y, Tensor x, const Norm& n) {
+  parallel_rows(x.rows(), 2 * x.cols(), [&](int64_t r) {
+    act_kernels_.norm({y.data + r * y.pitch * element(), x.row<const float>(r),
+                       n.weight.row<const float>(0), x.cols(), n.eps, n.centered});
+  });
+}
+
+void CpuOps::clamp(Tensor x, float limit) {
+  parallel_rows(x.rows(), x.cols(),
+                [&](int64_t r) { kernels_.clamp(x.row<float>(r), limit, x.cols()); });
+}
+
+void CpuOps::rope(Tensor x, Tensor cos, Tensor sin) {
+  const int64_t half = cos.cols();
+  parallel_rows(x.rows(), x.cols(), [&](int64_t r) {
+    for (int64_t h = 0; h < x.cols(); h += 2 * half) {
+      kernels_.rope(x.row<float>(r) + h, cos.row<const float>(r), sin.row<const float>(r), half);
+    }
+  });
+}
+
+namespace {
+
+// One token of one head, t its place in the block.
+void write_token(float* k, float* v, const float* k_row, const float* v_row, int64_t d, int64_t t) {
+  for (int64_t i = 0; i < d; ++i) k[i * 16 + t] = k_row[i];
+  std::memcpy(v + t * d, v_row, static_cast<size_t>(d) * sizeof(float));
+}
+void write_token(bf16* k, bf16* v, const float* k_row, const float* v_row, int64_t d, int64_t t) {
+  for (int64_t i = 0; i < d; ++i) k[i / 2 * 32 + 2 * t + i % 2] = to_bf16(k_row[i]);
+  for (int64_t i = 0; i < d; ++i) v[t / 2 * 2 * d + 2 * i + t % 2] = to_bf16(v_row[i]);
+}
+
+}  // namespace
+
+void CpuOps::kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
+                      const AttentionSpec& spec) {
+  const int32_t* slot = slots.row<const int32_t>(0);
+  const int64_t d = spec.head_dim;
+  const int64_t block_bytes = kBlockTokens * d * element();
+  const auto write = [&]<class T>(T*, int64_t r) {
+    for (int64_t h = 0; h < spec.kv_heads; ++h) {
+      const int64_t at = (slot[r] / kBlockTokens * int64_t{spec.kv_heads} + h) * block_bytes;
+      write_token(reinterpret_cast<T*>(kv.k.data + at), reinterpret_cast<T*>(kv.v.data + at),
+                  k.row<const float>(r) + h * d, v.row<const float>(r) + h * d, d,
+                  slot[r] % kBlockTokens);
+    }
+  };
+  parallel_rows(k.rows(), 8 * k.cols(), [&](int64_t r) {
+    if (slot[r] < 0) return;
+    act_ == Dtype::bf16 ? write(static_cast<bf16*>(nullptr), r)
+                        : write(static_cast<float*>(nullptr), r);
+  });
+}
+
+void CpuOps::gather(Tensor y, Tensor x, Tensor index) {
+  const int32_t* row = index.row<const int32_t>(0);
+  const int64_t bytes = y.cols() * size_of(y.dtype);
+  parallel_rows(y.rows(), y.cols(), [&](int64_t r) {
+    std::memcpy(y.data + r * y.pitch * size_of(y.dtype),
+                x.data + row[r] * x.pitch * size_of(x.dtype), static_cast<size_t>(bytes));
+  });
+}
+
+void CpuOps::glu(Tensor y, Tensor gu, Activation activation) {
+  parallel_rows(y.rows(), 4 * y.cols(), [&](int64_t r) {
+    act_kernels_.glu(y.data + r * y.pitch * element(), gu.row<const float>(r), y.cols(),
+                     static_cast<int>(activation));
+  });
+}
+
+void CpuOps::combine(Tensor y, Tensor d, const Route& route) {
+  const int64_t k = route.slot.cols();
+  parallel_rows(y.rows(), k * y.cols(), [&](int64_t r) {
+    const int32_t* slot = route.slot.row<const int32_t>(r);
+    const float* w = route.weight.row<const float>(r);
+    kernels_.scale(y.row<float>(r), d.row<const float>(slot[0]), w[0], y.cols());
+    for (int64_t j = 1; j < k; ++j) {
+      kernels_.axpy(y.row<float>(r), d.row<const float>(slot[j]), w[j], y.cols());
+    }
+  });
+}
+
+void CpuOps::add(Tensor x, Tensor y) {
+  parallel_rows(x.rows(), x.cols(),
+                [&](int64_t r) { kernels_.add(x.row<float>(r), y.row<const float>(r), x.cols()); });
+}
+
+}  // namespace lorry::cpu

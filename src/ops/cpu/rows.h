@@ -1,0 +1,182 @@
+// The kernels that work along one row: norms, activations, rope, sums, conversions, probes.
+#pragma once
+#include "ops/cpu/kernels.h"
+
+namespace lorry::cpu {
+namespace {
+
+// The sum of f(i, n) over the vectors of a row: four sums by vector modulo 4. Lanes past the end
+// must be 0.
+template <class F>
+LORRY_INLINE float sum_of(int64_t size, F&& f) {
+  V16 c[4] = {zero(), zero(), zero(), zero()};
+  int64_t i = 0;
+  for (; i + 64 <= size; i += 64) {
+    unroll<4>([&](auto j) LORRY_UNROLLED { c[j] = f(i + 16 * j, 16, c[j]); });
+  }
+  for (int j = 0; i < size; i += 16, ++j) {
+    const int n = size - i < 16 ? static_cast<int>(size - i) : 16;
+    c[j] = f(i, n, c[j]);
+  }
+  return reduce_add(add(add(c[0], c[1]), add(c[2], c[3])));
+}
+
+template <class A>
+void norm(const NormArgs& a) {
+  const auto n_f = static_cast<float>(a.n);
+  float mean = 0;
+  if (a.centered) {
+    mean = sum_of(a.n, [&](int64_t i, int n, const V16& c)
+                           LORRY_UNROLLED { return add(c, load_some(a.x + i, n)); }) /
+           n_f;
+  }
+  const V16 center = set1(mean);
+  const float squares = sum_of(a.n, [&](int64_t i, int n, const V16& c) LORRY_UNROLLED {
+    const V16 x = sub(load_some(a.x + i, n), center);
+    const V16 inside = n == 16 ? x : select_bits((1U << n) - 1U, x, zero());
+    return fma(inside, inside, c);
+  });
+  const V16 factor = set1(1.0F / __builtin_sqrtf(squares / n_f + a.eps));
+  auto* y = static_cast<typename A::Element*>(a.y);
+  for_vectors(a.n, [&](int64_t i, int n) LORRY_UNROLLED {
+    const V16 x = mul(sub(load_some(a.x + i, n), center), factor);
+    narrow_some<A>(y + i, mul(x, load_some(a.weight + i, n)), n);
+  });
+}
+
+LORRY_INLINE V16 silu(const V16& x) { return div(x, add(set1(1.0F), exp(sub(zero(), x)))); }
+
+// x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+LORRY_INLINE V16 gelu_tanh(const V16& x) {
+  const V16 cubic = fma(mul(x, x), mul(set1(0.044715F), x), x);
+  return div(x, add(set1(1.0F), exp(mul(set1(-1.59576912F), cubic))));
+}
+
+// x Phi(x). Phi by erfc's rational Chebyshev fit (Numerical Recipes, erfcc: 1.2e-7 relative
+// everywhere); e^(-x^2 / 2) apart, with the rounding error of the square put back.
+LORRY_INLINE V16 gelu_erf(const V16& x) {
+  const V16 one = set1(1.0F);
+  const V16 z = mul(max(x, sub(zero(), x)), set1(0.707106781F));
+  const V16 t = div(one, fma(set1(0.5F), z, one));
+  V16 p = fma(set1(0.17087277F), t, set1(-0.82215223F));
+  p = fma(p, t, set1(1.48851587F));
+  p = fma(p, t, set1(-1.13520398F));
+  p = fma(p, t, set1(0.27886807F));
+  p = fma(p, t, set1(-0.18628806F));
+  p = fma(p, t, set1(0.09678418F));
+  p = fma(p, t, set1(0.37409196F));
+  p = fma(p, t, set1(1.00002368F));
+  p = fma(p, t, set1(-1.26551223F));
+  const V16 half = mul(set1(-0.5F), x);
+  const V16 square = mul(half, x);
+  const V16 lost = fma(half, x, sub(zero(), square));
+  const V16 gauss = mul(exp(square), add(one, lost));
+  const V16 tail = mul(set1(0.5F), mul(t, mul(gauss, exp(p))));
+  const V16 phi = select_lt(x, zero(), tail, sub(one, tail));
+  // Beyond -13 the tail is 0 in f32 (and its square may not be finite).
+  return select_lt(x, set1(-13.0F), zero(), mul(x, phi));
+}
+
+template <class A, class F>
+LORRY_INLINE void glu_with(typename A::Element* y, const float* gu, int64_t size, F&& f) {
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    const float* gate = gu + i / 64 * 128 + i % 64;
+    // The padding to a multiple of 64 is there to be read.
+    narrow_some<A>(y + i, mul(f(load(gate)), load(gate + 64)), n);
+  });
+}
+
+template <class A>
+void glu(void* y, const float* gu, int64_t n, int kind) {
+  auto* out = static_cast<typename A::Element*>(y);
+  if (kind == 0) return glu_with<A>(out, gu, n, [](const V16& x) { return silu(x); });
+  if (kind == 1) return glu_with<A>(out, gu, n, [](const V16& x) { return gelu_tanh(x); });
+  glu_with<A>(out, gu, n, [](const V16& x) { return gelu_erf(x); });
+}
+
+template <class A>
+void widen_row(float* y, const void* x, int64_t size) {
+  const auto* in = static_cast<const typename A::Element*>(x);
+  for_vectors(size, [&](int64_t i, int n)
+                        LORRY_UNROLLED { store_some(y + i, widen_some<A>(in + i, n), n); });
+}
+
+template <class A>
+void narrow_row(void* y, const float* x, int64_t size) {
+  auto* out = static_cast<typename A::Element*>(y);
+  for_vectors(size, [&](int64_t i, int n)
+                        LORRY_UNROLLED { narrow_some<A>(out + i, load_some(x + i, n), n); });
+}
+
+template <class A>
+void divide_row(void* y, const float* x, float by, int64_t size) {
+  auto* out = static_cast<typename A::Element*>(y);
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    narrow_some<A>(out + i, div(load_some(x + i, n), set1(by)), n);
+  });
+}
+
+void add_row(float* x, const float* y, int64_t size) {
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    store_some(x + i, add(load_some(x + i, n), load_some(y + i, n)), n);
+  });
+}
+
+// The order of the operands lets NaN through.
+void clamp_row(float* x, float limit, int64_t size) {
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    store_some(x + i, min(set1(limit), max(set1(-limit), load_some(x + i, n))), n);
+  });
+}
+
+void rope_head(float* x, const float* cos, const float* sin, int64_t half) {
+  for_vectors(half, [&](int64_t i, int n) LORRY_UNROLLED {
+    const V16 a = load_some(x + i, n);
+    const V16 b = load_some(x + half + i, n);
+    const V16 c = load_some(cos + i, n);
+    const V16 s = load_some(sin + i, n);
+    store_some(x + i, fma(a, c, sub(zero(), mul(b, s))), n);
+    store_some(x + half + i, fma(b, c, mul(a, s)), n);
+  });
+}
+
+void scale_row(float* y, const float* x, float w, int64_t size) {
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    store_some(y + i, mul(set1(w), load_some(x + i, n)), n);
+  });
+}
+
+void axpy_row(float* y, const float* x, float w, int64_t size) {
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    store_some(y + i, fma(set1(w), load_some(x + i, n), load_some(y + i, n)), n);
+  });
+}
+
+void softmax_row(float* y, const float* x, int64_t size) {
+  float most = x[0];
+  for (int64_t i = 1; i < size; ++i) most = x[i] > most ? x[i] : most;
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    store_some(y + i, exp(sub(load_some(x + i, n), set1(most))), n);
+  });
+  const float sum = sum_of(size, [&](int64_t i, int n, const V16& c)
+                                     LORRY_UNROLLED { return add(c, load_some(y + i, n)); });
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    store_some(y + i, div(load_some(y + i, n), set1(sum)), n);
+  });
+}
+
+// Four streams of one line each, prefetched as matmul does.
+void read_memory(const void* p, int64_t bytes, float* sink) {
+  const char* at = static_cast<const char*>(p);
+  V16 c[4] = {zero(), zero(), zero(), zero()};
+  for (int64_t i = 0; i + 256 <= bytes; i += 256) {
+    unroll<4>([&](auto j) LORRY_UNROLLED {
+      __builtin_prefetch(at + i + 6144 + 64 * j, 0, 2);
+      c[j] = add(c[j], load(reinterpret_cast<const float*>(at + i + 64 * j)));
+    });
+  }
+  *sink = reduce_add(add(add(c[0], c[1]), add(c[2], c[3])));
+}
+
+}  // namespace
+}  // namespace lorry::cpu

@@ -1,0 +1,61 @@
+// Fills a Kernels table from the templates; included last by each kernels_*.cpp.
+#pragma once
+#include "ops/cpu/kernels.h"
+
+namespace lorry::cpu {
+namespace {
+
+template <class A>
+constexpr ActKernels act_table() {
+  return {.matmul = matmul<A>,
+          .shrink = shrink<A>,
+          .expand = expand<A>,
+          .attend = attend<A>,
+          .norm = norm<A>,
+          .glu = glu<A>,
+          .widen = widen_row<A>,
+          .narrow = narrow_row<A>,
+          .divide = divide_row<A>};
+}
+
+// The probes differ: each instruction set has its own fastest multiplication.
+struct Probes {
+  void (*spin)(int64_t, float*);
+  double spin_flops;
+  void (*spin_int8)(int64_t, float*);
+  double spin_int8_ops;
+};
+
+constexpr Kernels table(const Probes& probes) {
+  return {.bf16 = act_table<Bf16>(),
+          .f32 = act_table<F32>(),
+          .add = add_row,
+          .clamp = clamp_row,
+          .rope = rope_head,
+          .scale = scale_row,
+          .axpy = axpy_row,
+          .softmax = softmax_row,
+          .merge = merge,
+          .spin = probes.spin,
+          .spin_flops = probes.spin_flops,
+          .read = read_memory,
+          .spin_int8 = probes.spin_int8,
+          .spin_int8_ops = probes.spin_int8_ops};
+}
+
+// f32 multiplications and additions in registers.
+[[maybe_unused]] void spin_fma(int64_t iterations, float* sink) {
+  V16 c[kSpinChains];
+  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = zero(); });
+  const V16 a = set1(*sink);
+  for (int64_t k = 0; k < iterations; ++k) {
+    unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = fma(a, a, c[i]); });
+  }
+  V16 sum = zero();
+  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { sum = add(sum, c[i]); });
+  *sink = reduce_add(sum);
+}
+constexpr double kSpinFmaFlops = kSpinChains * 16 * 2;
+
+}  // namespace
+}  // namespace lorry::cpu

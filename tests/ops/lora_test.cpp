@@ -1,0 +1,177 @@
+// add_lora: the pairs of several adapters on the rows that use them.
+#include <gtest/gtest.h>
+
+#include "ops/support.h"
+
+namespace lorry::test {
+namespace {
+
+class LoraTest : public testing::TestWithParam<Dtype> {};
+
+// An adapter with a pair for each rank given; rank 0: none.
+struct Adapter {
+  std::vector<Matrix> a, b;
+  std::vector<Buffer> packed;
+  std::vector<LoraPair> pairs;
+};
+
+struct PairSpec {
+  int64_t in, out;
+  int32_t rank;
+};
+
+Adapter make_adapter(const std::vector<PairSpec>& specs, unsigned seed) {
+  Adapter adapter;
+  for (const PairSpec& s : specs) {
+    const int64_t rank = std::max(1, s.rank);
+    adapter.a.push_back(random_matrix(Dtype::f32, rank, s.in, ++seed, 0.2));
+    adapter.b.push_back(random_matrix(Dtype::bf16, s.out, rank, ++seed, 0.2));
+    adapter.pairs.push_back({nullptr, nullptr, s.rank, 0.5F + 0.25F * static_cast<float>(s.rank)});
+  }
+  return adapter;
+}
+
+void pack(Adapter& adapter, Ops& ops) {
+  adapter.packed.clear();
+  for (size_t i = 0; i < adapter.pairs.size(); ++i) {
+    LoraPair& p = adapter.pairs[i];
+    if (p.rank == 0) continue;
+    Buffer a(ops.lora_a_bytes(p.rank, adapter.a[i]().cols()));
+    Buffer b(ops.lora_b_bytes(adapter.b[i]().rows(), p.rank));
+    ops.pack_lora_a(a.data(), adapter.a[i]());
+    ops.pack_lora_b(b.data(), adapter.b[i]());
+    p.a = a.data();
+    p.b = b.data();
+    adapter.packed.push_back(std::move(a));
+    adapter.packed.push_back(std::move(b));
+  }
+}
+
+// What add_lora adds to row r at output o of a pair.
+double delta(const Adapter& adapter, size_t pair, const Tensor& x, int64_t r, int64_t o) {
+  const LoraPair& p = adapter.pairs[pair];
+  double sum = 0;
+  for (int64_t i = 0; i < p.rank; ++i) {
+    double t = 0;
+    for (int64_t k = 0; k < x.cols(); ++k) {
+      t += get(x, r, k) * rounded(x.dtype, get(adapter.a[pair](), i, k));
+    }
+    sum += double{p.scale} * t * rounded(x.dtype, get(adapter.b[pair](), o, i));
+  }
+  return sum;
+}
+
+// Three sites of one linear (q, k, v side by side), adapters of many ranks, ragged segments.
+TEST_P(LoraTest, equals_the_reference_on_every_instruction_set) {
+  const int64_t in = 37;
+  const std::vector<int64_t> outs{130, 64, 20};
+  std::vector<Adapter> adapters;
+  for (const int32_t rank : {1, 3, 8, 16, 20, 64}) {
+    adapters.push_back(make_adapter({{in, 130, rank}, {in, 64, rank == 3 ? 0 : rank}, {in, 20, 5}},
+                                    static_cast<unsigned>(rank) * 10));
+  }
+  const std::vector<LoraSite> sites{{.first = 0, .in = in, .out = 130, .column = 0},
+                                    {.first = 1, .in = in, .out = 64, .column = 130},
+                                    {.first = 2, .in = in, .out = 20, .column = 194}};
+  const std::vector<LoraSegment> segments{{0, 1, 0},   {1, 3, 1},   {5, 12, 2},
+                                          {12, 40, 3}, {40, 41, 4}, {42, 49, 5}};
+  const Matrix x = random_matrix(GetParam(), 50, in, 5);
+  const Matrix y(Dtype::f32, 50, 214, 4);
+  const Matrix scratch(Dtype::f32, 1, Ops::lora_scratch_size(50, 3, 64));
+  same_everywhere(GetParam(), [&](Ops& ops) {
+    std::vector<AdapterView> views;
+    for (Adapter& a : adapters) pack(a, ops);
+    for (const Adapter& a : adapters) views.push_back({a.pairs});
+    fill(y(), 6);
+    ops.add_lora(y(), x(), sites, segments, {views, {}, segments}, scratch());
+    return bytes_of(y());
+  });
+  const Matrix base(Dtype::f32, 50, 214);
+  fill(base(), 6);
+  std::vector<int> adapter_of(50, -1);
+  for (const LoraSegment& s : segments) {
+    for (int32_t r = s.begin; r < s.end; ++r) adapter_of[static_cast<size_t>(r)] = s.adapter;
+  }
+  for (int64_t r = 0; r < 50; ++r) {
+    for (int64_t c = 0; c < 214; ++c) {
+      const size_t site = c < 130 ? 0 : c < 194 ? 1 : 2;
+      const int a = adapter_of[static_cast<size_t>(r)];
+      const double before = get(base(), r, c);
+      if (a < 0 || adapters[static_cast<size_t>(a)].pairs[site].rank == 0) {
+        ASSERT_EQ(get(y(), r, c), before) << "row " << r << " column " << c;
+        continue;
+      }
+      const double d =
+          delta(adapters[static_cast<size_t>(a)], site, x(), r, c - sites[site].column);
+      ASSERT_NEAR(get(y(), r, c), before + d, 2e-5 * (1 + std::abs(d)));
+    }
+  }
+}
+
+// Gate and up: sites a group apart, panels of 64 outputs 128 columns apart, rows by expert.
+TEST_P(LoraTest, interleaved_sites_of_experts) {
+  const int64_t in = 24;
+  const int64_t out = 100;
+  std::vector<PairSpec> specs;
+  for (int i = 0; i < 6; ++i) specs.push_back({in, out, i == 4 ? 0 : 4 + i});
+  Adapter adapter = make_adapter(specs, 20);
+  // Sites 0-2: gate of three experts; 3-5: up.
+  const std::vector<LoraSite> sites{
+      {.first = 0, .group_stride = 1, .in = in, .out = out, .column = 0, .panel_stride = 128},
+      {.first = 3, .group_stride = 1, .in = in, .out = out, .column = 64, .panel_stride = 128}};
+  const std::vector<LoraSegment> segments{{0, 2, 0, 0}, {2, 9, 0, 1}, {10, 11, 0, 2}};
+  const Matrix x = random_matrix(GetParam(), 11, in, 5);
+  const Matrix y(Dtype::f32, 11, 256);
+  const Matrix scratch(Dtype::f32, 1, Ops::lora_scratch_size(11, 2, 16));
+  same_everywhere(GetParam(), [&](Ops& ops) {
+    pack(adapter, ops);
+    const std::vector<AdapterView> views{{adapter.pairs}};
+    fill(y(), 6);
+    ops.add_lora(y(), x(), sites, segments, {views, {}, {}}, scratch());
+    return bytes_of(y());
+  });
+  const Matrix base(Dtype::f32, 11, 256);
+  fill(base(), 6);
+  for (const LoraSegment& s : segments) {
+    for (int64_t r = s.begin; r < s.end; ++r) {
+      for (int64_t c = 0; c < 256; ++c) {
+        const int64_t o = c / 128 * 64 + c % 64;
+        const auto pair = static_cast<size_t>((c / 64 % 2) * 3 + s.group);
+        const double d = o < out ? delta(adapter, pair, x(), r, o) : 0.0;
+        ASSERT_NEAR(get(y(), r, c), get(base(), r, c) + d, 2e-5 * (1 + std::abs(d)))
+            << "row " << r << " column " << c;
+      }
+    }
+  }
+}
+
+TEST_P(LoraTest, a_row_has_the_same_bits_alone_and_among_others) {
+  for (const Isa isa : usable_isas()) {
+    ThreadPool pool(3);
+    const auto ops = checked_cpu_ops(GetParam(), pool, isa);
+    Adapter adapter = make_adapter({{75, 90, 20}}, 30);
+    pack(adapter, *ops);
+    const std::vector<AdapterView> views{{adapter.pairs}};
+    const std::vector<LoraSite> sites{{.first = 0, .in = 75, .out = 90}};
+    const Matrix x = random_matrix(GetParam(), 64, 75, 5);
+    const Matrix alone = random_matrix(Dtype::f32, 64, 90, 6);
+    const Matrix scratch(Dtype::f32, 1, Ops::lora_scratch_size(64, 1, 20));
+    for (int64_t r = 0; r < 64; ++r) {
+      const std::vector<LoraSegment> one{{0, 1, 0}};
+      ops->add_lora(rows(alone(), r, 1), rows(x(), r, 1), sites, one, {views, {}, {}}, scratch());
+    }
+    for (const int32_t n : {2, 7, 64}) {
+      const Matrix y = random_matrix(Dtype::f32, 64, 90, 6);
+      const std::vector<LoraSegment> all{{0, n, 0}};
+      ops->add_lora(rows(y(), 0, n), rows(x(), 0, n), sites, all, {views, {}, {}}, scratch());
+      EXPECT_TRUE(bytes_of(rows(y(), 0, n)) == bytes_of(rows(alone(), 0, n)))
+          << to_string(isa) << ", " << n << " rows";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Act, LoraTest, testing::Values(Dtype::bf16, Dtype::f32),
+                         [](const auto& test) { return to_string(test.param); });
+
+}  // namespace
+}  // namespace lorry::test

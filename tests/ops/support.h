@@ -1,0 +1,142 @@
+// What the tests of the operations share: tensors with their memory, random values, and running a
+// call with every instruction set and several numbers of threads, whose results must be equal.
+#pragma once
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "base/float16.h"
+#include "base/memory.h"
+#include "base/thread_pool.h"
+#include "ops/checked_ops.h"
+#include "ops/cpu/cpu_ops.h"
+
+namespace lorry::test {
+
+using Bytes = std::vector<std::byte>;
+
+// A matrix with its memory; `extra` elements after each row are NaN (or -1 for integers), so that
+// a kernel that reads too far is found out.
+class Matrix {
+ public:
+  Matrix(Dtype dtype, int64_t rows, int64_t cols, int64_t extra = 0)
+      : buffer_(static_cast<size_t>((rows * (cols + extra) + 64) * size_of(dtype))),
+        tensor_(view(buffer_.data(), dtype, {rows, cols})) {
+    std::memset(buffer_.data(), 0xff, buffer_.size());
+    tensor_.pitch = cols + extra;
+  }
+  Tensor operator()() const { return tensor_; }
+  std::byte* data() const { return tensor_.data; }
+
+ private:
+  Buffer buffer_;
+  Tensor tensor_;
+};
+
+inline double get(const Tensor& t, int64_t r, int64_t c) {
+  switch (t.dtype) {
+    case Dtype::f32:
+      return double{t.row<const float>(r)[c]};
+    case Dtype::bf16:
+      return double{to_float(t.row<const bf16>(r)[c])};
+    case Dtype::f16:
+      return double{to_float(t.row<const f16>(r)[c])};
+    default:
+      return double{static_cast<double>(t.row<const int32_t>(r)[c])};
+  }
+}
+
+inline void set(const Tensor& t, int64_t r, int64_t c, double x) {
+  if (t.dtype == Dtype::f32) {
+    t.row<float>(r)[c] = static_cast<float>(x);
+  } else if (t.dtype == Dtype::bf16) {
+    t.row<bf16>(r)[c] = to_bf16(static_cast<float>(x));
+  } else {
+    t.row<int32_t>(r)[c] = static_cast<int32_t>(x);
+  }
+}
+
+// What x becomes when it is stored as act.
+inline double rounded(Dtype act, double x) {
+  const auto f = static_cast<float>(x);
+  return double{act == Dtype::bf16 ? to_float(to_bf16(f)) : f};
+}
+
+inline void fill(const Tensor& t, unsigned seed, double scale = 1.0) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal(0.0, scale);
+  for (int64_t r = 0; r < t.rows(); ++r) {
+    for (int64_t c = 0; c < t.cols(); ++c) set(t, r, c, normal(random));
+  }
+}
+
+inline Matrix random_matrix(Dtype dtype, int64_t rows, int64_t cols, unsigned seed,
+                            double scale = 1.0) {
+  Matrix m(dtype, rows, cols, 3);
+  fill(m(), seed, scale);
+  return m;
+}
+
+// The rows' bytes without what lies between them.
+inline Bytes bytes_of(const Tensor& t) {
+  Bytes all;
+  for (int64_t r = 0; r < t.rows(); ++r) {
+    const std::byte* row = t.data + r * t.pitch * size_of(t.dtype);
+    all.insert(all.end(), row, row + t.cols() * size_of(t.dtype));
+  }
+  return all;
+}
+
+inline void append(Bytes& all, const Bytes& more) {
+  all.insert(all.end(), more.begin(), more.end());
+}
+
+inline std::unique_ptr<Ops> checked_cpu_ops(Dtype act, ThreadPool& pool, Isa isa = best_isa()) {
+  return make_checked_ops(make_cpu_ops(act, pool, isa));
+}
+
+// Calls f(ops), which returns what it computed as bytes, with every instruction set on two threads
+// and with the best one on one and three: the bytes must be the same. Returns them.
+template <class F>
+Bytes same_everywhere(Dtype act, F&& f) {
+  Bytes first;
+  ThreadPool two(2);
+  for (const Isa isa : usable_isas()) {
+    const Bytes bytes = f(*checked_cpu_ops(act, two, isa));
+    if (isa == usable_isas().front()) first = bytes;
+    EXPECT_TRUE(bytes == first) << to_string(isa) << " differs from scalar";
+  }
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    EXPECT_TRUE(f(*checked_cpu_ops(act, pool)) == first) << threads << " threads differ";
+  }
+  return first;
+}
+
+// A packed weight with its memory, and what was packed, rounded to act.
+class PackedWeight {
+ public:
+  PackedWeight(Ops& ops, const std::vector<Tensor>& groups, int64_t out, int64_t in)
+      : weight_(ops.weight_layout(static_cast<int64_t>(groups.size()), out, in)),
+        buffer_(static_cast<size_t>(weight_.groups * weight_.group_bytes)) {
+    std::memset(buffer_.data(), 0xff, buffer_.size());
+    weight_.data = buffer_.data();
+    for (size_t g = 0; g < groups.size(); ++g) {
+      // In two pieces that do not end with a panel.
+      const int64_t first = out / 3;
+      ops.pack(weight_, static_cast<int64_t>(g), 0, rows(groups[g], 0, first));
+      ops.pack(weight_, static_cast<int64_t>(g), first, rows(groups[g], first, out - first));
+    }
+  }
+  const Weight& operator()() const { return weight_; }
+
+ private:
+  Weight weight_;
+  Buffer buffer_;
+};
+
+}  // namespace lorry::test
