@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -340,6 +341,31 @@ TEST_F(Safetensors, every_truncation_is_refused) {
   for (size_t n = 0; n < whole.size(); ++n) {
     EXPECT_NE(refusal(whole.substr(0, n)), "no error") << n;
   }
+}
+
+// A damaged file opens or is refused, and what opens can be read to its last byte.
+TEST_F(Safetensors, random_damage_is_refused_or_harmless) {
+  const std::string whole =
+      read_file(test::golden("mixtral-base/adapters/qv-r4-alpha32/adapter_model.safetensors"));
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, whole.data(), 8);
+  const std::string path = folder_ / "x.safetensors";
+  std::mt19937 random(1);
+  int n_refused = 0;
+  for (int round = 0; round < 2000; ++round) {
+    std::string bytes = whole;
+    for (int i = 0; i < 1 + round % 3; ++i) {
+      bytes[random() % (8 + header_bytes)] = static_cast<char>(random());
+    }
+    write_file(path, bytes);
+    try {
+      SafetensorsFile::open(path, round % 2 == 0 ? Access::mapped : Access::read).content_digest();
+    } catch (const Error&) {
+      ++n_refused;
+    }
+  }
+  EXPECT_GT(n_refused, 500);
+  EXPECT_LT(n_refused, 2000);
 }
 
 }  // namespace
