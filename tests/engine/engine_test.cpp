@@ -1,0 +1,185 @@
+// The engine as its users see it: admission, stops, cancellation, failures, statistics.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "engine/harness.h"
+
+namespace lorry::test {
+namespace {
+
+EngineOptions options() {
+  EngineOptions o = golden_options("mixtral-base", {"attn-r8", "dora-qv-r8"});
+  o.dtype = Dtype::bf16;
+  return o;
+}
+
+const Prompt kPrompt{{1, 5, 9, 12, 33, 7}, ""};
+
+Code submit_code(TestEngine& engine, Request request) {
+  request.sink = std::make_shared<Collector>(1);
+  try {
+    engine->submit(std::move(request));
+  } catch (const Error& e) {
+    return e.code();
+  }
+  ADD_FAILURE() << "was taken";
+  return Code::internal;
+}
+
+TEST(Engine, generates_the_asked_number_of_tokens) {
+  TestEngine engine(options());
+  const auto got = engine.run({greedy_request(kPrompt, 9)})[0];
+  EXPECT_EQ(got->tokens.size(), 9U);
+  EXPECT_EQ(got->finish->reason, FinishReason::length);
+  EXPECT_EQ(got->finish->prompt_tokens, 6);
+  EXPECT_EQ(got->finish->generated_tokens, 9);
+}
+
+TEST(Engine, refuses_what_can_never_run) {
+  TestEngine engine(options());
+  EXPECT_EQ(submit_code(engine, greedy_request({{}, ""}, 4)), Code::invalid_argument);
+  EXPECT_EQ(submit_code(engine, greedy_request({{-1}, ""}, 4)), Code::invalid_argument);
+  EXPECT_EQ(submit_code(engine, greedy_request({{1 << 20}, ""}, 4)), Code::invalid_argument);
+  EXPECT_EQ(submit_code(engine, greedy_request(kPrompt, 1 << 30)), Code::too_long);
+}
+
+TEST(Engine, an_adapter_that_fails_fails_its_request_alone) {
+  TestEngine engine(options());
+  const auto got = engine.run({greedy_request({kPrompt.tokens, "dora-qv-r8"}, 4),
+                               greedy_request({kPrompt.tokens, "no-such-adapter"}, 4),
+                               greedy_request({kPrompt.tokens, "attn-r8"}, 4),
+                               greedy_request(kPrompt, 4)});
+  EXPECT_EQ(got[0]->finish->reason, FinishReason::failed);
+  EXPECT_EQ(got[0]->finish->error->code(), Code::unsupported);
+  EXPECT_EQ(got[1]->finish->reason, FinishReason::failed);
+  EXPECT_EQ(got[1]->finish->error->code(), Code::not_found);
+  EXPECT_EQ(got[2]->tokens.size(), 4U);
+  EXPECT_EQ(got[3]->tokens.size(), 4U);
+  EXPECT_EQ(engine->stats().failed, 2);
+}
+
+TEST(Engine, stops_at_a_token_and_at_a_text) {
+  TestEngine engine(options());
+  const auto plain = engine.run({greedy_request(kPrompt, 12)})[0];
+  Request by_id = greedy_request(kPrompt, 12);
+  by_id.stop_token_ids = {plain->ids()[3]};
+  const auto stopped = engine.run({by_id})[0];
+  EXPECT_EQ(stopped->finish->reason, FinishReason::eos_token);
+  EXPECT_LE(stopped->tokens.size(), 4U);
+
+  const auto ids = plain->ids();
+  const std::string text = engine->tokenizer()->decode(ids);
+  ASSERT_GE(text.size(), 4U);
+  Request by_text = greedy_request(kPrompt, 12);
+  by_text.stop = {"never in this text at all", text.substr(text.size() / 2, 2)};
+  const auto cut = engine.run({by_text})[0];
+  EXPECT_EQ(cut->finish->reason, FinishReason::stop_sequence);
+  EXPECT_EQ(cut->finish->stop_sequence, by_text.stop[1]);
+  EXPECT_LT(cut->tokens.size(), plain->tokens.size());
+}
+
+TEST(Engine, prompt_logprobs_agree_with_the_logits) {
+  TestEngine engine(options());
+  Request r = greedy_request(kPrompt, 1);
+  r.prompt_logprobs = true;
+  const auto got = engine.run({r})[0];
+  ASSERT_EQ(got->prompt.size(), kPrompt.tokens.size() - 1);
+  for (size_t i = 0; i < got->prompt.size(); ++i) {
+    EXPECT_EQ(got->prompt[i].id, kPrompt.tokens[i + 1]);
+    EXPECT_LT(got->prompt[i].logprob, 0);
+  }
+}
+
+TEST(Engine, cancel_frees_everything) {
+  TestEngine engine(options());
+  std::vector<std::shared_ptr<Collector>> sinks;
+  std::vector<RequestId> ids;
+  for (int i = 0; i < 20; ++i) {
+    Request r = greedy_request({{1, 2, 3, 4 + i}, i % 2 == 0 ? "attn-r8" : ""}, 250);
+    auto sink = std::make_shared<Collector>(engine->info().spec.vocab);
+    r.sink = sink;
+    sinks.push_back(sink);
+    ids.push_back(engine->submit(std::move(r)));
+  }
+  for (const RequestId id : ids) engine->cancel(id);
+  for (auto& s : sinks) s->wait();
+  EXPECT_TRUE(engine->drain(10));
+  engine->adapters();  // the step in which the last one ended is over
+  const EngineStats stats = engine->stats();
+  EXPECT_EQ(stats.kv_blocks_free, stats.kv_blocks);
+  EXPECT_EQ(stats.running + stats.waiting, 0);
+  for (const auto& e : engine->adapters().entries) EXPECT_EQ(e.holds, 0) << e.name;
+}
+
+TEST(Engine, I1_more_requests_than_allowed_are_refused_and_others_unharmed) {
+  EngineOptions o = options();
+  o.max_requests = 4;
+  TestEngine engine(o);
+  std::vector<std::shared_ptr<Collector>> taken;
+  int refused = 0;
+  for (int i = 0; i < 40; ++i) {
+    try {
+      taken.push_back(engine.start(greedy_request(kPrompt, 200)));
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), Code::over_capacity);
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 0);
+  for (auto& t : taken) {
+    t->wait();
+    EXPECT_EQ(t->tokens.size(), 200U);
+  }
+}
+
+TEST(Engine, drain_refuses_new_requests_and_finishes_the_running) {
+  TestEngine engine(options());
+  const auto running = engine.start(greedy_request(kPrompt, 50));
+  EXPECT_TRUE(engine->drain(30));
+  running->wait();
+  EXPECT_EQ(running->tokens.size(), 50U);
+  EXPECT_EQ(submit_code(engine, greedy_request(kPrompt, 1)), Code::unavailable);
+}
+
+TEST(Engine, destruction_cancels_what_is_left) {
+  std::shared_ptr<Collector> sink;
+  {
+    TestEngine engine(options());
+    sink = engine.start(greedy_request(kPrompt, 250));
+  }
+  ASSERT_TRUE(sink->finish.has_value());
+}
+
+TEST(Engine, many_threads_submit_and_cancel) {
+  TestEngine engine(options());
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&engine, t] {
+      for (int i = 0; i < 20; ++i) {
+        Request r = greedy_request({{1, t, i}, i % 3 == 0 ? "attn-r8" : ""}, 5 + i % 7);
+        auto sink = std::make_shared<Collector>(engine->info().spec.vocab);
+        r.sink = sink;
+        const RequestId id = engine->submit(std::move(r));
+        if (i % 4 == 0) engine->cancel(id);
+        sink->wait();
+        if (i % 4 != 0) {
+          EXPECT_EQ(sink->tokens.size(), static_cast<size_t>(5 + i % 7));
+        }
+      }
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(engine->stats().finished, 80);
+}
+
+TEST(Engine, a_request_longer_than_the_cache_is_refused_at_submit) {
+  EngineOptions o = options();
+  o.kv_tokens = 64;
+  TestEngine engine(o);
+  EXPECT_EQ(submit_code(engine, greedy_request(kPrompt, 100)), Code::too_long);
+  EXPECT_EQ(engine.run({greedy_request(kPrompt, 50)})[0]->tokens.size(), 50U);
+}
+
+}  // namespace
+}  // namespace lorry::test

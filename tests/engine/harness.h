@@ -1,0 +1,129 @@
+// Runs requests on a real engine over the golden models and collects what their sinks were told.
+#pragma once
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+#include "engine/engine.h"
+
+namespace lorry::test {
+
+inline std::string golden(const std::string& path) {
+  return std::string(LORRY_SOURCE_DIR) + "/tests/golden/" + path;
+}
+
+// Everything that one request was told.
+class Collector final : public RequestSink {
+ public:
+  explicit Collector(int64_t vocab) : vocab_(vocab) {}
+
+  void on_logits(int64_t first, int64_t n, const float* rows, int64_t pitch) override {
+    if (first != n_rows) out_of_order = true;
+    for (int64_t r = 0; r < n; ++r) {
+      logits.insert(logits.end(), rows + r * pitch, rows + r * pitch + vocab_);
+    }
+    n_rows += n;
+  }
+  void on_prompt_token(const TokenEvent& e) override { prompt.push_back(e.token); }
+  void on_token(const TokenEvent& e) override { tokens.push_back(e.token); }
+  void on_finish(const FinishEvent& e) override {
+    {
+      std::lock_guard lock(mutex_);
+      finish = e;
+    }
+    done_.notify_all();
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [&] { return finish.has_value(); });
+  }
+  std::vector<int32_t> ids() const {
+    std::vector<int32_t> out;
+    for (const SampledToken& t : tokens) out.push_back(t.id);
+    return out;
+  }
+
+  // To be read after wait().
+  std::vector<float> logits;
+  int64_t n_rows = 0;
+  bool out_of_order = false;
+  std::vector<SampledToken> prompt, tokens;
+  std::optional<FinishEvent> finish;
+
+ private:
+  const int64_t vocab_;
+  std::mutex mutex_;
+  std::condition_variable done_;
+};
+
+struct Prompt {
+  std::vector<int32_t> tokens;
+  std::string adapter;
+};
+
+inline Request logits_request(const Prompt& p) {
+  Request r;
+  r.prompt = p.tokens;
+  r.adapter = p.adapter;
+  r.want_logits = true;
+  return r;
+}
+
+inline Request greedy_request(const Prompt& p, int32_t n) {
+  Request r;
+  r.prompt = p.tokens;
+  r.adapter = p.adapter;
+  r.max_new_tokens = n;
+  r.ignore_eos = true;
+  return r;
+}
+
+class TestEngine {
+ public:
+  explicit TestEngine(EngineOptions options) : log_({LogLevel::error}), engine_(options, log_) {}
+
+  Engine& operator*() { return engine_; }
+  Engine* operator->() { return &engine_; }
+
+  std::shared_ptr<Collector> start(Request request) {
+    auto sink = std::make_shared<Collector>(engine_.info().spec.vocab);
+    request.sink = sink;
+    engine_.submit(std::move(request));
+    return sink;
+  }
+  // All at once, so that they share batches.
+  std::vector<std::shared_ptr<Collector>> run(std::vector<Request> requests) {
+    std::vector<std::shared_ptr<Collector>> sinks;
+    for (Request& r : requests) sinks.push_back(start(std::move(r)));
+    for (auto& s : sinks) s->wait();
+    return sinks;
+  }
+
+ private:
+  Log log_;
+  Engine engine_;
+};
+
+// A small engine over a golden case, with all its adapters under their folder names.
+inline EngineOptions golden_options(const std::string& model_case,
+                                    const std::vector<std::string>& adapters) {
+  EngineOptions o;
+  o.model = golden(model_case + "/model");
+  o.dtype = Dtype::f32;
+  o.threads = 2;
+  o.kv_tokens = 8192;
+  o.max_sequences = 128;
+  o.max_batch_tokens = 4096;
+  o.max_logit_rows = 4096;
+  o.adapter_memory = 64 << 20;
+  for (const std::string& a : adapters) {
+    o.adapters.emplace_back(a, golden(model_case + "/adapters/" + a));
+  }
+  return o;
+}
+
+}  // namespace lorry::test
