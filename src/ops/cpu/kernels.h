@@ -106,5 +106,6 @@ const Kernels& scalar_kernels();
 // Only where the processor is an x86-64.
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& avx512_fma_kernels();
 
 }  // namespace lorry::cpu

@@ -14,7 +14,7 @@
 namespace lorry::cpu {
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels kTable = table({spin_fma, kSpinFmaFlops, nullptr, 0});
+  static constexpr Kernels kTable = table({spin_fma, kSpinFmaFlops, nullptr, 0}, true);
   return kTable;
 }
 

@@ -42,7 +42,13 @@ void spin_int8(int64_t iterations, float* sink) {
 
 const Kernels& avx512_kernels() {
   static constexpr Kernels kTable =
-      table({spin_bf16, kSpinChains * 32.0 * 2, spin_int8, kSpinChains * 64.0 * 2});
+      table({spin_bf16, kSpinChains * 32.0 * 2, spin_int8, kSpinChains * 64.0 * 2}, false);
+  return kTable;
+}
+
+const Kernels& avx512_fma_kernels() {
+  static constexpr Kernels kTable =
+      table({spin_fma, kSpinFmaFlops, spin_int8, kSpinChains * 64.0 * 2}, true);
   return kTable;
 }
 

@@ -13,7 +13,7 @@
 namespace lorry::cpu {
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels kTable = table({spin_fma, kSpinFmaFlops, nullptr, 0});
+  static constexpr Kernels kTable = table({spin_fma, kSpinFmaFlops, nullptr, 0}, false);
   return kTable;
 }
 

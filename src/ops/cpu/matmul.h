@@ -22,7 +22,7 @@ struct Ahead {
 
 template <class A>
 struct Pass {
-  const typename A::Element* x;  // first row, first k of the part
+  const typename A::X* x;  // first row, first k of the part
   int64_t x_pitch;
   const typename A::Element* panel;
   float* y;
@@ -33,6 +33,34 @@ struct Pass {
   int cols;
   Ahead ahead;
 };
+
+// One step of k for a tile: c += x times 16 NV columns of the panel.
+template <class A, int MR, int NV, bool Last = false>
+LORRY_INLINE void multiply(V16* c, const typename A::X* x, int64_t pitch,
+                           const typename A::Element* panel) {
+  constexpr int kVector = 16 * A::kStep;
+  if constexpr (A::kWide) {
+    // The odd elements first, as vdpbf16ps does.
+    unroll<2>([&](auto even) LORRY_UNROLLED {
+      V16 b[NV];
+      unroll<NV>([&](auto j) LORRY_UNROLLED {
+        b[j] = even ? load_even(panel + j * kVector) : load_odd(panel + j * kVector);
+      });
+      unroll<MR>([&](auto i) LORRY_UNROLLED {
+        const V16 a = set1(x[i * pitch + 1 - even]);
+        unroll<NV>([&](auto j) LORRY_UNROLLED { c[i * NV + j] = fma(a, b[j], c[i * NV + j]); });
+      });
+    });
+  } else {
+    typename A::Step b[NV];
+    unroll<NV>([&](auto j) LORRY_UNROLLED { b[j] = A::steps(panel + j * kVector); });
+    unroll<MR>([&](auto i) LORRY_UNROLLED {
+      const typename A::Step a =
+          Last ? A::broadcast_last(x + i * pitch) : A::broadcast(x + i * pitch);
+      unroll<NV>([&](auto j) LORRY_UNROLLED { c[i * NV + j] = A::dot(a, b[j], c[i * NV + j]); });
+    });
+  }
+}
 
 // MR rows by NV vectors of columns from vector `first`. PF: cache lines to prefetch a step.
 template <class A, int MR, int NV, int PF>
@@ -51,31 +79,19 @@ LORRY_INLINE void tile(const Pass<A>& p, int first) {
   const auto* panel = p.panel + first * kVector;
   const auto* x = p.x;
   const char* ahead = p.ahead.at;
-  const auto step = [&](auto broadcast) LORRY_UNROLLED {
-    if constexpr (MR == 1) {  // as few registers as can be: AVX2 has 16
-      const typename A::Step a = broadcast(x);
-      unroll<NV>([&](auto j)
-                     LORRY_UNROLLED { c[j] = A::dot(a, A::steps(panel + j * kVector), c[j]); });
-      return;
-    }
-    typename A::Step b[NV];
-    unroll<NV>([&](auto j) LORRY_UNROLLED { b[j] = A::steps(panel + j * kVector); });
-    unroll<MR>([&](auto i) LORRY_UNROLLED {
-      const typename A::Step a = broadcast(x + i * p.x_pitch);
-      unroll<NV>([&](auto j) LORRY_UNROLLED { c[i * NV + j] = A::dot(a, b[j], c[i * NV + j]); });
-    });
-  };
   for (int64_t k = 0; k < p.steps; ++k) {
     if constexpr (PF > 0) {
       if (k == p.ahead.until) ahead = p.ahead.then;
       unroll<PF>([&](auto j) LORRY_UNROLLED { __builtin_prefetch(ahead + 64 * j, 0, 2); });
       ahead += 64 * PF;
     }
-    step([](const auto* at) LORRY_UNROLLED { return A::broadcast(at); });
+    multiply<A, MR, NV>(c, x, p.x_pitch, panel);
     panel += kElements;
     x += A::kStep;
   }
-  if (p.tail) step([](const auto* at) LORRY_UNROLLED { return A::broadcast_last(at); });
+  if constexpr (!A::kWide) {
+    if (p.tail) multiply<A, MR, NV, true>(c, x, p.x_pitch, panel);
+  }
   unroll<MR>([&](auto i) LORRY_UNROLLED {
     unroll<NV>([&](auto j) LORRY_UNROLLED {
       const int column = 16 * (first + j);
@@ -150,6 +166,36 @@ void matmul(const MatmulArgs& m) {
       const int64_t lines = plan_ahead(p.ahead, pass, passes, end - k, here, next);
       pass_rows<A, kMaxRows>(p, rows, lines);
       p.x += rows * m.x_pitch;
+      p.y += rows * m.y_pitch;
+    }
+  }
+}
+
+// As matmul<Bf16>, bit for bit: a part of x at a time is widened into a buffer that stays in L1.
+void matmul_wide(const MatmulArgs& m) {
+  constexpr int64_t kSteps = 256;
+  alignas(64) float wide[kMaxRows * 2 * kSteps];
+  const int passes = (m.rows + kMaxRows - 1) / kMaxRows;
+  const int64_t steps = (m.in + 1) / 2;
+  for (int64_t k = 0; k < steps; k += kSteps) {
+    const int64_t end = k + kSteps < steps ? k + kSteps : steps;
+    const int64_t elements = (m.in < 2 * end ? m.in : 2 * end) - 2 * k;
+    const char* here = static_cast<const char*>(m.panel) + k * kStepBytes;
+    const char* next = end < steps ? here + kSteps * kStepBytes : static_cast<const char*>(m.next);
+    const uint16_t* x = static_cast<const uint16_t*>(m.x) + 2 * k;
+    Pass<Bf16Wide> p{wide,  2 * kSteps, reinterpret_cast<const uint16_t*>(here),
+                     m.y,   m.y_pitch,  end - k,
+                     false, k != 0,     m.cols,
+                     {}};
+    for (int pass = 0; pass < passes; ++pass) {
+      const int rows = m.rows / passes + (pass < m.rows % passes ? 1 : 0);
+      for (int r = 0; r < rows; ++r, x += m.x_pitch) {
+        float* to = wide + r * 2 * kSteps;
+        for_vectors(elements, [&](int64_t i, int n)
+                                  LORRY_UNROLLED { store(to + i, widen_some<Bf16>(x + i, n)); });
+      }
+      const int64_t lines = plan_ahead(p.ahead, pass, passes, end - k, here, next);
+      pass_rows<Bf16Wide, kMaxRows>(p, rows, lines);
       p.y += rows * m.y_pitch;
     }
   }

@@ -26,8 +26,10 @@ struct Probes {
   double spin_int8_ops;
 };
 
-constexpr Kernels table(const Probes& probes) {
-  return {.bf16 = act_table<Bf16>(),
+constexpr Kernels table(const Probes& probes, bool wide) {
+  ActKernels bf16 = act_table<Bf16>();
+  if (wide) bf16.matmul = matmul_wide;
+  return {.bf16 = bf16,
           .f32 = act_table<F32>(),
           .add = add_row,
           .clamp = clamp_row,

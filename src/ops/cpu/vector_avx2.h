@@ -121,12 +121,21 @@ LORRY_INLINE P16 load_pairs_n(const uint16_t* p, int n) {
 LORRY_INLINE P16 set1_pair(uint32_t x) {
   return {_mm256_set1_epi32(static_cast<int>(x)), _mm256_set1_epi32(static_cast<int>(x))};
 }
+LORRY_INLINE __m256 odd_half(__m256i a) {
+  return _mm256_castsi256_ps(_mm256_and_si256(a, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
+}
+LORRY_INLINE __m256 even_half(__m256i a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)); }
+LORRY_INLINE V16 load_odd(const uint16_t* p) {
+  const P16 a = load_pairs(p);
+  return {odd_half(a.lo), odd_half(a.hi)};
+}
+LORRY_INLINE V16 load_even(const uint16_t* p) {
+  const P16 a = load_pairs(p);
+  return {even_half(a.lo), even_half(a.hi)};
+}
 LORRY_INLINE __m256 dot_half(__m256i a, __m256i b, __m256 c) {
-  const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
-  c = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(a, odd)),
-                      _mm256_castsi256_ps(_mm256_and_si256(b, odd)), c);
-  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
-                         _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)), c);
+  c = _mm256_fmadd_ps(odd_half(a), odd_half(b), c);
+  return _mm256_fmadd_ps(even_half(a), even_half(b), c);
 }
 LORRY_INLINE V16 dot(P16 a, P16 b, V16 c) {
   return {dot_half(a.lo, b.lo, c.lo), dot_half(a.hi, b.hi, c.hi)};

@@ -84,6 +84,13 @@ LORRY_INLINE P16 load_pairs_n(const uint16_t* p, int n) {
   return {_mm512_maskz_loadu_epi32(first_lanes(n), p)};
 }
 LORRY_INLINE P16 set1_pair(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+LORRY_INLINE V16 load_odd(const uint16_t* p) {
+  const __m512i odd = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), odd))};
+}
+LORRY_INLINE V16 load_even(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))};
+}
 LORRY_INLINE V16 dot(P16 a, P16 b, V16 c) {
   return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }

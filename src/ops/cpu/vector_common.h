@@ -67,8 +67,10 @@ LORRY_INLINE V16 exp(const V16& x) {
 
 struct Bf16 {
   using Element = uint16_t;
+  using X = uint16_t;
   using Step = P16;
   static constexpr int kStep = 2;  // k of one multiplication step
+  static constexpr bool kWide = false;
 
   static LORRY_INLINE P16 steps(const uint16_t* p) { return load_pairs(p); }
   static LORRY_INLINE P16 steps_n(const uint16_t* p, int n) { return load_pairs_n(p, n); }
@@ -88,10 +90,21 @@ struct Bf16 {
   static LORRY_INLINE void narrow_n(uint16_t* p, const V16& a, int n) { cpu::narrow_n(p, a, n); }
 };
 
+// Weights as Bf16, x already widened: each pair is two FMA. For processors without vdpbf16ps, and
+// for those whose vdpbf16ps takes longer than two FMA.
+struct Bf16Wide {
+  using Element = uint16_t;
+  using X = float;
+  static constexpr int kStep = 2;
+  static constexpr bool kWide = true;
+};
+
 struct F32 {
   using Element = float;
+  using X = float;
   using Step = V16;
   static constexpr int kStep = 1;
+  static constexpr bool kWide = false;
 
   static LORRY_INLINE V16 steps(const float* p) { return load(p); }
   static LORRY_INLINE V16 steps_n(const float* p, int n) { return load_n(p, n); }

@@ -119,6 +119,13 @@ LORRY_INLINE P16 set1_pair(uint32_t x) {
   for (uint32_t& v : r.v) v = x;
   return r;
 }
+// The odd or the even element of 16 pairs.
+LORRY_INLINE V16 load_odd(const uint16_t* p) {
+  return lanes([&](int i) { return from_bits(static_cast<uint32_t>(p[2 * i + 1]) << 16); });
+}
+LORRY_INLINE V16 load_even(const uint16_t* p) {
+  return lanes([&](int i) { return from_bits(static_cast<uint32_t>(p[2 * i]) << 16); });
+}
 // c + the pair's odd product, then + its even one: what vdpbf16ps does.
 LORRY_INLINE V16 dot(const P16& a, const P16& b, const V16& c) {
   return lanes([&](int i) {
