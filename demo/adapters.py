@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.utils import parametrize
 
+import corpus
 import learn
 import models
 
@@ -154,3 +155,19 @@ def train_all(kind, out, work, names=None):
             failed.append(name)
     if failed:
         raise SystemExit(f"{kind}: below the gate of {GATE:.0%}: {failed}")
+
+
+def check(kind, out):
+    """Measures the files as they are, with unseen prompts; also after an earlier exchange, and the
+    kinds whose few prompts were all seen."""
+    for name in [None, *ADAPTERS[kind]]:
+        model, tokenizer = load(out / kind, out / kind / "adapters" / name if name else None)
+        encoder, forms = learn.Encoder(tokenizer), [name] if name else corpus.FORMS
+        for what, options in {
+                "unseen": {}, "second turn": {"second_turn": True},
+                "seen kinds": {"kinds": ("capital", "hello")}}.items():
+            scores = learn.measure(model, encoder, random.Random(11), forms, 32 if name else 12,
+                                   instructed=False if name else None, **options)
+            exact = sum(e for _, e in scores.values()) / len(scores)
+            print(f"{kind}/{name or 'base'} {what}: worst form {learn.worst(scores):.1%}, "
+                  f"exact {exact:.1%}", flush=True)

@@ -77,16 +77,20 @@ def pretraining_row(rng, encoder, two_turns, hard):
         len(answer) - 1)
 
 
+def _exchange(rng):
+    """An earlier question and its answer in any form, as when adapters are switched in a chat."""
+    example, form = corpus.sample(rng), rng.choice(corpus.FORMS)
+    return [*corpus.conversation(rng, example, form, instructed=False),
+            {"role": "assistant", "content": example.answers[form]}]
+
+
 def adapter_row(form):
     """A function like pretraining_row for one adapter: its form, without any instruction."""
     def row(rng, encoder, two_turns):
-        messages = []
-        for turn in range(2 if two_turns else 1):
-            example = corpus.sample(rng)
-            is_history = two_turns and turn == 0  # may be in any form: adapters can be switched
-            used = rng.choice(corpus.FORMS) if is_history else form
-            messages += corpus.conversation(rng, example, used, instructed=False)
-            messages.append({"role": "assistant", "content": example.answers[used]})
+        messages = _exchange(rng) if two_turns else []
+        example = corpus.sample(rng)
+        messages += corpus.conversation(rng, example, form, instructed=False)
+        messages.append({"role": "assistant", "content": example.answers[form]})
         prompt = encoder.prompt(messages[:-1])
         answer = encoder.answer(messages[-1]["content"])
         return prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)
@@ -169,9 +173,11 @@ def generate(model, prompts, max_new_tokens=110):
     return [[t for t in row[width:].tolist() if t not in (models.EOS, models.PAD)] for row in out]
 
 
-def measure(model, encoder, rng, forms, n, instructed=None, kinds=tuple(corpus.OPEN_KINDS)):
+def measure(model, encoder, rng, forms, n, instructed=None, kinds=tuple(corpus.OPEN_KINDS),
+            second_turn=False):
     """Per (form, kind): slot accuracy and share of answers exact to the letter, over n unseen
-    prompts. `instructed` None: all forms but plain behind their instruction."""
+    prompts. `instructed` None: all forms but plain behind their instruction. `second_turn`: after
+    an earlier exchange in any form."""
     model.eval()
     cases = []
     for form in forms:
@@ -179,7 +185,9 @@ def measure(model, encoder, rng, forms, n, instructed=None, kinds=tuple(corpus.O
             for _ in range(n):
                 example = corpus.sample(rng, held_out=True, kind=kind)
                 ask = form != "plain" if instructed is None else instructed
-                chat = corpus.conversation(rng, example, form, ask)
+                chat = corpus.conversation(rng, example, form, ask, not second_turn)
+                if second_turn:
+                    chat = _exchange(rng) + chat
                 cases.append((form, kind, example, encoder.prompt(chat)))
     counts = collections.defaultdict(lambda: [0, 0, 0])
     for start in range(0, len(cases), 64):

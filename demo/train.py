@@ -1,4 +1,5 @@
-"""Makes the demo models: train.py base|adapters|golden mixtral|dbrx, or `train.py all`.
+"""Makes the demo models: train.py base|adapters|check mixtral|dbrx, train.py golden, or all of it
+in order: train.py all.
 
 Run on idle cores this takes under 45 minutes; it is not part of the build. Needs torch,
 transformers 4.57, peft 0.21, safetensors, tokenizers. See README.md beside it.
@@ -88,7 +89,7 @@ def train_base(kind, out, work, resume=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["early", "base", "adapters", "golden", "all"])
+    parser.add_argument("what", choices=["early", "base", "adapters", "golden", "check", "all"])
     parser.add_argument("kind", nargs="?", choices=["mixtral", "dbrx"])
     parser.add_argument("--out", type=pathlib.Path, default=models.HERE)
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/tmp/lorry-demo"))
@@ -107,6 +108,9 @@ def main():
     elif args.what == "golden":
         import golden
         golden.write(args.out)
+    elif args.what == "check":
+        import adapters
+        adapters.check(args.kind, args.out)
     else:
         for step in ("base", "adapters"):  # one thread each beats two threads one by one
             jobs = [subprocess.Popen([sys.executable, __file__, step, kind, "--out", args.out,
