@@ -48,7 +48,7 @@ LORRY_INLINE void multiply(V16* c, const typename A::X* x, int64_t pitch,
       });
       unroll<MR>([&](auto i) LORRY_UNROLLED {
         const V16 a = set1(x[i * pitch + 1 - even]);
-        unroll<NV>([&](auto j) LORRY_UNROLLED { c[i * NV + j] = fma(a, b[j], c[i * NV + j]); });
+        unroll<NV>([&](auto j) LORRY_UNROLLED { accumulate(c[i * NV + j], a, b[j]); });
       });
     });
   } else {
@@ -173,7 +173,7 @@ void matmul(const MatmulArgs& m) {
 
 // As matmul<Bf16>, bit for bit: a part of x at a time is widened into a buffer that stays in L1.
 void matmul_wide(const MatmulArgs& m) {
-  constexpr int64_t kSteps = 256;
+  constexpr int64_t kSteps = 64;  // a part of the panel (16 KiB) stays in L1 as well
   alignas(64) float wide[kMaxRows * 2 * kSteps];
   const int passes = (m.rows + kMaxRows - 1) / kMaxRows;
   const int64_t steps = (m.in + 1) / 2;

@@ -54,6 +54,7 @@ LORRY_INLINE V16 div(V16 a, V16 b) {
 LORRY_INLINE V16 fma(V16 a, V16 b, V16 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
+LORRY_INLINE void accumulate(V16& c, V16 a, V16 b) { c = fma(a, b, c); }
 LORRY_INLINE V16 max(V16 a, V16 b) {
   return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
 }

@@ -41,6 +41,11 @@ LORRY_INLINE V16 sub(V16 a, V16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 LORRY_INLINE V16 mul(V16 a, V16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 LORRY_INLINE V16 div(V16 a, V16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 LORRY_INLINE V16 fma(V16 a, V16 b, V16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// c += a * b. Assembly, because g++ also takes the forms that overwrite a or b, and with 24 sums
+// live ends up moving registers about and spilling one of them.
+LORRY_INLINE void accumulate(V16& c, V16 a, V16 b) {
+  asm("vfmadd231ps %2, %1, %0" : "+v"(c.v) : "v"(a.v), "v"(b.v));
+}
 LORRY_INLINE V16 max(V16 a, V16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 LORRY_INLINE V16 min(V16 a, V16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 LORRY_INLINE V16 select_lt(V16 x, V16 y, V16 a, V16 b) {

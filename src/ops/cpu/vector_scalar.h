@@ -70,6 +70,7 @@ LORRY_INLINE V16 div(const V16& a, const V16& b) {
 LORRY_INLINE V16 fma(const V16& a, const V16& b, const V16& c) {
   return lanes([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
 }
+LORRY_INLINE void accumulate(V16& c, const V16& a, const V16& b) { c = fma(a, b, c); }
 // b where either is NaN, as the instructions do.
 LORRY_INLINE V16 max(const V16& a, const V16& b) {
   return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
