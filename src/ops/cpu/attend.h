@@ -18,8 +18,9 @@ LORRY_INLINE uint32_t visible(int lo, int hi, int block) {
   return (to >= 15 ? 0xffffU : (2U << to) - 1U) & ~below;
 }
 
-// Scores of MR rows with NV blocks from `first`.
-template <class A, int MR, int NV>
+// Scores of MR rows with NV blocks from `first`. Fetch: prefetches these blocks' V and the next
+// blocks' K, which lie all over memory.
+template <class A, int MR, int NV, bool Fetch>
 LORRY_INLINE void score_tile(const AttendArgs& a, const typename A::Element* q, float* s,
                              int first) {
   using Element = typename A::Element;
@@ -28,9 +29,21 @@ LORRY_INLINE void score_tile(const AttendArgs& a, const typename A::Element* q, 
   unroll<NV>([&](auto j) LORRY_UNROLLED {
     k[j] = static_cast<const Element*>(a.k[smaller(first + j, a.blocks - 1)]);
   });
+  const Element* next_k[NV];
+  const Element* v[NV];
+  unroll<NV>([&](auto j) LORRY_UNROLLED {
+    next_k[j] = static_cast<const Element*>(a.k[smaller(first + NV + j, a.blocks + a.k_ahead - 1)]);
+    v[j] = static_cast<const Element*>(a.v[smaller(first + j, a.blocks - 1)]);
+  });
   V16 c[MR * NV];
   unroll<MR * NV>([&](auto i) LORRY_UNROLLED { c[i] = zero(); });
   for (int64_t x = 0; x < a.d; x += A::kStep) {
+    if constexpr (Fetch) {
+      unroll<NV>([&](auto j) LORRY_UNROLLED {
+        __builtin_prefetch(next_k[j] + 16 * x, 0, 2);
+        __builtin_prefetch(v[j] + 16 * x, 0, 2);
+      });
+    }
     typename A::Step b[NV];
     unroll<NV>([&](auto j) LORRY_UNROLLED { b[j] = A::steps(k[j] + 16 * x); });
     unroll<MR>([&](auto i) LORRY_UNROLLED {
@@ -107,7 +120,11 @@ void attend_tile(const AttendArgs& a, int row) {
   alignas(64) float s[MR * kSplitKeys];
   alignas(64) Element p[MR * kSplitKeys];
   const Element* q = static_cast<const Element*>(a.q) + static_cast<int64_t>(row) * a.d;
-  for (int b = 0; b < a.blocks; b += kVectors) score_tile<A, MR, kVectors>(a, q, s, b);
+  for (int b = 0; b < a.blocks; b += kVectors) {
+    // The first rows bring everything into the cache for the others.
+    row == 0 ? score_tile<A, MR, kVectors, true>(a, q, s, b)
+             : score_tile<A, MR, kVectors, false>(a, q, s, b);
+  }
   for (int i = 0; i < MR; ++i) softmax_split<A>(a, row + i, s + i * kSplitKeys, p + i * kSplitKeys);
   float* o = a.o + static_cast<int64_t>(row) * a.d;
   int64_t x = 0;

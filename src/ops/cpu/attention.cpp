@@ -10,6 +10,7 @@ namespace lorry::cpu {
 
 namespace {
 
+constexpr int32_t kBlocksAhead = 4;      // of the next split, to prefetch
 constexpr int32_t kTileRows = 48;        // query rows of a tile, at least one position's heads
 constexpr int64_t kSplitResults = 4096;  // rows times splits that can wait to be merged
 constexpr int64_t kSplitRows = 1024;     // rows that may work by splits
@@ -127,7 +128,7 @@ struct CpuOps::Attend {
     const int32_t last = std::min(high / kBlockTokens, split * kSplitBlocks + kSplitBlocks - 1);
     const int32_t* table = plan.block_table.data() + int64_t{t.sequence} * plan.max_blocks;
     const int64_t bytes = kBlockTokens * spec.head_dim * element;
-    const void* k[kSplitBlocks];
+    const void* k[kSplitBlocks + kBlocksAhead];
     const void* v[kSplitBlocks];
     std::byte* edge = s.edge;
     for (int32_t b = first; b <= last; ++b) {
@@ -140,6 +141,10 @@ struct CpuOps::Attend {
       copy_block(edge, kv.v.data + at, spec.head_dim, element, {from, to});
       v[b - first] = edge;
       edge += line(bytes);
+    }
+    int32_t ahead = 0;
+    for (int32_t b = last + 1; b <= high / kBlockTokens && ahead < kBlocksAhead; ++b, ++ahead) {
+      k[b - first] = kv.k.data + (int64_t{table[b]} * spec.kv_heads + t.kv_head) * bytes;
     }
     for (int32_t r = 0; r < rows(t); ++r) {
       const int32_t p = t.position + r / group();
@@ -154,6 +159,7 @@ struct CpuOps::Attend {
                 .rows = rows(t),
                 .blocks = last - first + 1,
                 .d = spec.head_dim,
+                .k_ahead = ahead,
                 .scale = 1.0F / std::sqrt(static_cast<float>(spec.head_dim)),
                 .o = s.o,
                 .max = s.max,

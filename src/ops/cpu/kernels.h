@@ -52,6 +52,7 @@ struct AttendArgs {
   const int32_t* lo;
   const int32_t* hi;
   int32_t rows, blocks, d;
+  int32_t k_ahead;  // k has so many more entries: blocks that the next call reads, to prefetch
   float scale;
   float* o;    // [rows, d]: sum of exp(s - max) v
   float* max;  // [rows]

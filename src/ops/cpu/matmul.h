@@ -12,6 +12,7 @@ constexpr int64_t kStepBytes = 256;  // of a panel: 64 outputs by one step of k
 constexpr int64_t kPartSteps = 1024;
 // How far ahead of its own reading a single pass prefetches.
 constexpr int64_t kAheadSteps = 24;
+constexpr int64_t kLoraAhead = 1024;  // the same for A and B, in elements
 
 // Where a pass prefetches: from `at`, one step's share per step, and from `then` after `until`.
 struct Ahead {
@@ -210,6 +211,8 @@ LORRY_INLINE void shrink_tile(const ShrinkArgs& s, const typename A::Element* x,
   unroll<R * 4>([&](auto i) LORRY_UNROLLED { c[i] = zero(); });
   const auto step = [&](auto j, auto broadcast) LORRY_UNROLLED {
     const typename A::Step b = Whole ? A::steps(a) : A::steps_n(a, s.width);
+    // One row is bound by memory, and pages of 4 KiB stop the processor's own prefetching.
+    __builtin_prefetch(a + kLoraAhead, 0, 2);
     a += stride;
     unroll<R>([&](auto i) LORRY_UNROLLED {
       c[i * 4 + j] = A::dot(broadcast(x + i * s.x_pitch), b, c[i * 4 + j]);
@@ -266,6 +269,8 @@ LORRY_INLINE void expand_tile(const ExpandArgs& e, const float* t, float* y, int
   });
   for (int r = 0; r < e.rank; ++r, b += 64, ++t) {
     V16 w[NV];
+    __builtin_prefetch(b + kLoraAhead, 0, 2);
+    __builtin_prefetch(b + kLoraAhead + 32, 0, 2);
     unroll<NV>([&](auto j) LORRY_UNROLLED { w[j] = A::widen(b + 16 * j); });
     unroll<MR>([&](auto i) LORRY_UNROLLED {
       const V16 a = set1(t[i * e.t_pitch]);
