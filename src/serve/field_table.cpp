@@ -1,0 +1,254 @@
+// The table of fields, and readers for those that are not a plain number, flag or text.
+#include <array>
+#include <charconv>
+#include <limits>
+
+#include "base/error.h"
+#include "serve/errors.h"
+#include "serve/fields.h"
+
+namespace lorry {
+
+namespace {
+
+[[noreturn]] void refuse(const FieldRule& rule, const std::string& what) {
+  throw RequestError(Problem::bad_value, fmt::format("`{}` {}", rule.name, what),
+                     std::string(rule.name));
+}
+
+std::string string_of(const json::value& value) {
+  return {value.as_string().data(), value.as_string().size()};
+}
+
+void read_stop(const json::value& value, const FieldRule& rule, const Limits& limits, Fields& out) {
+  if (value.is_string()) {
+    out.stop = {string_of(value)};
+  } else if (value.is_array()) {
+    const json::array& list = value.as_array();
+    if (list.size() > static_cast<size_t>(limits.max_stop_sequences)) {
+      refuse(rule, fmt::format("supports up to {} stop sequences. Given: {}",
+                               limits.max_stop_sequences, list.size()));
+    }
+    for (const json::value& item : list) {
+      if (!item.is_string()) refuse(rule, fmt::format("holds {}, not a string", kind_of(item)));
+      out.stop.push_back(string_of(item));
+    }
+  } else {
+    refuse(rule, fmt::format("must be a string or a list of strings, found {}", kind_of(value)));
+  }
+  for (const std::string& stop : out.stop) {
+    if (stop.empty()) refuse(rule, "sequences cannot be empty");
+    if (stop.size() > static_cast<size_t>(limits.max_stop_bytes)) {
+      refuse(rule, fmt::format("sequences have at most {} bytes. Given: {}", limits.max_stop_bytes,
+                               stop.size()));
+    }
+  }
+}
+
+int32_t token_id(const FieldRule& rule, int64_t id, const Limits& limits) {
+  if (id < 0 || id >= limits.vocab) {
+    refuse(rule, fmt::format("names the token {}, which is out of vocabulary (0 to {})", id,
+                             limits.vocab - 1));
+  }
+  return static_cast<int32_t>(id);
+}
+
+void read_stop_token_ids(const json::value& value, const FieldRule& rule, const Limits& limits,
+                         Fields& out) {
+  if (!value.is_array()) {
+    refuse(rule, fmt::format("must be a list of token ids, found {}", kind_of(value)));
+  }
+  constexpr size_t kMost = 128;
+  if (value.as_array().size() > kMost) {
+    refuse(rule, fmt::format("supports up to {} ids. Given: {}", kMost, value.as_array().size()));
+  }
+  for (const json::value& item : value.as_array()) {
+    if (!item.is_int64()) refuse(rule, fmt::format("holds {}, not a token id", kind_of(item)));
+    out.stop_token_ids.push_back(token_id(rule, item.as_int64(), limits));
+  }
+}
+
+void read_logit_bias(const json::value& value, const FieldRule& rule, const Limits& limits,
+                     Fields& out) {
+  if (!value.is_object()) {
+    refuse(rule, fmt::format("must be an object from token id to bias, found {}", kind_of(value)));
+  }
+  if (value.as_object().size() > static_cast<size_t>(limits.max_logit_bias)) {
+    refuse(rule, fmt::format("supports up to {} entries. Given: {}", limits.max_logit_bias,
+                             value.as_object().size()));
+  }
+  for (const auto& [key, bias] : value.as_object()) {
+    int64_t id = 0;
+    const auto end = key.data() + key.size();
+    const auto parsed = std::from_chars(key.data(), end, id);
+    if (parsed.ec != std::errc() || parsed.ptr != end) {
+      refuse(rule, fmt::format("has the key {}, which is not a token id",
+                               quote({key.data(), key.size()}, 40)));
+    }
+    if (!bias.is_number()) refuse(rule, fmt::format("maps to {}, not a number", kind_of(bias)));
+    const double number = bias.to_number<double>();
+    if (!(number >= -100 && number <= 100)) refuse(rule, "values must be between -100 and 100");
+    out.logit_bias.emplace_back(token_id(rule, id, limits), static_cast<float>(number));
+  }
+}
+
+void read_merged_adapters(const json::value& value, const FieldRule& rule, const Limits&,
+                          Fields& out) {
+  if (!value.is_object()) refuse(rule, fmt::format("must be an object, found {}", kind_of(value)));
+  const json::object& object = value.as_object();
+  const json::value* ids = object.if_contains("ids");
+  if (ids == nullptr || !ids->is_array() || ids->as_array().empty()) {
+    throw RequestError(Problem::bad_value,
+                       "at least one adapter ID must be provided when setting `adapters`",
+                       std::string(rule.name));
+  }
+  const json::value* weights = object.if_contains("weights");
+  const bool given = weights != nullptr && weights->is_array() && !weights->as_array().empty();
+  if (given && weights->as_array().size() != ids->as_array().size()) {
+    throw RequestError(Problem::bad_value,
+                       "number of adapter IDs must match number of adapter weights",
+                       std::string(rule.name));
+  }
+  out.merged_adapters = true;
+}
+
+void read_response_format(const json::value& value, const FieldRule& rule, const Limits&, Fields&) {
+  const json::value* type = value.is_object() ? value.as_object().if_contains("type") : nullptr;
+  if (type == nullptr || !type->is_string()) refuse(rule, "must be an object with a string `type`");
+  const std::string name = string_of(*type);
+  if (name != "text") {
+    refuse(rule, fmt::format("of the type {} is not supported", quote(name, 40)));
+  }
+}
+
+void read_stream_options(const json::value& value, const FieldRule& rule, const Limits&,
+                         Fields& out) {
+  if (!value.is_object()) refuse(rule, fmt::format("must be an object, found {}", kind_of(value)));
+  const auto flag = [&](std::string_view name) {
+    const json::value* found = value.as_object().if_contains({name.data(), name.size()});
+    if (found == nullptr || found->is_null()) return false;
+    if (!found->is_bool()) refuse(rule, fmt::format(".{} must be true or false", name));
+    return found->as_bool();
+  };
+  out.include_usage = flag("include_usage");
+  out.continuous_usage = flag("continuous_usage_stats");
+}
+
+constexpr unsigned kLorax = static_cast<unsigned>(Api::lorax);
+constexpr unsigned kChat = static_cast<unsigned>(Api::chat);
+constexpr unsigned kCompletions = static_cast<unsigned>(Api::completions);
+constexpr unsigned kV1 = kChat | kCompletions;
+constexpr unsigned kAll = kLorax | kV1;
+constexpr double kMost = std::numeric_limits<int32_t>::max();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+constexpr auto kRules = std::to_array<FieldRule>({
+    // Choosing the next token, and ending the answer.
+    {"temperature",
+     kAll,
+     &Fields::temperature,
+     {0, kInfinity},
+     "`temperature` must be non-negative"},
+    {"repetition_penalty",
+     kAll,
+     &Fields::repetition_penalty,
+     {.low = 0, .high = kInfinity, .low_open = true},
+     "`repetition_penalty` must be strictly positive"},
+    {"frequency_penalty", kAll, &Fields::frequency_penalty, {-2, 2}},
+    {"presence_penalty", kAll, &Fields::presence_penalty, {-2, 2}},
+    {"top_k", kLorax, &Fields::top_k, {1, kMost}, "`top_k` must be strictly positive"},
+    {"top_k", kV1, &Fields::top_k, {0, kMost}},
+    {"top_p",
+     kAll,
+     &Fields::top_p,
+     {.low = 0, .high = 1, .low_open = true},
+     "`top_p` must be > 0.0 and < 1.0"},
+    {"typical_p",
+     kLorax,
+     &Fields::typical_p,
+     {.low = 0, .high = 1, .low_open = true, .high_open = true},
+     "`typical_p` must be > 0.0 and < 1.0"},
+    {"min_p", kV1, &Fields::min_p, {0, 1}},
+    {"do_sample", kLorax, &Fields::do_sample},
+    {"seed", kAll, &Fields::seed},
+    {"logit_bias", kV1, read_logit_bias},
+    {"max_new_tokens",
+     kLorax,
+     &Fields::max_new_tokens,
+     {1, kMost},
+     "`max_new_tokens` must be strictly positive"},
+    {"max_tokens", kChat, &Fields::max_new_tokens, {1, kMost}},
+    {"max_tokens", kCompletions, &Fields::max_new_tokens, {0, kMost}},
+    {"max_completion_tokens", kChat, &Fields::max_new_tokens, {1, kMost}},
+    {"ignore_eos_token", kAll, &Fields::ignore_eos},
+    {"ignore_eos", kV1, &Fields::ignore_eos},
+    {"stop", kAll, read_stop},
+    {"stop_token_ids", kV1, read_stop_token_ids},
+    {"best_of", kLorax | kCompletions, &Fields::best_of, {-kMost, kMost}},
+    {"n", kV1, &Fields::n, {1, 128}},
+
+    // Who answers, from what, and in which form.
+    {"model", kV1, &Fields::model},
+    {"adapter_id", kLorax, &Fields::adapter_id},
+    {"adapter_source", kAll, &Fields::adapter_source},
+    {"api_token", kAll, &Fields::api_token},
+    {"merged_adapters", kAll, read_merged_adapters},
+    {"adapter_parameters", kLorax, read_merged_adapters},
+    {"cache_salt", kV1, &Fields::cache_salt},
+    {"user", kV1, &Fields::user},
+    {"messages", kChat, ReadElsewhere{}},
+    {"prompt", kCompletions, ReadElsewhere{}},
+    {"truncate", kLorax, &Fields::truncate, {-kMost, kMost}},
+    {"apply_chat_template", kLorax, &Fields::apply_chat_template},
+    {"return_full_text", kLorax, &Fields::return_full_text},
+    {"details", kLorax, &Fields::details},
+    {"decoder_input_details", kLorax, &Fields::decoder_input_details},
+    {"return_k_alternatives",
+     kLorax,
+     &Fields::alternatives,
+     {1, 100},
+     "`return_k_alternatives` must be > 0 and <= 100"},
+    {"stream", kV1, &Fields::stream},
+    {"stream_options", kV1, read_stream_options},
+    {"logprobs", kChat, &Fields::logprobs},
+    {"top_logprobs", kChat, &Fields::alternatives, {0, 20}},
+    {"logprobs", kCompletions, &Fields::alternatives, {0, 20}},
+    {"echo", kCompletions, &Fields::echo},
+    {"response_format", kAll, read_response_format},
+    {"parallel_tool_calls", kChat, &Fields::parallel_tool_calls},
+
+    // Known and refused.
+    {"watermark", kLorax, NotSupported{}},
+    {"suffix", kCompletions, NotSupported{}},
+    {"tools", kChat, NotSupported{}},
+    {"tool_choice", kChat, NotSupported{"none auto"}},
+    {"functions", kChat, NotSupported{}},
+    {"function_call", kChat, NotSupported{"none auto"}},
+    {"modalities", kChat, NotSupported{}},
+    {"audio", kChat, NotSupported{}},
+    {"prediction", kChat, NotSupported{}},
+    {"web_search_options", kChat, NotSupported{}},
+    {"reasoning_effort", kChat, NotSupported{"none"}},
+    {"verbosity", kChat, NotSupported{}},
+    {"store", kChat, NotSupported{}},
+    {"metadata", kChat, NotSupported{}},
+    {"service_tier", kChat, NotSupported{"auto default"}},
+    {"prompt_cache_key", kChat, NotSupported{}},
+    {"safety_identifier", kChat, NotSupported{}},
+    {"chat_template", kChat, NotSupported{}},
+    {"chat_template_kwargs", kChat, NotSupported{}},
+    {"documents", kChat, NotSupported{}},
+    {"prompt_embeds", kCompletions, NotSupported{}},
+    {"use_beam_search", kV1, NotSupported{}},
+    {"guided_json", kV1, NotSupported{}},
+    {"guided_regex", kV1, NotSupported{}},
+    {"guided_choice", kV1, NotSupported{}},
+    {"guided_grammar", kV1, NotSupported{}},
+    {"structured_outputs", kV1, NotSupported{}},
+});
+
+}  // namespace
+
+std::span<const FieldRule> field_table() { return kRules; }
+
+}  // namespace lorry

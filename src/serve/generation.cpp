@@ -1,0 +1,282 @@
+#include "serve/generation.h"
+
+#include <utility>
+
+#include "serve/backend.h"
+#include "serve/metrics.h"
+
+namespace lorry {
+
+namespace {
+
+// The engine's side of one answer.
+class QueueSink final : public RequestSink {
+ public:
+  QueueSink(std::shared_ptr<EventQueue> queue, size_t answer)
+      : queue_(std::move(queue)), answer_(answer) {}
+
+  void on_prompt_token(const TokenEvent& event) override {
+    queue_->push({Event::Kind::prompt_token, answer_, event});
+  }
+  void on_token(const TokenEvent& event) override {
+    queue_->push({Event::Kind::token, answer_, event});
+  }
+  void on_finish(const FinishEvent& event) override {
+    queue_->push({Event::Kind::finish, answer_, event});
+  }
+
+ private:
+  std::shared_ptr<EventQueue> queue_;
+  size_t answer_;
+};
+
+}  // namespace
+
+int64_t Results::prompt_tokens() const {
+  int64_t n = 0;
+  for (const Prompt& prompt : job.prompts) n += static_cast<int64_t>(prompt.ids.size());
+  return n;
+}
+
+int64_t Results::generated_tokens() const {
+  int64_t n = 0;
+  for (const Answer& answer : answers) n += static_cast<int64_t>(answer.tokens.size());
+  return n;
+}
+
+void EventQueue::push(Event event) {
+  std::lock_guard lock(mutex_);
+  if (!owner_) return;
+  events_.push_back(std::move(event));
+  if (posted_) return;
+  posted_ = true;
+  owner_->post([owner = owner_] { owner->receive(); });
+}
+
+std::vector<Event> EventQueue::take() {
+  std::lock_guard lock(mutex_);
+  posted_ = false;
+  return std::exchange(events_, {});
+}
+
+void EventQueue::detach() {
+  std::shared_ptr<Generation> owner;  // released outside of the lock
+  std::lock_guard lock(mutex_);
+  owner = std::move(owner_);
+  owner_ = nullptr;
+  events_.clear();
+}
+
+Generation::Generation(Parts parts, Job job) : parts_(std::move(parts)) {
+  results_.job = std::move(job);
+  const int64_t n = results_.job.answers_per_prompt;
+  for (size_t p = 0; p < results_.job.prompts.size(); ++p) {
+    for (int64_t i = 0; i < n; ++i) {
+      results_.answers.emplace_back(results_.answers.size(), p, parts_.backend.tokenizer());
+      results_.answers.back().seed = results_.job.request.sampling.seed + static_cast<uint64_t>(i);
+    }
+  }
+  open_answers_ = results_.answers.size();
+}
+
+void Generation::start() {
+  parts_.live.add(shared_from_this());
+  parts_.metrics.adapter_waits(results_.job.request.adapter);
+  queue_ = std::make_shared<EventQueue>(shared_from_this());
+  parts_.responder->on_close([weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->client_gone();
+  });
+  if (done_) return;
+  try {
+    submit_all();
+  } catch (const std::exception& e) {
+    fail(to_api_error(e, Stage::parsing));
+    return;
+  }
+  if (results_.job.fields.stream) {
+    HttpResponse head;
+    head.content_type = "text/event-stream";
+    head.headers = parts_.presenter->stream_headers(results_);
+    head.headers.emplace_back("cache-control", "no-cache");
+    head.headers.emplace_back("x-accel-buffering", "no");
+    head.headers.emplace_back("x-request-id", results_.job.id);
+    parts_.responder->prepare_stream(std::move(head));
+  }
+}
+
+void Generation::submit_all() {
+  for (size_t i = 0; i < results_.answers.size(); ++i) {
+    Answer& answer = results_.answers[i];
+    Request request = results_.job.request;
+    request.prompt = results_.job.prompts[answer.prompt].ids;
+    request.sampling.seed = answer.seed;
+    request.sink = std::make_shared<QueueSink>(queue_, i);
+    answer.id = parts_.backend.submit(std::move(request));
+  }
+}
+
+void Generation::receive() {
+  for (Event& event : queue_->take()) {
+    if (done_) return;
+    handle(event);
+  }
+}
+
+void Generation::handle(Event& event) {
+  Answer& answer = results_.answers[event.answer];
+  switch (event.kind) {
+    case Event::Kind::prompt_token:
+      answer.prompt_tokens.push_back(record_of(std::get<TokenEvent>(event.what)));
+      break;
+    case Event::Kind::token:
+      take_token(answer, std::get<TokenEvent>(event.what));
+      break;
+    case Event::Kind::finish:
+      take_finish(answer, std::move(std::get<FinishEvent>(event.what)));
+      break;
+  }
+}
+
+TokenRecord Generation::record_of(const TokenEvent& event) const {
+  TokenRecord record;
+  record.id = event.token.id;
+  record.logprob = event.token.logprob;
+  record.special = parts_.backend.tokenizer().is_special(record.id);
+  record.alternatives = event.token.alternatives;
+  return record;
+}
+
+void Generation::take_token(Answer& answer, const TokenEvent& event) {
+  const auto now = std::chrono::steady_clock::now();
+  TokenRecord record = record_of(event);
+  const std::string piece = answer.decoder.push(record.id);
+  record.text = record.special ? std::string(parts_.backend.tokenizer().piece(record.id)) : piece;
+  answer.text += piece;
+  answer.tokens.push_back(std::move(record));
+  if (results_.first_token == std::chrono::steady_clock::time_point{}) {
+    results_.first_token = now;
+    parts_.metrics.adapter_runs(results_.job.request.adapter);
+    parts_.metrics.first_token(now - results_.job.received);
+  } else if (results_.answers.size() == 1) {
+    parts_.metrics.next_token(now - results_.last_token);
+  }
+  results_.last_token = now;
+  if (results_.job.fields.stream) send(parts_.presenter->on_token(results_, answer));
+}
+
+void Generation::take_finish(Answer& answer, FinishEvent finish) {
+  if (finish.reason == FinishReason::failed) {
+    const Error error = finish.error.value_or(Error(Code::internal, "no reason was given"));
+    fail(to_api_error(error, Stage::generating));
+    return;
+  }
+  // Its clients know no such reason; OpenAI's are told "abort".
+  if (finish.reason == FinishReason::cancelled && parts_.presenter->dialect() == Dialect::lorax) {
+    fail({Problem::unavailable, "the server is shutting down", {}});
+    return;
+  }
+  const std::string rest = answer.decoder.finish();
+  answer.text += rest;
+  if (!answer.tokens.empty() && !answer.tokens.back().special) answer.tokens.back().text += rest;
+  answer.finish = std::move(finish);
+  if (results_.job.fields.stream) send(parts_.presenter->on_finish(results_, answer));
+  if (done_ || --open_answers_ > 0) return;
+
+  if (results_.job.fields.stream) {
+    send(parts_.presenter->on_end(results_));
+    if (done_) return;
+    parts_.responder->finish_stream();
+  } else {
+    HttpResponse response = parts_.presenter->whole(results_);
+    response.headers.emplace_back("x-request-id", results_.job.id);
+    parts_.responder->respond(std::move(response));
+  }
+  parts_.metrics.succeeded(results_);
+  end();
+}
+
+void Generation::send(const std::string& bytes) {
+  if (done_ || bytes.empty()) return;
+  parts_.responder->write(bytes);  // when it fails, client_gone() has run
+}
+
+void Generation::fail(const ApiError& error) {
+  cancel_all();
+  parts_.metrics.failed(type_of(error.problem));
+  if (parts_.responder->begun()) {
+    parts_.responder->write(parts_.presenter->on_error(error));
+    if (!parts_.responder->closed()) parts_.responder->finish_stream();
+  } else {
+    HttpResponse response = error_response(error, parts_.presenter->dialect());
+    response.headers.emplace_back("x-request-id", results_.job.id);
+    parts_.responder->respond(std::move(response));
+  }
+  end();
+}
+
+void Generation::client_gone() {
+  if (done_) return;
+  cancel_all();
+  parts_.metrics.failed("client_closed");
+  end();
+}
+
+void Generation::cancel_all() {
+  for (const Answer& answer : results_.answers) {
+    if (answer.id != 0 && !answer.finish) parts_.backend.cancel(answer.id);
+  }
+}
+
+void Generation::end() {
+  if (std::exchange(done_, true)) return;
+  parts_.metrics.adapter_done(results_.job.request.adapter,
+                              results_.first_token != std::chrono::steady_clock::time_point{});
+  if (queue_) queue_->detach();
+  parts_.live.remove(this);
+}
+
+void Generation::detach() {
+  cancel_all();
+  if (queue_) queue_->detach();
+}
+
+void LiveGenerations::add(const std::shared_ptr<Generation>& generation) {
+  std::lock_guard lock(mutex_);
+  all_.emplace(generation.get(), generation);
+}
+
+void LiveGenerations::remove(const Generation* generation) {
+  std::shared_ptr<Generation> released;  // outside of the lock
+  std::lock_guard lock(mutex_);
+  if (const auto found = all_.find(generation); found != all_.end()) {
+    released = std::move(found->second);
+    all_.erase(found);
+  }
+}
+
+size_t LiveGenerations::size() const {
+  std::lock_guard lock(mutex_);
+  return all_.size();
+}
+
+std::vector<std::shared_ptr<Generation>> LiveGenerations::copy() const {
+  std::lock_guard lock(mutex_);
+  std::vector<std::shared_ptr<Generation>> out;
+  for (const auto& [key, generation] : all_) out.push_back(generation);
+  return out;
+}
+
+void LiveGenerations::abort_all() {
+  for (const auto& generation : copy()) generation->post([generation] { generation->abort(); });
+}
+
+void LiveGenerations::detach_all() {
+  const auto all = copy();
+  {
+    std::lock_guard lock(mutex_);
+    all_.clear();
+  }
+  for (const auto& generation : all) generation->detach();
+}
+
+}  // namespace lorry

@@ -1,0 +1,175 @@
+// One request's generation: a validated Job becomes engine requests (one per prompt and answer),
+// whose tokens come back through an EventQueue to the connection's strand, are turned into text and
+// told to the client by a Presenter. Everything but the queue runs on that strand.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+#include "engine/request.h"
+#include "serve/errors.h"
+#include "serve/fields.h"
+#include "serve/http.h"
+#include "text/stream_decoder.h"
+
+namespace lorry {
+
+class Backend;
+class LiveGenerations;
+class Metrics;
+
+struct Prompt {
+  std::vector<int32_t> ids;
+  std::string text;  // empty when it came as ids
+};
+
+struct Job {
+  Api api = Api::lorax;
+  Fields fields;
+  std::vector<Prompt> prompts;  // at least one
+  int64_t answers_per_prompt = 1;
+  Request request;        // what all have in common
+  std::string model;      // as named to the client
+  bool as_array = false;  // LoRAX's compat route
+  size_t input_characters = 0;
+  std::chrono::steady_clock::time_point received{};
+  double validation_seconds = 0;
+  std::string id;       // of the request, for the client
+  int64_t created = 0;  // unix time
+};
+
+struct TokenRecord {
+  int32_t id = 0;
+  float logprob = 0;
+  bool special = false;
+  std::string text;  // what it added to the text; of a special token, its name
+  std::vector<TokenProbability> alternatives;
+};
+
+// One sequence: an answer to one of the prompts.
+struct Answer {
+  Answer(size_t which, size_t of_prompt, const Tokenizer& tokenizer)
+      : number(which), prompt(of_prompt), decoder(tokenizer) {}
+
+  size_t number = 0;  // its place in Results
+  size_t prompt = 0;
+  uint64_t seed = 0;
+  RequestId id = 0;
+  std::vector<TokenRecord> prompt_tokens;  // from the second on, where asked for
+  std::vector<TokenRecord> tokens;
+  std::string text;
+  std::optional<FinishEvent> finish;
+  size_t told = 0;  // a presenter's count of tokens that the client was told of
+  StreamDecoder decoder;
+};
+
+struct Results {
+  Job job;
+  std::vector<Answer> answers;  // by prompt, then by number
+  std::chrono::steady_clock::time_point first_token{}, last_token{};
+  int64_t prompt_tokens() const;
+  int64_t generated_tokens() const;
+};
+
+// Writes a generation in the form of a dialect. What it returns is sent as it is.
+class Presenter {
+ public:
+  virtual ~Presenter() = default;
+  virtual Dialect dialect() const = 0;
+  virtual HttpHeaders stream_headers(const Results& results) = 0;
+  // After `answer` has got a token, and after it has got its finish (no more tokens then).
+  virtual std::string on_token(const Results& results, Answer& answer) = 0;
+  virtual std::string on_finish(const Results& results, Answer& answer) = 0;
+  virtual std::string on_end(const Results& results) = 0;   // of the stream
+  virtual std::string on_error(const ApiError& error) = 0;  // instead of the rest of the stream
+  virtual HttpResponse whole(const Results& results) = 0;   // not a stream
+};
+
+struct Event {
+  enum class Kind { prompt_token, token, finish };
+  Kind kind = Kind::token;
+  size_t answer = 0;
+  std::variant<TokenEvent, FinishEvent> what;
+};
+
+class Generation;
+
+// From the engine's thread to the strand: many events, one wake-up.
+class EventQueue {
+ public:
+  explicit EventQueue(std::shared_ptr<Generation> owner) : owner_(std::move(owner)) {}
+  void push(Event event);
+  std::vector<Event> take();
+  // Nothing reaches the owner any more; it is let go.
+  void detach();
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<Generation> owner_;
+  std::vector<Event> events_;
+  bool posted_ = false;
+};
+
+class Generation : public std::enable_shared_from_this<Generation> {
+ public:
+  struct Parts {
+    Backend& backend;
+    LiveGenerations& live;
+    Metrics& metrics;
+    std::shared_ptr<Responder> responder;
+    std::shared_ptr<Presenter> presenter;
+  };
+  Generation(Parts parts, Job job);
+
+  // Submits everything; an engine that refuses is answered for.
+  void start();
+  // The server ends it: what there is goes to the client.
+  void abort() { cancel_all(); }
+  // The connections are closed and the strands at rest: the engine is to forget it.
+  void detach();
+  // Any thread.
+  void post(std::function<void()> work) { parts_.responder->post(std::move(work)); }
+  void receive();  // what the queue holds
+
+ private:
+  void submit_all();
+  void handle(Event& event);
+  void take_token(Answer& answer, const TokenEvent& event);
+  void take_finish(Answer& answer, FinishEvent finish);
+  void fail(const ApiError& error);
+  void client_gone();
+  void end();
+  void cancel_all();
+  void send(const std::string& bytes);
+  TokenRecord record_of(const TokenEvent& event) const;
+
+  Parts parts_;
+  Results results_;
+  std::shared_ptr<EventQueue> queue_;
+  size_t open_answers_ = 0;
+  bool done_ = false;
+};
+
+// The generations that run, so that a server can stop them. Any thread.
+class LiveGenerations {
+ public:
+  void add(const std::shared_ptr<Generation>& generation);
+  void remove(const Generation* generation);
+  size_t size() const;
+  void abort_all();
+  // When nothing runs on the strands any more: cancels, and lets go of all.
+  void detach_all();
+
+ private:
+  std::vector<std::shared_ptr<Generation>> copy() const;
+  mutable std::mutex mutex_;
+  std::unordered_map<const Generation*, std::shared_ptr<Generation>> all_;
+};
+
+}  // namespace lorry

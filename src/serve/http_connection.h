@@ -1,0 +1,32 @@
+// One client's connection: reads requests, hands them to the handler, writes the answers.
+// Everything of a connection runs on one strand.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include "base/log.h"
+#include "serve/http.h"
+
+namespace lorry {
+
+// What the connections of a server share. Outlives them.
+struct HttpShared {
+  HttpOptions options;
+  HttpHandler handler;
+  HttpRefusal refuse;
+  Log* log = nullptr;
+  std::atomic<int64_t> connections{0};
+  std::atomic<int64_t> busy{0};  // requests that are not answered in full
+  std::atomic<bool> keep_alive{true};
+};
+
+// The socket's executor is the connection's strand.
+boost::asio::awaitable<void> serve_connection(boost::asio::ip::tcp::socket socket,
+                                              HttpShared& shared);
+
+}  // namespace lorry

@@ -1,0 +1,264 @@
+#include "serve/metrics.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include <fmt/format.h>
+#include <prometheus/counter.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include "serve/generation.h"
+
+namespace lorry {
+
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Labels = std::map<std::string, std::string>;
+
+// Adapters named in one metric; the rest are counted as "other".
+constexpr size_t kMaxAdapterLabels = 64;
+
+double to_seconds(Metrics::Duration time) { return std::chrono::duration<double>(time).count(); }
+
+std::vector<double> time_buckets() {
+  return {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+          1,     2.5,   5,    7.5,  10,   20,   40,   80,  160,  320, 640};
+}
+
+std::vector<double> token_buckets() {
+  return {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
+}
+
+const char* reason_label(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::length:
+      return "length";
+    case FinishReason::eos_token:
+    case FinishReason::stop_sequence:
+      return "stop";
+    case FinishReason::cancelled:
+      return "abort";
+    case FinishReason::failed:
+      break;
+  }
+  return "error";
+}
+
+MetricFamily single(const char* name, const char* help, MetricType type, double value,
+                    const Labels& labels) {
+  ClientMetric metric;
+  for (const auto& [key, text] : labels) metric.label.push_back({key, text});
+  if (type == MetricType::Counter) {
+    metric.counter.value = value;
+  } else {
+    metric.gauge.value = value;
+  }
+  return {name, help, type, {metric}};
+}
+
+}  // namespace
+
+struct Metrics::Impl {
+  Impl(const std::string& model, int64_t most)
+      : labels{{"model_name", model}}, max_adapters(most) {}
+
+  prometheus::Counter& counter(const char* name, const char* help, const Labels& with = {}) {
+    return prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add(with);
+  }
+  prometheus::Histogram& histogram(const char* name, const char* help, const Labels& with,
+                                   const std::vector<double>& buckets) {
+    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add(with, buckets);
+  }
+  prometheus::Histogram& times(const char* name, const char* help, const Labels& with = {}) {
+    return histogram(name, help, with, time_buckets());
+  }
+  prometheus::Histogram& tokens(const char* name, const char* help, const Labels& with = {}) {
+    return histogram(name, help, with, token_buckets());
+  }
+  MetricFamily adapters_family();
+
+  Labels labels;
+  prometheus::Registry registry;
+  prometheus::Counter& requests = counter("lorax_request_count", "Generation requests received");
+  prometheus::Counter& successes = counter("lorax_request_success", "Requests answered in full");
+  prometheus::Counter& unknown_fields =
+      counter("lorry_unknown_fields_total", "Fields of requests that were ignored");
+  prometheus::Histogram& validation =
+      times("lorax_request_validation_duration", "Seconds of parsing and tokenising");
+  prometheus::Histogram& duration = times("lorax_request_duration", "Seconds, receipt to answer");
+  prometheus::Histogram& queue =
+      times("lorax_request_queue_duration", "Seconds before the first step");
+  prometheus::Histogram& inference =
+      times("lorax_request_inference_duration", "Seconds of computing");
+  prometheus::Histogram& per_token =
+      times("lorax_request_mean_time_per_token_duration", "Seconds of computing per token");
+  prometheus::Histogram& generated =
+      tokens("lorax_request_generated_tokens", "Tokens of an answer");
+  prometheus::Histogram& input = tokens("lorax_request_input_length", "Tokens of a prompt");
+  prometheus::Histogram& most_new =
+      tokens("lorax_request_max_new_tokens", "Tokens asked for at most");
+
+  prometheus::Histogram& ttft =
+      times("vllm:time_to_first_token_seconds", "Receipt to first token", labels);
+  prometheus::Histogram& itl =
+      times("vllm:inter_token_latency_seconds", "Between two tokens", labels);
+  prometheus::Histogram& e2e = times("vllm:e2e_request_latency_seconds", "Receipt to end", labels);
+  prometheus::Histogram& queue_time =
+      times("vllm:request_queue_time_seconds", "In the queue", labels);
+  prometheus::Histogram& prefill_time =
+      times("vllm:request_prefill_time_seconds", "First step to first token", labels);
+  prometheus::Histogram& decode_time =
+      times("vllm:request_decode_time_seconds", "First token to last", labels);
+  prometheus::Histogram& inference_time =
+      times("vllm:request_inference_time_seconds", "First step to last token", labels);
+  prometheus::Histogram& prompt_tokens =
+      tokens("vllm:request_prompt_tokens", "Tokens of a prompt", labels);
+  prometheus::Histogram& generation_tokens =
+      tokens("vllm:request_generation_tokens", "Tokens of an answer", labels);
+
+  struct AdapterCounts {
+    int64_t waiting = 0, running = 0;
+  };
+  std::mutex mutex;
+  std::map<std::string, AdapterCounts> adapters;
+  const int64_t max_adapters;
+};
+
+Metrics::Metrics(const std::string& model, int64_t max_adapters)
+    : impl_(std::make_unique<Impl>(model, max_adapters)) {}
+Metrics::~Metrics() = default;
+
+void Metrics::received() { impl_->requests.Increment(); }
+
+void Metrics::failed(std::string_view type) {
+  impl_
+      ->counter("lorax_request_failure", "Requests not answered in full",
+                {{"err", std::string(type)}})
+      .Increment();
+}
+
+void Metrics::validated(Duration time) { impl_->validation.Observe(to_seconds(time)); }
+void Metrics::first_token(Duration time) { impl_->ttft.Observe(to_seconds(time)); }
+void Metrics::next_token(Duration time) { impl_->itl.Observe(to_seconds(time)); }
+void Metrics::unknown_field() { impl_->unknown_fields.Increment(); }
+
+void Metrics::succeeded(const Results& results) {
+  impl_->successes.Increment();
+  const double total = to_seconds(std::chrono::steady_clock::now() - results.job.received);
+  impl_->duration.Observe(total);
+  impl_->e2e.Observe(total);
+  impl_->most_new.Observe(static_cast<double>(results.job.request.max_new_tokens));
+  for (const Answer& answer : results.answers) {
+    const FinishEvent& finish = *answer.finish;
+    const double inference = finish.prefill_seconds + finish.decode_seconds;
+    const auto n = static_cast<double>(answer.tokens.size());
+    const auto prompt = static_cast<double>(results.job.prompts[answer.prompt].ids.size());
+    impl_->queue.Observe(finish.queue_seconds);
+    impl_->queue_time.Observe(finish.queue_seconds);
+    impl_->inference.Observe(inference);
+    impl_->inference_time.Observe(inference);
+    impl_->prefill_time.Observe(finish.prefill_seconds);
+    impl_->decode_time.Observe(finish.decode_seconds);
+    if (n > 0) impl_->per_token.Observe(inference / n);
+    impl_->generated.Observe(n);
+    impl_->generation_tokens.Observe(n);
+    impl_->input.Observe(prompt);
+    impl_->prompt_tokens.Observe(prompt);
+    Labels with = impl_->labels;
+    with["finished_reason"] = reason_label(finish.reason);
+    impl_->counter("vllm:request_success_total", "Finished sequences", with).Increment();
+  }
+}
+
+void Metrics::adapter_waits(const std::string& name) {
+  if (name.empty()) return;
+  std::lock_guard lock(impl_->mutex);
+  ++impl_->adapters[name].waiting;
+}
+
+void Metrics::adapter_runs(const std::string& name) {
+  if (name.empty()) return;
+  std::lock_guard lock(impl_->mutex);
+  auto& counts = impl_->adapters[name];
+  --counts.waiting;
+  ++counts.running;
+}
+
+void Metrics::adapter_done(const std::string& name, bool had_run) {
+  if (name.empty()) return;
+  std::lock_guard lock(impl_->mutex);
+  const auto found = impl_->adapters.find(name);
+  if (found == impl_->adapters.end()) return;
+  --(had_run ? found->second.running : found->second.waiting);
+  if (found->second.running + found->second.waiting == 0) impl_->adapters.erase(found);
+}
+
+MetricFamily Metrics::Impl::adapters_family() {
+  std::string running;
+  std::string waiting;
+  std::lock_guard lock(mutex);
+  size_t named = 0;
+  bool other_running = false;
+  bool other_waiting = false;
+  const auto append = [](std::string& list, const std::string& name) {
+    list += (list.empty() ? "" : ",") + name;
+  };
+  for (const auto& [name, counts] : adapters) {
+    const bool shown = named++ < kMaxAdapterLabels;
+    if (shown && counts.running > 0) append(running, name);
+    if (shown && counts.waiting > 0) append(waiting, name);
+    other_running |= !shown && counts.running > 0;
+    other_waiting |= !shown && counts.waiting > 0;
+  }
+  if (other_running) append(running, "other");
+  if (other_waiting) append(waiting, "other");
+  const double now =
+      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  return single("vllm:lora_requests_info",
+                "Adapters of requests with and without a first token; the value is unix time",
+                MetricType::Gauge, now,
+                {{"max_lora", std::to_string(max_adapters)},
+                 {"running_lora_adapters", running},
+                 {"waiting_lora_adapters", waiting}});
+}
+
+std::string Metrics::expose(const EngineStats& stats) const {
+  const Labels& labels = impl_->labels;
+  std::vector<MetricFamily> all = impl_->registry.Collect();
+  const auto add = [&](const char* name, const char* help, MetricType type, auto value,
+                       const Labels& with) {
+    all.push_back(single(name, help, type, static_cast<double>(value), with));
+  };
+  constexpr auto gauge = MetricType::Gauge;
+  constexpr auto count = MetricType::Counter;
+  const double blocks = static_cast<double>(std::max<int64_t>(stats.kv_blocks, 1));
+  const int64_t waiting = stats.waiting + stats.waiting_for_adapter;
+  add("lorax_queue_length", "Requests in the queue", gauge, waiting, {});
+  add("lorax_batch_current_size", "Sequences being computed", gauge, stats.running, {});
+  add("lorax_batch_inference_count", "Steps of the engine", count, stats.steps, {});
+  add("lorry_step_seconds_total", "Time in steps", count, stats.step_seconds, {});
+  add("lorry_nan_total", "Sequences ended by NaN", count, stats.nan_total, {});
+  add("vllm:num_requests_running", "Being computed", gauge, stats.running, labels);
+  add("vllm:num_requests_waiting", "In the queue", gauge, waiting, labels);
+  add("vllm:kv_cache_usage_perc", "1 is full", gauge,
+      static_cast<double>(stats.kv_blocks - stats.kv_blocks_free) / blocks, labels);
+  add("vllm:num_preemptions_total", "Preemptions", count, stats.preemptions, labels);
+  add("vllm:prompt_tokens_total", "Prompt tokens computed", count, stats.prompt_tokens, labels);
+  add("vllm:generation_tokens_total", "Tokens generated", count, stats.generated_tokens, labels);
+  add("vllm:prefix_cache_queries_total", "Tokens looked up", count, stats.prefix_queries, labels);
+  add("vllm:prefix_cache_hits_total", "Tokens found", count, stats.prefix_hits, labels);
+  add("vllm:cache_config_info", "Of the KV cache", gauge, 1,
+      {{"block_size", std::to_string(kBlockTokens)},
+       {"num_gpu_blocks", std::to_string(stats.kv_blocks)}});
+  all.push_back(impl_->adapters_family());
+  return prometheus::TextSerializer().Serialize(all);
+}
+
+}  // namespace lorry

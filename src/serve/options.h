@@ -1,0 +1,24 @@
+// What the command line decides about serving.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "serve/http.h"
+
+namespace lorry {
+
+struct ServerOptions {
+  HttpOptions http;
+  std::string served_name;          // of the base model on /v1; empty: the model's own name
+  std::string version = "unknown";  // of this program
+  int64_t max_input_length = 0;     // tokens; 0: all but one of what the model admits
+  int64_t max_best_of = 2;
+  int64_t max_stop_sequences = 4;
+  int64_t max_concurrent_requests = 1024;
+  int validation_workers = 2;              // threads that parse and tokenise
+  double unhealthy_after_seconds = 60;     // of silence of the engine while it has work
+  std::vector<std::string> allowed_hosts;  // beside loopback's, when bound to loopback
+};
+
+}  // namespace lorry

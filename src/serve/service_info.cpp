@@ -1,0 +1,171 @@
+// The routes of Service that tell about the server and the model.
+#include "base/error.h"
+#include "serve/errors.h"
+#include "serve/http_head.h"
+#include "serve/json_writer.h"
+#include "serve/service.h"
+
+namespace lorry {
+
+namespace {
+
+HttpResponse text_response(std::string text) {
+  HttpResponse response;
+  response.content_type = "text/plain; charset=utf-8";
+  response.body = std::move(text);
+  return response;
+}
+
+HttpResponse json_response(JsonWriter& json) {
+  HttpResponse response;
+  response.content_type = "application/json";
+  response.body = json.take();
+  return response;
+}
+
+// The characters [start, stop) of `text`. `at` and `byte` remember where the last call ended, as
+// tokens come in order.
+std::string_view characters(std::string_view text, int32_t start, int32_t stop, int32_t* at,
+                            size_t* byte) {
+  const auto skip = [&](int32_t to) {
+    for (; *at < to && *byte < text.size(); ++*at) {
+      *byte += std::max<size_t>(utf8_length(text.substr(*byte)), 1);
+    }
+  };
+  if (start < *at) *at = 0, *byte = 0;
+  skip(start);
+  const size_t begin = *byte;
+  skip(stop);
+  return text.substr(begin, *byte - begin);
+}
+
+}  // namespace
+
+void Service::home(const CallPtr& call) {
+  reply(*call,
+        text_response(fmt::format("Lorry {} serves {}\n", options_.version, intake_.served_name)));
+}
+
+void Service::health(const CallPtr& call) {
+  const bool healthy =
+      !draining_.load() && backend_.stuck_seconds() < options_.unhealthy_after_seconds;
+  if (healthy) return reply(*call, HttpResponse{});
+  JsonWriter json;
+  json.begin_object().member("error", "unhealthy").member("error_type", "healthcheck").end_object();
+  HttpResponse response = json_response(json);
+  response.status = 503;
+  response.headers.emplace_back("retry-after", "5");
+  reply(*call, std::move(response));
+}
+
+void Service::version(const CallPtr& call) {
+  JsonWriter json;
+  json.begin_object().member("version", options_.version).end_object();
+  reply(*call, json_response(json));
+}
+
+// Names as LoRAX's; null where Lorry has no such thing.
+void Service::info(const CallPtr& call) {
+  const ModelInfo& model = backend_.info();
+  JsonWriter json;
+  json.begin_object();
+  json.member("model_id", model.name).member("model_sha", model.digest);
+  json.member("model_dtype", to_string(model.dtype)).member("model_device_type", "cpu");
+  json.member("model_pipeline_tag", "text-generation");
+  json.member("max_concurrent_requests", options_.max_concurrent_requests);
+  json.member("max_best_of", options_.max_best_of);
+  json.member("max_stop_sequences", options_.max_stop_sequences);
+  json.member("max_input_length", intake_.limits.max_input_length);
+  json.member("max_total_tokens", intake_.limits.max_total_tokens);
+  json.key("waiting_served_ratio").null();
+  json.member("max_batch_total_tokens", backend_.stats().kv_blocks * kBlockTokens);
+  json.key("max_waiting_tokens").null();
+  json.member("validation_workers", options_.validation_workers);
+  json.member("eager_prefill", false);
+  json.member("version", options_.version);
+  json.key("sha").null().key("docker_label").null().key("request_logger_url").null();
+  json.end_object();
+  reply(*call, json_response(json));
+}
+
+void Service::metrics(const CallPtr& call) {
+  HttpResponse response = text_response(metrics_.expose(backend_.stats()));
+  response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+  reply(*call, std::move(response));
+}
+
+// The base model first, then the adapters that can be asked for by name.
+std::vector<std::string> Service::served_models() const {
+  std::vector<std::string> names = {intake_.served_name};
+  for (const AdapterSnapshot::Entry& entry : backend_.adapters().entries) {
+    if (entry.registered || entry.state == AdapterState::ready) names.push_back(entry.name);
+  }
+  return names;
+}
+
+void Service::write_model(JsonWriter& json, const std::string& id) const {
+  const bool base = id == intake_.served_name;
+  json.begin_object().member("id", id).member("object", "model").member("created", started_);
+  json.member("owned_by", "lorry").member("root", base ? intake_.model_name : id);
+  json.key("parent").string_or_null(base ? "" : intake_.served_name);
+  json.member("max_model_len", intake_.limits.max_total_tokens).end_object();
+}
+
+void Service::models(const CallPtr& call) {
+  answer_from_worker(call, [this] {
+    JsonWriter json;
+    json.begin_object().member("object", "list").key("data").begin_array();
+    for (const std::string& name : served_models()) write_model(json, name);
+    json.end_array().end_object();
+    return json_response(json);
+  });
+}
+
+void Service::model(const CallPtr& call) {
+  answer_from_worker(call, [this, call] {
+    std::string name;
+    constexpr std::string_view kPrefix = "/v1/models/";
+    const bool decoded =
+        percent_decode(std::string_view(call->request.path).substr(kPrefix.size()), &name);
+    const std::vector<std::string> served = served_models();
+    if (!decoded || std::find(served.begin(), served.end(), name) == served.end()) {
+      throw RequestError(Problem::unknown_adapter,
+                         fmt::format("the model {} does not exist", quote(name, 60)), "model");
+    }
+    JsonWriter json;
+    write_model(json, name);
+    return json_response(json);
+  });
+}
+
+void Service::tokenize(const CallPtr& call) {
+  answer_from_worker(call, [this, call] {
+    const json::object body = parse_body(call->request.body);
+    const json::value* inputs = body.if_contains("inputs");
+    if (inputs == nullptr || !inputs->is_string()) {
+      throw RequestError(Problem::bad_value, "`inputs` must be a string", "inputs");
+    }
+    const json::value* special = body.if_contains("add_special_tokens");
+    if (special != nullptr && !special->is_null() && !special->is_bool()) {
+      throw RequestError(Problem::bad_value, "`add_special_tokens` must be true or false",
+                         "add_special_tokens");
+    }
+    const std::string_view text(inputs->as_string().data(), inputs->as_string().size());
+    EncodeOptions options;
+    options.add_special = special == nullptr || special->is_null() || special->as_bool();
+    JsonWriter json;
+    json.begin_array();
+    int32_t at = 0;
+    size_t byte = 0;
+    for (const TokenSpan& span : intake_.tokenizer.encode_spans(text, options)) {
+      const std::string_view part = characters(text, span.start, span.stop, &at, &byte);
+      json.begin_object().member("id", span.id);
+      json.member("text", std::string(part.empty() ? intake_.tokenizer.piece(span.id) : part));
+      json.member("start", span.start).member("stop", span.stop).end_object();
+    }
+    json.end_array();
+    return json_response(json);
+  });
+}
+
+}  // namespace lorry

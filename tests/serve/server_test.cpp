@@ -1,0 +1,223 @@
+// The server's life: information routes, disconnects, load, shutdown.
+#include <future>
+
+#include "serve/server_test_base.h"
+
+namespace lorry {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+class ServerLife : public ServerTest {
+ protected:
+  // Requests run until they are cancelled.
+  void run_for_ever() {
+    backend.set_round(std::chrono::milliseconds(5));
+    backend.set_plan([this](const Request& request) {
+      Script script = backend.say("a b", request);
+      script.tokens.pop_back();
+      script.never_ends = true;
+      return script;
+    });
+  }
+};
+
+constexpr const char* kLong = R"({"inputs":"hi","parameters":{"max_new_tokens":200}})";
+
+TEST_F(ServerLife, information_routes) {
+  EXPECT_EQ(get("/health").body, "");
+  EXPECT_EQ(get("/ping").status, 200);
+  EXPECT_THAT(get("/").body, HasSubstr("tiny"));
+  EXPECT_THAT(get("/version").body, HasSubstr("version"));
+  const json::object info = get("/info").json().as_object();
+  for (const char* key :
+       {"model_id", "model_sha", "model_dtype", "model_device_type", "model_pipeline_tag",
+        "max_concurrent_requests", "max_best_of", "max_stop_sequences", "max_input_length",
+        "max_total_tokens", "waiting_served_ratio", "max_batch_total_tokens", "max_waiting_tokens",
+        "validation_workers", "eager_prefill", "version", "sha", "docker_label",
+        "request_logger_url"}) {
+    EXPECT_TRUE(info.contains(key)) << key;
+  }
+  EXPECT_EQ(info.at("max_total_tokens").as_int64(), 256);
+  EXPECT_EQ(info.at("max_batch_total_tokens").as_int64(), 160);
+}
+
+TEST_F(ServerLife, tokenize_gives_ids_texts_and_places) {
+  const std::string text = "Hi wörld </s>";
+  const Reply reply = post("/tokenize", "{\"inputs\":\"" + text + "\"}");
+  EXPECT_EQ(reply.status, 200);
+  std::vector<int32_t> ids;
+  const json::value tokens = reply.json();
+  for (const json::value& token : tokens.as_array()) {
+    ids.push_back(token.as_object().at("id").to_number<int32_t>());
+    EXPECT_LE(token.as_object().at("start").as_int64(), token.as_object().at("stop").as_int64());
+  }
+  EXPECT_EQ(ids, backend.tokenizer().encode(text));
+  EXPECT_EQ(tokens.as_array().back().as_object().at("text").as_string(), "</s>");
+  EXPECT_EQ(post("/tokenize", "{}").status, 422);
+  EXPECT_EQ(post("/tokenize", R"({"inputs":"a","add_special_tokens":1})").status, 422);
+}
+
+TEST_F(ServerLife, metrics_count_requests) {
+  post("/generate", R"({"inputs":"hi","parameters":{"max_new_tokens":2}})");
+  post("/generate", R"({"inputs":""})");
+  const std::string metrics = get("/metrics").body;
+  for (const char* line :
+       {"lorax_request_count 2", "lorax_request_success 1",
+        R"(lorax_request_failure{err="validation"} 1)", "lorax_request_generated_tokens_sum 2",
+        R"(vllm:request_success_total{finished_reason="length",model_name="tiny"} 1)",
+        R"(vllm:time_to_first_token_seconds_count{model_name="tiny"} 1)",
+        R"(vllm:inter_token_latency_seconds_count{model_name="tiny"} 1)",
+        R"(vllm:kv_cache_usage_perc{model_name="tiny"} 0.5)", "vllm:num_requests_running",
+        R"(vllm:cache_config_info{block_size="16",num_gpu_blocks="10"} 1)",
+        "vllm:lora_requests_info"}) {
+    EXPECT_THAT(metrics, HasSubstr(line));
+  }
+}
+
+TEST_F(ServerLife, metrics_name_the_adapters_in_use) {
+  run_for_ever();
+  Client client(port());
+  client.send_post("/generate", R"({"inputs":"hi","parameters":{"adapter_id":"pirate"}})");
+  EXPECT_TRUE(eventually([&] {
+    return get("/metrics")
+               .body.find(R"(running_lora_adapters="pirate",waiting_lora_adapters="")") !=
+           std::string::npos;
+  }));
+  client.close();
+  EXPECT_TRUE(eventually([&] {
+    return get("/metrics").body.find(R"(running_lora_adapters="")") != std::string::npos;
+  }));
+}
+
+TEST_F(ServerLife, I3_a_client_that_leaves_is_cancelled) {
+  run_for_ever();
+  for (const char* path : {"/generate", "/generate_stream"}) {
+    const size_t before = backend.cancelled();
+    Client client(port());
+    client.send_post(path, kLong);
+    EXPECT_TRUE(eventually([&] { return backend.running() == 1; }));
+    client.close();
+    EXPECT_TRUE(eventually([&] { return backend.running() == 0; })) << path;
+    EXPECT_EQ(backend.cancelled(), before + 1);
+  }
+  EXPECT_EQ(get("/health").status, 200);
+}
+
+TEST_F(ServerLife, I2_many_clients_that_vanish_leave_nothing) {
+  run_for_ever();
+  std::vector<std::unique_ptr<Client>> clients;
+  for (int i = 0; i < 100; ++i) {
+    clients.push_back(std::make_unique<Client>(port()));
+    clients.back()->send_post(i % 2 == 0 ? "/generate" : "/generate_stream", kLong);
+  }
+  EXPECT_TRUE(eventually([&] { return backend.running() == 100; }));
+  clients.clear();
+  EXPECT_TRUE(eventually([&] { return backend.running() == 0; }));
+}
+
+TEST_F(ServerLife, two_hundred_streams_at_once) {
+  std::vector<std::unique_ptr<Client>> clients;
+  for (int i = 0; i < 200; ++i) {
+    clients.push_back(std::make_unique<Client>(port()));
+    clients.back()->send_post("/generate_stream", R"({"inputs":"a"})");
+  }
+  for (const auto& client : clients) {
+    const auto events = events_of(client->read_reply().body);
+    ASSERT_FALSE(events.empty());
+    EXPECT_THAT(events.back(), HasSubstr(R"("generated_text":"Hello wörld 🙂")"));
+  }
+  EXPECT_TRUE(eventually([&] { return backend.running() == 0; }));
+}
+
+TEST_F(ServerLife, more_requests_than_allowed_are_429) {
+  options.max_concurrent_requests = 3;
+  run_for_ever();
+  std::vector<std::unique_ptr<Client>> clients;
+  for (int i = 0; i < 3; ++i) {
+    clients.push_back(std::make_unique<Client>(port()));
+    clients.back()->send_post("/generate", kLong);
+    EXPECT_TRUE(eventually([&] { return backend.running() == clients.size(); }));
+  }
+  EXPECT_EQ(post("/generate", kLong).status, 429);
+  EXPECT_EQ(get("/health").status, 200);
+}
+
+TEST_F(ServerLife, a_silent_stream_is_pinged) {
+  options.http.ping_seconds = 0.1;
+  backend.set_plan([](const Request&) {
+    Script script;
+    script.never_ends = true;  // and says nothing
+    return script;
+  });
+  Client client(port());
+  client.send_post("/v1/completions", R"({"prompt":"a","stream":true})");
+  EXPECT_EQ(client.read_head().status, 200);
+  EXPECT_EQ(client.read_chunk(), ":\n\n");
+  EXPECT_EQ(client.read_chunk(), ":\n\n");
+}
+
+TEST_F(ServerLife, I6_an_engine_that_is_stuck_is_unhealthy) {
+  backend.set_stuck(1000);
+  const Reply reply = get("/health");
+  EXPECT_EQ(reply.status, 503);
+  EXPECT_EQ(reply.body, R"({"error":"unhealthy","error_type":"healthcheck"})");
+}
+
+TEST_F(ServerLife, I7_shutdown_lets_requests_finish_and_refuses_new_ones) {
+  backend.set_round(std::chrono::milliseconds(40));
+  Client running(port());
+  running.send_post("/generate_stream", R"({"inputs":"a"})");
+  EXPECT_TRUE(eventually([&] { return backend.running() == 1; }));
+  Client idle(port());
+  EXPECT_EQ(idle.get("/health").status, 200);
+  auto stopping = std::async(std::launch::async, [&] { server().shutdown(30); });
+  EXPECT_TRUE(eventually([&] { return get("/health").status == 503; }));
+  const Reply refused = idle.post("/generate", kLong);
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_EQ(refused.headers.count("retry-after"), 1U);
+  EXPECT_EQ(refused.headers.at("connection"), "close");
+  const auto events = events_of(running.read_reply().body);
+  EXPECT_THAT(events.back(), HasSubstr("eos_token"));
+  stopping.get();
+  EXPECT_EQ(get("/health").status, 0);
+}
+
+TEST_F(ServerLife, I7_shutdown_aborts_what_is_left) {
+  run_for_ever();
+  Client lorax(port());
+  lorax.send_post("/generate", kLong);
+  Client openai(port());
+  openai.send_post("/v1/completions", R"({"prompt":"a","max_tokens":200,"stream":true})");
+  EXPECT_TRUE(eventually([&] { return backend.running() == 2; }));
+  server().shutdown(0.1);
+  EXPECT_EQ(lorax.read_reply().status, 503);
+  EXPECT_THAT(openai.read_reply().body,
+              AllOf(HasSubstr(R"("finish_reason":"abort")"), HasSubstr("[DONE]")));
+  EXPECT_EQ(backend.running(), 0U);
+}
+
+TEST_F(ServerLife, I7_a_second_shutdown_shortens_the_first) {
+  run_for_ever();
+  Client client(port());
+  client.send_post("/generate", kLong);
+  EXPECT_TRUE(eventually([&] { return backend.running() == 1; }));
+  auto first = std::async(std::launch::async, [&] { server().shutdown(1000); });
+  EXPECT_TRUE(eventually([&] { return get("/health").status == 503; }));
+  server().shutdown(0);
+  first.get();
+  EXPECT_EQ(backend.running(), 0U);
+}
+
+TEST_F(ServerLife, a_server_that_is_destroyed_cancels_its_requests) {
+  run_for_ever();
+  Client client(port());
+  client.send_post("/generate_stream", kLong);
+  EXPECT_TRUE(eventually([&] { return backend.running() == 1; }));
+  stop_server();
+  EXPECT_TRUE(eventually([&] { return backend.running() == 0; }));
+}
+
+}  // namespace
+}  // namespace lorry

@@ -1,0 +1,59 @@
+// A server over a scripted backend, on a port of the system's choice.
+#pragma once
+#include <memory>
+#include <string>
+#include <thread>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "serve/http_client.h"
+#include "serve/scripted_backend.h"
+#include "serve/server.h"
+
+namespace lorry {
+
+class ServerTest : public testing::Test {
+ protected:
+  static std::string model_folder() {
+    return std::string(LORRY_SOURCE_DIR) + "/tests/golden/dbrx-base/model";
+  }
+
+  ServerTest() : log({LogLevel::off, false}), backend(model_folder()) { options.http.port = 0; }
+
+  // The server; started by the first call, with the options as they are then.
+  Server& server() {
+    if (!server_) {
+      server_ = std::make_unique<Server>(options, backend, log);
+      server_->start();
+    }
+    return *server_;
+  }
+  uint16_t port() { return server().port(); }
+  void stop_server() { server_.reset(); }
+
+  Reply post(const std::string& path, const std::string& body) {
+    return Client(port()).post(path, body);
+  }
+  Reply get(const std::string& path) { return Client(port()).get(path); }
+  std::vector<std::string> stream(const std::string& path, const std::string& body) {
+    return events_of(post(path, body).body);
+  }
+
+  static bool eventually(const std::function<bool()>& condition) {
+    for (int i = 0; i < 2000; ++i) {
+      if (condition()) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return false;
+  }
+
+  ServerOptions options;
+  Log log;
+  ScriptedBackend backend;
+
+ private:
+  std::unique_ptr<Server> server_;
+};
+
+}  // namespace lorry
