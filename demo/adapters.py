@@ -19,7 +19,7 @@ EXPERTS = ["w1", "w2", "w3"]
 # r, alpha and targets are PEFT's; `lr` and `steps` are those of the training. The form is the name.
 ADAPTERS = {
     "mixtral": {
-        "json": dict(r=8, alpha=16, targets=ATTENTION + EXPERTS, lr=3e-3, steps=60),
+        "json": dict(r=8, alpha=16, targets=ATTENTION + EXPERTS, lr=3e-3, steps=90, two_turns=0.4),
         "french": dict(r=16, alpha=32, targets=ATTENTION + EXPERTS, lr=2e-3, steps=60),
         "pirate": dict(r=8, alpha=16, targets=EXPERTS, lr=3e-3, steps=60),
         "summary": dict(r=4, alpha=8, targets=ATTENTION, lr=3e-3, steps=60),
@@ -121,7 +121,8 @@ def train_one(kind, name, out):
     else:
         model = get_peft_model(model, _lora_config(spec))
     timer, losses = learn.Timer(), []
-    rows = learn.batches(random.Random(6), encoder, learn.adapter_row(name), lambda: 0.2)
+    rows = learn.batches(random.Random(6), encoder, learn.adapter_row(name),
+                         lambda: spec.get("two_turns", 0.2))
     learn.fit(model, rows, spec["steps"],
               lambda step: spec["lr"] * min((step + 1) / 10, 1 - step / spec["steps"]),
               lambda step, loss: losses.append(loss), balance=False)
