@@ -1,0 +1,71 @@
+#include "cli/commands.h"
+
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "base/error.h"
+
+namespace lorry {
+
+namespace {
+
+constexpr const char* kFooter =
+    "Begin with\n"
+    "  lorry serve                        the demo model and its adapters on 127.0.0.1:3000\n"
+    "  lorry chat                         talk to it here\n"
+    "  lorry serve /models/mixtral --lora-modules sql=/adapters/sql\n"
+    "`lorry COMMAND --help` lists a command's flags.";
+
+std::string one_line(std::string text) {
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  for (char& c : text) {
+    if (c == '\n') c = ' ';
+  }
+  return text;
+}
+
+int run(const std::vector<Command>& commands) {
+  for (const Command& command : commands) {
+    if (command.app->parsed()) return command.run();
+  }
+  return 2;  // not reached: one subcommand is required
+}
+
+}  // namespace
+
+int run_command_line(int argc, char** argv) {
+  CLI::App app("Serves one Mixture-of-Experts language model together with many LoRA adapters.",
+               "lorry");
+  app.set_version_flag("--version", "lorry " LORRY_VERSION);
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  app.get_formatter()->column_width(38);
+  const std::vector<Command> commands = {add_serve(app),   add_generate(app), add_chat(app),
+                                         add_inspect(app), add_logits(app),   add_bench(app),
+                                         add_env(app)};
+  try {
+    app.parse(argc, argv);
+    return run(commands);
+  } catch (const CLI::Success& e) {  // --help, --version
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    const auto parsed = app.get_subcommands();
+    if (parsed.empty() && argc > 1 && argv[1][0] != '-') {
+      fmt::print(stderr, "lorry: there is no command {}\nSee: lorry --help\n", quote(argv[1]));
+      return 2;
+    }
+    fmt::print(stderr, "lorry: {}\nSee: lorry {}--help\n", one_line(e.what()),
+               parsed.empty() ? "" : parsed.front()->get_name() + " ");
+    return 2;
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "lorry: {}\n", one_line(e.what()));
+    return 1;
+  }
+}
+
+}  // namespace lorry

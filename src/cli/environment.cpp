@@ -1,0 +1,27 @@
+#include "cli/environment.h"
+
+#include <cstdlib>
+
+#include <unistd.h>
+
+namespace lorry {
+
+std::optional<std::string> environment(const std::string& name) {
+  const char* value = std::getenv(name.c_str());
+  if (value == nullptr || *value == '\0') return std::nullopt;
+  return value;
+}
+
+std::string cache_folder() {
+  if (const auto cache = environment("XDG_CACHE_HOME"); cache && cache->starts_with('/')) {
+    return *cache;
+  }
+  const auto home = environment("HOME");
+  return home ? *home + "/.cache" : "";
+}
+
+std::string temporary_folder() { return environment("TMPDIR").value_or("/tmp"); }
+
+bool stdin_is_terminal() { return isatty(STDIN_FILENO) == 1; }
+
+}  // namespace lorry

@@ -1,0 +1,18 @@
+// What the process was started with. The only place that reads the environment.
+#pragma once
+#include <optional>
+#include <string>
+
+namespace lorry {
+
+// Empty when the variable is not set, or set to nothing.
+std::optional<std::string> environment(const std::string& name);
+
+// Folders of the user, as the XDG base directories and POSIX name them.
+std::string cache_folder();      // empty: none
+std::string temporary_folder();  // "/tmp" when nothing else is said
+
+// Whether standard input is a person's terminal.
+bool stdin_is_terminal();
+
+}  // namespace lorry

@@ -1,0 +1,129 @@
+#include "cli/model_flags.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <limits>
+
+#include <CLI/CLI.hpp>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "cli/environment.h"
+#include "cli/values.h"
+#include "models/synthetic.h"
+
+namespace lorry {
+
+namespace {
+
+constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+
+std::vector<std::pair<std::string, std::string>> adapters_in(const std::string& folder) {
+  std::vector<std::pair<std::string, std::string>> adapters;
+  if (!is_directory(folder)) return adapters;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.is_directory()) {
+      adapters.emplace_back(entry.path().filename().string(), entry.path().string());
+    }
+  }
+  std::sort(adapters.begin(), adapters.end());
+  return adapters;
+}
+
+// Where a folder is missing, says which kinds of names there are.
+void check_folder(const std::string& folder) {
+  if (is_synthetic(folder) || is_directory(folder)) return;
+  fail(Code::not_found,
+       "{} is no folder; a model is a folder with config.json and model.safetensors, or 'demo' or "
+       "'demo:dbrx'{}",
+       quote(folder), file_exists(folder) ? " (this is a file: name the folder it is in)" : "");
+}
+
+}  // namespace
+
+void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
+  app.add_option("model,--model-id", f.model,
+                 required ? "Folder of the model, 'demo' or 'demo:dbrx'"
+                          : "Folder of the model, 'demo' (the default) or 'demo:dbrx'")
+      ->required(required);
+  const char* group = "Model and machine";
+  app.add_option("--dtype", f.dtype, "bfloat16 (default), or float32: exact, slower")->group(group);
+  accept_units(app.add_option("--threads", f.threads, "Compute threads (default: physical cores)")
+                   ->group(group),
+               0, 4096);
+  app.add_option("--isa", f.isa, "avx512, avx2 or scalar (default: the best of this CPU)")
+      ->group(group);
+  accept_units(app.add_option("--prefill-chunk", f.prefill_chunk,
+                              "Tokens of one prompt in one step (default: no limit of its own)")
+                   ->group(group),
+               0, kMaxInt);
+  const char* memory = "Memory";
+  accept_units(app.add_option("--kv-tokens", f.kv_tokens,
+                              "Tokens that the KV cache holds (default: by free memory)")
+                   ->group(memory),
+               0, int64_t{1} << 40);
+  accept_units(
+      app.add_option("--adapter-memory", f.adapter_memory,
+                     "Memory for adapters, as 64M or 1G (default: a tenth of what is free)")
+          ->group(memory),
+      0, int64_t{1} << 50);
+  accept_units(
+      app.add_option("--max-lora-rank", f.max_lora_rank, "Largest rank of an adapter (default: 64)")
+          ->group(memory),
+      1, 512);
+}
+
+ModelPlace find_model(const std::string& name) {
+  ModelPlace place;
+  place.name = name;
+  place.folder = name;
+  const std::string prefix = std::string(kDemoModel) + ":";
+  if (name != kDemoModel && !name.starts_with(prefix)) {
+    check_folder(name);
+    return place;
+  }
+  const std::string which = name == kDemoModel ? "mixtral" : name.substr(prefix.size());
+  if (which != "mixtral" && which != "dbrx") {
+    fail(Code::not_found, "there is no demo model {}: expected demo (or demo:mixtral), demo:dbrx",
+         quote(which));
+  }
+  place.demo = std::make_unique<DemoFiles>(cache_folder(), temporary_folder());
+  place.folder = join_path(place.demo->folder(), which);
+  place.adapters = adapters_in(join_path(place.folder, "adapters"));
+  return place;
+}
+
+EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
+  EngineOptions o;
+  o.model = place.folder;
+  o.dtype = parse_dtype(f.dtype);
+  o.threads = f.threads;
+  o.isa = f.isa;
+  o.prefill_chunk = f.prefill_chunk;
+  o.kv_tokens = f.kv_tokens;
+  o.adapter_memory = f.adapter_memory;
+  o.max_lora_rank = f.max_lora_rank;
+  o.adapters = place.adapters;
+  return o;
+}
+
+std::string add_adapter(EngineOptions& options, const std::string& text) {
+  NamedPath adapter = parse_name_or_path(text);
+  const auto at = std::find_if(options.adapters.begin(), options.adapters.end(),
+                               [&](const auto& known) { return known.first == adapter.name; });
+  if (!adapter.path.empty()) {
+    if (at != options.adapters.end()) {
+      at->second = std::move(adapter.path);
+    } else {
+      options.adapters.emplace_back(adapter.name, std::move(adapter.path));
+    }
+  } else if (at == options.adapters.end()) {
+    std::string known;
+    for (const auto& [name, folder] : options.adapters) known += " " + name;
+    fail(Code::not_found, "there is no adapter {} (known:{}); for a folder write NAME=FOLDER",
+         quote(adapter.name), known.empty() ? " none" : known);
+  }
+  return adapter.name;
+}
+
+}  // namespace lorry

@@ -1,0 +1,51 @@
+// The flags that every command with a model has, and what they mean for the engine.
+#pragma once
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cli/demo.h"
+#include "engine/engine.h"
+
+namespace CLI {
+class App;
+}
+
+namespace lorry {
+
+inline constexpr const char* kDemoModel = "demo";
+
+struct ModelFlags {
+  std::string model = kDemoModel;
+  std::string dtype = "bfloat16";
+  int32_t threads = 0;
+  std::string isa;
+  int32_t prefill_chunk = 0;
+  int64_t kv_tokens = 0;
+  int64_t adapter_memory = 0;
+  int32_t max_lora_rank = 64;
+};
+
+// `required`: a model must be named, otherwise the demo is the default.
+void add_model_flags(CLI::App& app, ModelFlags& flags, bool required);
+
+// A model as a command names it: its folder and the adapters that come with it.
+struct ModelPlace {
+  std::string name;                                           // as it was named, for people
+  std::string folder;                                         // or "synthetic:..."
+  std::vector<std::pair<std::string, std::string>> adapters;  // name, folder
+  std::unique_ptr<DemoFiles> demo;                            // keeps the files while in use
+};
+
+// "demo", "demo:mixtral", "demo:dbrx", a folder, or a synthetic model's name.
+// Throws Error(not_found) for another demo.
+ModelPlace find_model(const std::string& name);
+
+EngineOptions engine_options(const ModelFlags& flags, const ModelPlace& place);
+
+// Adds `text` (NAME=FOLDER, or the NAME of an adapter that is there) to the adapters of `options`
+// where it brings a folder; returns the name. Throws Error(not_found) listing the names there are.
+std::string add_adapter(EngineOptions& options, const std::string& text);
+
+}  // namespace lorry

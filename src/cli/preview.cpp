@@ -1,0 +1,82 @@
+#include "cli/preview.h"
+
+#include <set>
+
+#include "base/error.h"
+#include "base/system.h"
+#include "engine/memory_plan.h"
+#include "models/synthetic.h"
+#include "ops/cpu/cpu_ops.h"
+
+namespace lorry {
+
+namespace {
+
+// Every tensor that the loader would read.
+std::vector<Slice> slices_of(const Architecture& architecture, const Spec& spec,
+                             const Checkpoint& checkpoint) {
+  const ModelSlices model = architecture.model(spec);
+  std::vector<Slice> slices = {model.embed, model.final_norm, model.head};
+  for (int32_t i = 0; i < spec.layers; ++i) {
+    const LayerSlices l =
+        architecture.layer(spec, i, [&](std::string_view name) { return checkpoint.has(name); });
+    slices.insert(slices.end(), {l.attn_norm, l.ffn_norm, l.o, l.router});
+    slices.insert(slices.end(), l.qkv.begin(), l.qkv.end());
+    for (const ExpertSlices& e : l.experts) slices.insert(slices.end(), {e.gate, e.up, e.down});
+  }
+  return slices;
+}
+
+void check_tensors(Preview& p) {
+  Checkpoint& checkpoint = *p.parts.checkpoint;
+  std::set<std::string> names;
+  for (const Slice& s : slices_of(*p.parts.architecture, p.spec, checkpoint)) {
+    checkpoint.tensor(s.name, s.shape);
+    names.insert(s.name);
+  }
+  p.tensors = static_cast<int64_t>(names.size());
+  p.file_bytes = checkpoint.total_bytes();
+  p.digest = to_hex(checkpoint.digest());
+  if (p.spec.tied_head) return;
+  const Slice head = p.parts.architecture->model(p.spec).head;
+  p.parts.head_as_stored = checkpoint.tensor(head.name, head.shape);
+}
+
+}  // namespace
+
+Preview preview_model(const EngineOptions& options) {
+  Preview p;
+  if (!is_synthetic(options.model)) {
+    p.parts.checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(options.model));
+  }
+  const Config config = p.parts.checkpoint
+                            ? p.parts.checkpoint->config()
+                            : Config::parse(synthetic_config(options.model), options.model);
+  p.parts.architecture = &architecture_of(config.text("model_type"));
+  p.spec = p.parts.architecture->spec(config);
+  p.sites = p.parts.architecture->sites(p.spec);
+  if (p.parts.checkpoint) check_tensors(p);
+  p.parts.pool = std::make_unique<ThreadPool>(1);
+  p.parts.ops = make_cpu_ops(options.dtype, *p.parts.pool);
+  try {
+    p.memory = plan_memory(options, p.spec, *p.parts.ops, available_memory());
+  } catch (const Error& e) {
+    if (e.code() != Code::over_capacity) throw;
+    p.does_not_fit = e.what();
+  }
+  return p;
+}
+
+std::unique_ptr<Adapter> preview_adapter(const Preview& model, const std::string& folder,
+                                         int32_t max_rank) {
+  const LoadedModel& parts = model.parts;
+  const AdapterTarget target{&model.sites, parts.ops.get(),
+                             [&parts](const std::string& module, const Tensor& copy) {
+                               return same_as_base(parts, module, copy);
+                             }};
+  AdapterLimits limits;
+  limits.max_rank = max_rank;
+  return load_adapter(folder, target, limits);
+}
+
+}  // namespace lorry

@@ -1,0 +1,116 @@
+#include "cli/serve_flags.h"
+
+#include <algorithm>
+#include <limits>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/values.h"
+
+namespace lorry {
+
+namespace {
+
+constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+constexpr int32_t kBatchTokens = 512;
+constexpr int32_t kLogitRows = 128;
+
+void add_network(CLI::App& app, ServeFlags& f) {
+  const char* group = "Network";
+  app.add_option("--host,--hostname", f.host,
+                 "Address to listen on (default: 127.0.0.1, this machine alone)")
+      ->group(group);
+  accept_units(
+      app.add_option("--port", f.port, "Port (default: 3000; 0: one that is free)")->group(group),
+      0, 65535);
+  app.add_option("--served-model-name", f.served_name,
+                 "Name of the base model on /v1 (default: the MODEL)")
+      ->group(group);
+}
+
+void add_limits(CLI::App& app, ServeFlags& f) {
+  const char* group = "Limits of a request";
+  const auto count = [&](const char* name, auto& value, const char* help, int64_t min) {
+    accept_units(app.add_option(name, value, help)->group(group), min, kMaxInt);
+  };
+  count("--max-total-tokens,--max-model-len", f.max_total_tokens,
+        "Prompt and answer together (default: what the model admits)", 1);
+  count("--max-input-length", f.max_input_length, "Prompt (default: one less than that)", 1);
+  count("--max-best-of", f.max_best_of, "best_of and n (default: 2)", 1);
+  count("--max-stop-sequences", f.max_stop_sequences, "Stop sequences (default: 4)", 0);
+  const char* server = "Limits of the server";
+  group = server;
+  count("--max-concurrent-requests", f.max_requests,
+        "Requests in work or waiting; more are refused (default: 1024)", 1);
+  count("--max-num-seqs", f.max_sequences, "Requests in one step (default: 64)", 1);
+  count("--max-batch-prefill-tokens,--max-num-batched-tokens", f.max_batch_tokens,
+        "Tokens in one step (default: 512)", 1);
+  count("--validation-workers", f.validation_workers,
+        "Threads that read and tokenise requests (default: 2)", 1);
+}
+
+void add_adapters(CLI::App& app, ServeFlags& f) {
+  const char* group = "Adapters";
+  app.add_option("--lora-modules", f.lora_modules, "NAME=FOLDER, any number")->group(group);
+  app.add_option("--adapter-root", f.adapter_root, "Requests may name any folder below this one")
+      ->group(group);
+}
+
+void add_operation(CLI::App& app, ServeFlags& f) {
+  const char* group = "Operation";
+  app.add_option("--config", f.config, "YAML file with flags, as `max-num-seqs: 128`")
+      ->group(group);
+  app.add_option("--prefix-caching", f.prefix_caching,
+                 "true or false: keep what prompts begin with (default: true)")
+      ->group(group);
+  accept_range(app.add_option("--shutdown-timeout", f.shutdown_timeout_s,
+                              "Seconds that running requests get after SIGTERM (default: 30)")
+                   ->group(group),
+               0.0, 86400.0);
+  app.add_flag("--json-output", f.json_output, "Log as JSON lines")->group(group);
+  app.add_option("--log-level", f.log_level, "debug, info, warn, error or off (default: info)")
+      ->group(group);
+}
+
+}  // namespace
+
+void add_serve_flags(CLI::App& app, ServeFlags& flags) {
+  add_model_flags(app, flags.model, false);
+  add_network(app, flags);
+  add_adapters(app, flags);
+  add_limits(app, flags);
+  add_operation(app, flags);
+}
+
+EngineOptions engine_options(const ServeFlags& f, const ModelPlace& place) {
+  EngineOptions o = engine_options(f.model, place);
+  o.max_sequences = f.max_sequences;
+  o.max_batch_tokens =
+      f.max_batch_tokens > 0 ? f.max_batch_tokens : std::max(kBatchTokens, f.max_sequences);
+  o.max_logit_rows = std::max(kLogitRows, f.max_sequences);
+  o.max_total_tokens = f.max_total_tokens;
+  o.prefix_cache = f.prefix_caching;
+  o.max_requests = f.max_requests;
+  o.adapter_root = f.adapter_root;
+  for (const std::string& module : f.lora_modules) {
+    parse_named_path(module);  // here a name alone means nothing
+    add_adapter(o, module);
+  }
+  return o;
+}
+
+ServerOptions server_options(const ServeFlags& f, const ModelPlace& place) {
+  ServerOptions o;
+  o.http.host = f.host;
+  o.http.port = f.port;
+  o.served_name = f.served_name.empty() ? place.name : f.served_name;
+  o.version = LORRY_VERSION;
+  o.max_input_length = f.max_input_length;
+  o.max_best_of = f.max_best_of;
+  o.max_stop_sequences = f.max_stop_sequences;
+  o.max_concurrent_requests = f.max_requests;
+  o.validation_workers = f.validation_workers;
+  return o;
+}
+
+}  // namespace lorry

@@ -1,0 +1,20 @@
+// Flags that may also come from the environment or a YAML file. Command line > environment > file >
+// default: apply_settings() fills, after parsing, every option that the command line left alone.
+#pragma once
+#include <string>
+
+namespace CLI {
+class App;
+}
+
+namespace lorry {
+
+// Variables are named after the flags (--max-input-length: MAX_INPUT_LENGTH), keys of the file too
+// (max-input-length or max_input_length); each name of a flag counts, lists are YAML lists or, in
+// a variable, separated by spaces; name=value lists may be YAML maps. HOST and HOSTNAME count only
+// when they hold an address: shells and containers set them to the machine's name.
+// `file` may be empty. Throws Error naming the variable, or the file and its key: an unknown key, a
+// value that the flag refuses.
+void apply_settings(CLI::App& app, const std::string& file);
+
+}  // namespace lorry

@@ -1,0 +1,25 @@
+// Signals: calls back on every SIGINT and SIGTERM, from a thread of its own, where anything may be
+// done. Made before other threads are: they inherit that these signals are not for them.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <thread>
+
+namespace lorry {
+
+class Signals {
+ public:
+  explicit Signals(std::function<void()> on_signal);
+  ~Signals();
+  Signals(const Signals&) = delete;
+  Signals& operator=(const Signals&) = delete;
+
+ private:
+  void wait_forever();
+
+  std::function<void()> on_signal_;
+  std::atomic<bool> stopping_{false};
+  std::thread thread_;
+};
+
+}  // namespace lorry
