@@ -1,6 +1,8 @@
 // What the algorithms share, over V16 and P16: unrolling, fixed-order sums, the exponential, and
 // the two element types (Bf16, F32) as policies. Included after one of the vector_*.h files.
 #pragma once
+#include <utility>  // integer_sequence: a type, no code
+
 #include <stdint.h>
 
 namespace lorry::cpu {
@@ -12,19 +14,13 @@ template <int I>
 struct Constant {
   constexpr operator int() const { return I; }
 };
-template <int... I>
-struct Sequence {};
-template <int N>
-struct Count {
-  using type = Sequence<__integer_pack(N)...>;
-};
 template <class F, int... I>
-LORRY_INLINE void unroll_sequence(F&& f, Sequence<I...>) {
+LORRY_INLINE void unroll_sequence(F&& f, std::integer_sequence<int, I...>) {
   (f(Constant<I>{}), ...);
 }
 template <int N, class F>
 LORRY_INLINE void unroll(F&& f) {
-  unroll_sequence(f, typename Count<N>::type{});
+  unroll_sequence(f, std::make_integer_sequence<int, N>{});
 }
 #define LORRY_UNROLLED __attribute__((always_inline))
 
