@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int32_t kBlock = 16;         // tokens of a KV block
+constexpr int32_t kBlock = 16;  // tokens of a KV block
 constexpr int32_t kBlocksPerSequence = 4;
 
 // What this program keeps of a sequence: it owns the cache blocks from first_block on.

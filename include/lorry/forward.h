@@ -23,9 +23,9 @@ struct ForwardInput {
   std::span<const int32_t> kv_lens;       // [S]: tokens in the cache after this pass
   std::span<const int32_t> block_tables;  // [S, max_blocks]: cache blocks of 16 tokens
   int32_t max_blocks = 0;
-  std::span<const int32_t> slots;         // [T]: block * 16 + offset; < 0: do not store
-  std::span<const int32_t> adapters;      // [S]: the sequence's adapter, -1: none
-  std::span<const int32_t> logit_rows;    // [R]: rows to compute logits (or hidden states) for
+  std::span<const int32_t> slots;       // [T]: block * 16 + offset; < 0: do not store
+  std::span<const int32_t> adapters;    // [S]: the sequence's adapter, -1: none
+  std::span<const int32_t> logit_rows;  // [R]: rows to compute logits (or hidden states) for
   Want want = Want::logits;
 };
 

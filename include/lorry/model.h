@@ -16,7 +16,7 @@ struct ModelOptions {
   Dtype dtype = Dtype::bf16;  // or f32
   int32_t threads = 0;        // 0: one per physical core
   ForwardLimits limits;
-  int32_t kv_blocks = 256;    // of 16 tokens
+  int32_t kv_blocks = 256;  // of 16 tokens
 };
 
 class Model {

@@ -1,14 +1,14 @@
 #include "base/system.h"
 
-#include <fmt/format.h>
-#include <sched.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <fstream>
 #include <limits>
 #include <set>
 #include <string>
+
+#include <fmt/format.h>
+#include <sched.h>
+#include <unistd.h>
 
 namespace lorry {
 

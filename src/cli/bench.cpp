@@ -67,8 +67,8 @@ class BenchBatch {
       adapters_.push_back(case_.adapters == 0 ? -1 : s % case_.adapters);
       for (int32_t b = 0; b < per; ++b) tables_.push_back(s * per + b);
     }
-    input_ = {ids_, positions_, lens_, cu_, kv_, tables_, per, slots_, adapters_, rows_,
-              Want::logits};
+    input_ = {ids_, positions_, lens_,     cu_,   kv_,         tables_,
+              per,  slots_,     adapters_, rows_, Want::logits};
     return input_;
   }
 
@@ -81,8 +81,8 @@ class BenchBatch {
 std::string hash_logits(const Tensor& logits) {
   Sha256 hash;
   for (int64_t r = 0; r < logits.rows(); ++r) {
-    hash.update(std::as_bytes(
-        std::span(logits.row<const float>(r), static_cast<size_t>(logits.cols()))));
+    hash.update(
+        std::as_bytes(std::span(logits.row<const float>(r), static_cast<size_t>(logits.cols()))));
   }
   return to_hex(hash.finish());
 }

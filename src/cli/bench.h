@@ -26,10 +26,10 @@ struct BenchResult {
   BenchCase what;
   double seconds = 0;  // median of a step
   double tokens_per_s = 0;
-  double gb_per_s = 0;     // of the bytes that the count below includes
+  double gb_per_s = 0;  // of the bytes that the count below includes
   double gflops = 0;
-  double of_roofline = 0;  // median over steps of roofline time / measured time
-  Probe probe;             // medians
+  double of_roofline = 0;     // median over steps of roofline time / measured time
+  Probe probe;                // medians
   std::string logits_sha256;  // of the first step's logits
 };
 

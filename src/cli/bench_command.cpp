@@ -1,8 +1,9 @@
 // `lorry bench`: speed as a fraction of what the machine can do.
+#include <cstdio>
+
 #include <CLI/CLI.hpp>
 #include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
-#include <cstdio>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -91,8 +92,7 @@ void print(const BenchResult& r) {
   std::printf("%-8s %5d %8d %5d %10.1f %8.1f %8.0f %8.1f %8.0f %9.1f%%  %.16s\n",
               prefill ? "prefill" : "decode", r.what.batch, r.what.adapters,
               r.what.adapters > 0 ? r.what.rank : 0, r.tokens_per_s, r.gb_per_s, r.gflops,
-              r.probe.read_gb_s, r.probe.bf16_gflops, 100 * r.of_roofline,
-              r.logits_sha256.c_str());
+              r.probe.read_gb_s, r.probe.bf16_gflops, 100 * r.of_roofline, r.logits_sha256.c_str());
   std::fflush(stdout);
 }
 
@@ -118,12 +118,9 @@ int run_bench(const BenchFlags& f) {
     }
   }
   if (f.as_json) {
-    const json::object all{{"model", f.model},
-                           {"cpu", cpu_name()},
-                           {"isa", model->info.isa},
-                           {"threads", model->info.threads},
-                           {"probe", to_json(probe)},
-                           {"results", std::move(results)}};
+    const json::object all{{"model", f.model},        {"cpu", cpu_name()},
+                           {"isa", model->info.isa},  {"threads", model->info.threads},
+                           {"probe", to_json(probe)}, {"results", std::move(results)}};
     std::printf("%s\n", json::serialize(all).c_str());
   }
   return 0;
@@ -134,9 +131,11 @@ int run_bench(const BenchFlags& f) {
 Command add_bench(CLI::App& lorry) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* app = lorry.add_subcommand(
-      "bench", "Measure speed, as a fraction of what the machine can do at that moment.\n"
-               "Example: lorry bench --kind decode --batch 16 --adapters 16 --rank 16");
-  app->add_option("--model", flags->model, "Folder, or synthetic:mini-mixtral")->capture_default_str();
+      "bench",
+      "Measure speed, as a fraction of what the machine can do at that moment.\n"
+      "Example: lorry bench --kind decode --batch 16 --adapters 16 --rank 16");
+  app->add_option("--model", flags->model, "Folder, or synthetic:mini-mixtral")
+      ->capture_default_str();
   app->add_option("--kind", flags->kind, "What a step does")
       ->check(CLI::IsMember({"all", "prefill", "decode"}))
       ->capture_default_str();

@@ -42,9 +42,8 @@ const ForwardInput& BatchBuilder::build() {
     v->clear();
   }
   cu_seqlens_.assign(1, 0);
-  std::stable_sort(entries_.begin(), entries_.end(), [](const BatchEntry& a, const BatchEntry& b) {
-    return a.adapter < b.adapter;
-  });
+  std::stable_sort(entries_.begin(), entries_.end(),
+                   [](const BatchEntry& a, const BatchEntry& b) { return a.adapter < b.adapter; });
   for (BatchEntry& entry : entries_) append(entry);
   append_tables();
   input_.input_ids = ids_;

@@ -53,9 +53,8 @@ Digest cache_salt(const Request& r, const Adapter* adapter) {
 
 }  // namespace
 
-EngineCore::EngineCore(const EngineOptions& options, LoadedModel& model,
-                       const Tokenizer* tokenizer, std::function<void()> wake,
-                       std::function<void()> released)
+EngineCore::EngineCore(const EngineOptions& options, LoadedModel& model, const Tokenizer* tokenizer,
+                       std::function<void()> wake, std::function<void()> released)
     : options_(options),
       model_(model),
       tokenizer_(tokenizer),
@@ -171,8 +170,7 @@ void EngineCore::run(const StepPlan& plan) {
   }
   counters_.last_batch_tokens = n_tokens;
   counters_.last_batch_sequences = static_cast<int64_t>(plan.chunks.size());
-  const ForwardOutput out =
-      model_.lm->forward(batch_.build(), model_.layers, batch_.views());
+  const ForwardOutput out = model_.lm->forward(batch_.build(), model_.layers, batch_.views());
   scheduler_.commit(plan);
   deliver(out);
 }
@@ -200,8 +198,9 @@ void EngineCore::deliver(const ForwardOutput& out) {
     } else {
       ++counters_.nan_total;
       finish(*c.active, FinishReason::failed,
-             Error(Code::internal, "the model's scores hold NaN or infinity: its weights or the "
-                                   "adapter's are broken for this input"));
+             Error(Code::internal,
+                   "the model's scores hold NaN or infinity: its weights or the "
+                   "adapter's are broken for this input"));
     }
   }
 }
@@ -224,8 +223,7 @@ void EngineCore::deliver_prompt(Active& a, const BatchEntry& entry, const Forwar
   const int32_t end = std::min(chunk.end() + 1, a.seq.n_prompt);
   for (int32_t p = std::max(first + 1, a.prompt_reported); p < end; ++p) {
     const int32_t id = a.seq.tokens[static_cast<size_t>(p)];
-    const SampledToken token =
-        samplers_[0]->score({row_of(p - 1), vocab}, a.request.sampling, id);
+    const SampledToken token = samplers_[0]->score({row_of(p - 1), vocab}, a.request.sampling, id);
     a.request.sink->on_prompt_token({token, p});
     a.prompt_reported = p + 1;
   }

@@ -52,8 +52,9 @@ class Engine::Impl {
         tokenizer_(load_tokenizer(options_.model)),
         // A cancellation for each request and room for questions and nudges.
         inbox_(static_cast<size_t>(options_.max_requests) * 2 + 64),
-        core_(options_, *model_, tokenizer_ ? &*tokenizer_ : nullptr, [this] { nudge(); },
-              [this] { in_flight_.fetch_sub(1); }),
+        core_(
+            options_, *model_, tokenizer_ ? &*tokenizer_ : nullptr, [this] { nudge(); },
+            [this] { in_flight_.fetch_sub(1); }),
         thread_([this] { run(); }) {}
 
   ~Impl() {

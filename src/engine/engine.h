@@ -20,20 +20,21 @@ namespace lorry {
 struct EngineOptions {
   std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
   Dtype dtype = Dtype::bf16;
-  int32_t threads = 0;              // 0: one per physical core
-  std::string isa;                  // "", "avx512", "avx2", "scalar": "" picks the best
-  int32_t max_batch_tokens = 512;   // rows of a step
-  int32_t max_sequences = 64;       // sequences of a step
+  int32_t threads = 0;             // 0: one per physical core
+  std::string isa;                 // "", "avx512", "avx2", "scalar": "" picks the best
+  int32_t max_batch_tokens = 512;  // rows of a step
+  int32_t max_sequences = 64;      // sequences of a step
   int32_t max_logit_rows = 128;
-  int32_t prefill_chunk = 0;        // tokens of one prompt per step; 0: up to the batch
-  int64_t max_total_tokens = 0;     // prompt and answer of one request; 0: what the model admits
-  int64_t kv_tokens = 0;            // capacity of the KV cache; 0: from the memory that is free
-  double kv_memory_fraction = 0.5;  // of the memory that is free after the weights, with kv_tokens 0
+  int32_t prefill_chunk = 0;     // tokens of one prompt per step; 0: up to the batch
+  int64_t max_total_tokens = 0;  // prompt and answer of one request; 0: what the model admits
+  int64_t kv_tokens = 0;         // capacity of the KV cache; 0: from the memory that is free
+  double kv_memory_fraction =
+      0.5;  // of the memory that is free after the weights, with kv_tokens 0
   bool prefix_cache = true;
-  int32_t max_requests = 1024;      // submitted and not finished
+  int32_t max_requests = 1024;  // submitted and not finished
   int32_t max_lora_rank = 64;
-  int64_t adapter_memory = 0;       // bytes; 0: a tenth of what is free after the weights
-  std::string adapter_root;         // local adapters may be named by a path below it
+  int64_t adapter_memory = 0;  // bytes; 0: a tenth of what is free after the weights
+  std::string adapter_root;    // local adapters may be named by a path below it
   std::vector<std::pair<std::string, std::string>> adapters;  // name, folder
 };
 
@@ -45,8 +46,8 @@ struct MemoryPlan {
 };
 
 struct ModelInfo {
-  std::string name;         // folder or synthetic name
-  std::string digest;       // of the checkpoint, hex
+  std::string name;    // folder or synthetic name
+  std::string digest;  // of the checkpoint, hex
   Spec spec;
   Dtype dtype = Dtype::bf16;
   std::string isa;

@@ -28,7 +28,8 @@ Isa chosen_isa(const std::string& name) {
 
 void check_options(const EngineOptions& o) {
   const auto at_least = [](const char* flag, int64_t value, int64_t least) {
-    if (value < least) fail(Code::invalid_argument, "{} {}: must be at least {}", flag, value, least);
+    if (value < least)
+      fail(Code::invalid_argument, "{} {}: must be at least {}", flag, value, least);
   };
   at_least("--max-num-seqs", o.max_sequences, 1);
   at_least("--max-batch-prefill-tokens", o.max_batch_tokens, o.max_sequences);

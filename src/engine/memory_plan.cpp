@@ -29,8 +29,7 @@ int64_t longest_sequence(const EngineOptions& options, const Spec& spec) {
   return options.max_total_tokens;
 }
 
-MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops,
-                       size_t available) {
+MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops, size_t available) {
   MemoryPlan plan;
   plan.available = available;
   plan.weights = weight_bytes(spec, ops);
@@ -61,11 +60,12 @@ MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops,
   plan.kv_tokens = plan.kv_blocks * kBlockTokens;
   plan.kv_cache = static_cast<size_t>(plan.kv_blocks) * block_bytes;
   if (plan.kv_blocks < 2 || plan.adapters + plan.kv_cache > free) {
-    fail(Code::over_capacity,
-         "KV cache {} ({} tokens) and adapters {} do not fit in the {} left beside the model; lower "
-         "--kv-tokens or --adapter-memory",
-         format_bytes(plan.kv_cache), plan.kv_tokens, format_bytes(plan.adapters),
-         format_bytes(free));
+    fail(
+        Code::over_capacity,
+        "KV cache {} ({} tokens) and adapters {} do not fit in the {} left beside the model; lower "
+        "--kv-tokens or --adapter-memory",
+        format_bytes(plan.kv_cache), plan.kv_tokens, format_bytes(plan.adapters),
+        format_bytes(free));
   }
   return plan;
 }

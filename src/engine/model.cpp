@@ -9,7 +9,8 @@
 namespace lorry {
 
 struct Model::Parts {
-  explicit Parts(const EngineOptions& options) : log({LogLevel::warn}), model(load_model(options, log)) {}
+  explicit Parts(const EngineOptions& options)
+      : log({LogLevel::warn}), model(load_model(options, log)) {}
 
   Log log;
   std::unique_ptr<LoadedModel> model;

@@ -27,8 +27,8 @@ struct FinishEvent {
   int32_t prompt_tokens = 0;
   int32_t cached_tokens = 0;  // of the prompt, found in the prefix cache
   int32_t generated_tokens = 0;
-  std::string stop_sequence;  // which one, reason == stop_sequence
-  double queue_seconds = 0;   // from submit to the first step that computed for it
+  std::string stop_sequence;   // which one, reason == stop_sequence
+  double queue_seconds = 0;    // from submit to the first step that computed for it
   double prefill_seconds = 0;  // from there to the first token
   double decode_seconds = 0;   // from there to the end
 };
@@ -53,7 +53,7 @@ struct Request {
   std::vector<int32_t> prompt;  // at least one token
   std::string adapter;          // a name the adapter registry knows how to find; empty: none
   SamplingParams sampling;
-  int32_t max_new_tokens = 0;   // 0: only compute the prompt
+  int32_t max_new_tokens = 0;  // 0: only compute the prompt
   bool ignore_eos = false;
   std::vector<int32_t> stop_token_ids;
   std::vector<std::string> stop;  // text that ends the answer, looked for in the generated text

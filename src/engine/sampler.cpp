@@ -126,9 +126,12 @@ void Sampler::cut_typical(float mass) {
   for (const Candidate& c : candidates_) {
     if (c.p > 0) entropy -= c.p * std::log(c.p);
   }
-  const auto distance = [entropy](const Candidate& c) { return std::abs(-std::log(c.p) - entropy); };
-  std::stable_sort(candidates_.begin(), candidates_.end(),
-                   [&](const Candidate& a, const Candidate& b) { return distance(a) < distance(b); });
+  const auto distance = [entropy](const Candidate& c) {
+    return std::abs(-std::log(c.p) - entropy);
+  };
+  std::stable_sort(
+      candidates_.begin(), candidates_.end(),
+      [&](const Candidate& a, const Candidate& b) { return distance(a) < distance(b); });
   double sum = 0;
   size_t n = 0;
   while (n < candidates_.size() && sum < static_cast<double>(mass)) sum += candidates_[n++].p;
@@ -153,8 +156,7 @@ int32_t Sampler::choose(const SamplingParams& p, uint64_t position) {
   return candidates_.back().id;  // rounding left the last sum a hair below u
 }
 
-void Sampler::report(SampledToken& token, std::span<const float> scores,
-                     const SamplingParams& p) {
+void Sampler::report(SampledToken& token, std::span<const float> scores, const SamplingParams& p) {
   const double norm = log_sum_exp(scores);
   const auto logprob = [&](int32_t id) {
     return static_cast<float>(static_cast<double>(scores[static_cast<size_t>(id)]) - norm);

@@ -11,19 +11,19 @@ namespace lorry {
 struct SamplingParams {
   bool sample = false;  // false: the largest score
   float temperature = 1.0F;
-  int32_t top_k = 0;        // 0: off
-  float top_p = 1.0F;       // 1: off
-  float min_p = 0.0F;       // 0: off
-  float typical_p = 1.0F;   // 1: off
+  int32_t top_k = 0;                // 0: off
+  float top_p = 1.0F;               // 1: off
+  float min_p = 0.0F;               // 0: off
+  float typical_p = 1.0F;           // 1: off
   float repetition_penalty = 1.0F;  // over prompt and output
   float frequency_penalty = 0.0F;   // over generated tokens
   float presence_penalty = 0.0F;    // over generated tokens
   std::vector<std::pair<int32_t, float>> logit_bias;
   uint64_t seed = 0;  // with the position it decides the random number: nothing else does
 
-  bool logprobs = false;       // report the chosen token's log-probability
-  int32_t alternatives = 0;    // and this many of the most probable tokens
-  bool raw_logprobs = false;   // of the model's logits (OpenAI), not the processed scores (LoRAX)
+  bool logprobs = false;      // report the chosen token's log-probability
+  int32_t alternatives = 0;   // and this many of the most probable tokens
+  bool raw_logprobs = false;  // of the model's logits (OpenAI), not the processed scores (LoRAX)
 };
 
 struct TokenProbability {
@@ -33,7 +33,7 @@ struct TokenProbability {
 
 struct SampledToken {
   int32_t id = 0;
-  float logprob = 0;                          // 0 unless asked for
+  float logprob = 0;                           // 0 unless asked for
   std::vector<TokenProbability> alternatives;  // falling probability, ties by id
 };
 

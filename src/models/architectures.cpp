@@ -12,7 +12,8 @@ const Architecture& architecture_of(std::string_view model_type) {
     if (a->model_type() == model_type) return *a;
     known += fmt::format("{}{}", known.empty() ? "" : ", ", a->model_type());
   }
-  fail(Code::unsupported, "model_type \"{}\" is not supported; Lorry serves: {}", model_type, known);
+  fail(Code::unsupported, "model_type \"{}\" is not supported; Lorry serves: {}", model_type,
+       known);
 }
 
 }  // namespace lorry

@@ -29,7 +29,9 @@ StepBuffers lay_out(const Spec& s, Dtype act, const ForwardLimits& limits, Take&
   b.cos = take(Dtype::f32, t, s.attention.head_dim / 2);
   b.sin = take(Dtype::f32, t, s.attention.head_dim / 2);
   const int64_t sites = 3;  // q, k and v are the most that one linear has
-  b.lora = take(Dtype::f32, 1, Ops::lora_scratch_size(std::max({n, t, int64_t{limits.max_logit_rows}}), sites, limits.max_lora_rank));
+  b.lora = take(Dtype::f32, 1,
+                Ops::lora_scratch_size(std::max({n, t, int64_t{limits.max_logit_rows}}), sites,
+                                       limits.max_lora_rank));
   b.route.expert = take(Dtype::i32, t, s.routing.top_k);
   b.route.weight = take(Dtype::f32, t, s.routing.top_k);
   b.route.slot = take(Dtype::i32, t, s.routing.top_k);
@@ -132,7 +134,8 @@ ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer>
                                 std::span<const AdapterView> adapters) {
   const auto t = static_cast<int64_t>(in.input_ids.size());
   const size_t n_sequences = in.kv_lens.size();
-  LORRY_CHECK(t > 0 && t <= limits_.max_tokens && kv.size() == weights_.layers.size(), "{} rows", t);
+  LORRY_CHECK(t > 0 && t <= limits_.max_tokens && kv.size() == weights_.layers.size(), "{} rows",
+              t);
   LORRY_CHECK(in.cu_seqlens.size() == n_sequences + 1 && in.adapters.size() == n_sequences &&
                   in.position_ids.size() == in.input_ids.size() &&
                   in.slots.size() == in.input_ids.size() && in.cu_seqlens.back() == t &&
@@ -146,8 +149,8 @@ ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer>
   const AttentionPlan attention{in.cu_seqlens, in.kv_lens, in.block_tables, in.max_blocks,
                                 attention_scratch_};
   const std::array<int32_t, 2> all{0, static_cast<int32_t>(t)};
-  Step step{ops_, comm_,          spec_, buf, attention,
-            lora, index_tensor(in.slots), {{all}, lora.segments}};
+  Step step{
+      ops_, comm_, spec_, buf, attention, lora, index_tensor(in.slots), {{all}, lora.segments}};
   rope_.fill(buf.cos, buf.sin, in.position_ids, in.rope_lens);
   ops_.embed(buf.x, weights_.embed, index_tensor(in.input_ids));
   for (size_t i = 0; i < kv.size(); ++i) weights_.layers[i].forward(step, kv[i]);

@@ -36,10 +36,9 @@ void read_longrope(RopeSpec& r, const Config& c, int64_t head_dim, int64_t max_p
   r.short_factor = factors(c, "short_factor", head_dim);
   r.long_factor = factors(c, "long_factor", head_dim);
   const auto original = static_cast<double>(r.original_positions);
-  const double growth = c.number("factor", {.min = 1e-3, .max = kBig},
-                                 static_cast<double>(max_positions) / original);
-  const double computed =
-      growth <= 1 ? 1.0 : std::sqrt(1 + std::log(growth) / std::log(original));
+  const double growth =
+      c.number("factor", {.min = 1e-3, .max = kBig}, static_cast<double>(max_positions) / original);
+  const double computed = growth <= 1 ? 1.0 : std::sqrt(1 + std::log(growth) / std::log(original));
   r.attention_factor = c.number("attention_factor", {.min = 1e-6, .max = kBig}, computed);
 }
 

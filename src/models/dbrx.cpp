@@ -42,8 +42,8 @@ void read_experts(Spec& s, const Config& config) {
   if (c.boolean("uniform_expert_assignment", false)) {
     fail(Code::unsupported, "{}: \"uniform_expert_assignment\" must be false", c.file());
   }
-  s.activation = c.has("ffn_act_fn") ? activation_of(c.child("ffn_act_fn"), "name", "silu")
-                                     : Activation::silu;
+  s.activation =
+      c.has("ffn_act_fn") ? activation_of(c.child("ffn_act_fn"), "name", "silu") : Activation::silu;
 }
 
 Spec Dbrx::spec(const Config& c) const {

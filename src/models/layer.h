@@ -23,16 +23,16 @@ struct Rows {
 
 // Memory of one step, carved at start for the limits and cut to the step's rows.
 struct StepBuffers {
-  Tensor x;        // [T, D] f32, the residual stream
-  Tensor h;        // [T, D] act
-  Tensor qkv;      // [T, q + 2 kv] f32
-  Tensor o;        // [T, q] act
-  Tensor y;        // [T, D] f32
-  Tensor scores;   // [T, E] f32
-  Tensor hs;       // [T k, D] act, h sorted by expert
-  Tensor gate_up;  // [T k, gate_up_dim] f32
-  Tensor act;      // [T k, F] act
-  Tensor down;     // [T k, D] f32
+  Tensor x;         // [T, D] f32, the residual stream
+  Tensor h;         // [T, D] act
+  Tensor qkv;       // [T, q + 2 kv] f32
+  Tensor o;         // [T, q] act
+  Tensor y;         // [T, D] f32
+  Tensor scores;    // [T, E] f32
+  Tensor hs;        // [T k, D] act, h sorted by expert
+  Tensor gate_up;   // [T k, gate_up_dim] f32
+  Tensor act;       // [T k, F] act
+  Tensor down;      // [T k, D] f32
   Tensor cos, sin;  // [T, d / 2] f32
   Tensor lora;      // f32, scratch of add_lora
   Route route;

@@ -167,11 +167,10 @@ size_t weight_bytes(const Spec& spec, const Ops& ops) {
     const Weight w = ops.weight_layout(groups, out, in);
     return static_cast<size_t>(w.groups * w.group_bytes);
   };
-  const size_t layer = packed(1, spec.qkv_dim(), spec.dim) + packed(1, spec.dim, spec.q_dim()) +
-                       packed(1, spec.experts, spec.dim) +
-                       packed(spec.experts, gate_up_dim(spec.ffn), spec.dim) +
-                       packed(spec.experts, spec.dim, spec.ffn) +
-                       2 * Arena::tensor_bytes(Dtype::f32, {spec.dim});
+  const size_t layer =
+      packed(1, spec.qkv_dim(), spec.dim) + packed(1, spec.dim, spec.q_dim()) +
+      packed(1, spec.experts, spec.dim) + packed(spec.experts, gate_up_dim(spec.ffn), spec.dim) +
+      packed(spec.experts, spec.dim, spec.ffn) + 2 * Arena::tensor_bytes(Dtype::f32, {spec.dim});
   return static_cast<size_t>(spec.layers) * layer + packed(1, spec.vocab, spec.dim) +
          Arena::tensor_bytes(ops.act(), {spec.vocab, spec.dim}) +
          Arena::tensor_bytes(Dtype::f32, {spec.dim});

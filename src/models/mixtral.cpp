@@ -29,7 +29,8 @@ Spec Mixtral::spec(const Config& c) const {
   s.attention.heads = integer32(c, "num_attention_heads", {1, 65536}, 32);
   s.attention.kv_heads = integer32(c, "num_key_value_heads", {1, 65536}, 8);
   if (!c.has("head_dim") && s.dim % s.attention.heads != 0) {
-    fail(Code::bad_file, "{}: hidden_size {} is no multiple of num_attention_heads {}, and there is no head_dim",
+    fail(Code::bad_file,
+         "{}: hidden_size {} is no multiple of num_attention_heads {}, and there is no head_dim",
          c.file(), s.dim, s.attention.heads);
   }
   s.attention.head_dim = integer32(c, "head_dim", {2, 4096}, s.dim / s.attention.heads);

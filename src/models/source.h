@@ -15,7 +15,8 @@ class TensorSource {
  public:
   virtual ~TensorSource() = default;
   virtual bool has(std::string_view name) const = 0;
-  // f32, f16 or bf16, of exactly `shape`; valid until the next call. Throws Error naming the tensor.
+  // f32, f16 or bf16, of exactly `shape`; valid until the next call. Throws Error naming the
+  // tensor.
   virtual Tensor tensor(const std::string& name, const Shape& shape) = 0;
 };
 

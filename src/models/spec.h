@@ -15,12 +15,12 @@ struct RopeSpec {
   Kind kind = Kind::plain;
   double theta = 10000;
   double factor = 1;
-  int64_t original_positions = 0;  // the length that the scaling starts from
-  double low_freq_factor = 1, high_freq_factor = 4;       // llama3
-  double beta_fast = 32, beta_slow = 1;                   // yarn
-  bool truncate = true;                                   // yarn
-  double attention_factor = 1;                            // cos and sin are multiplied by it
-  std::vector<double> short_factor, long_factor;          // longrope, [d / 2]
+  int64_t original_positions = 0;                    // the length that the scaling starts from
+  double low_freq_factor = 1, high_freq_factor = 4;  // llama3
+  double beta_fast = 32, beta_slow = 1;              // yarn
+  bool truncate = true;                              // yarn
+  double attention_factor = 1;                       // cos and sin are multiplied by it
+  std::vector<double> short_factor, long_factor;     // longrope, [d / 2]
   // Its frequencies depend on the sequence's length: such sequences skip the prefix cache.
   bool depends_on_length() const { return kind == Kind::dynamic || kind == Kind::longrope; }
 };

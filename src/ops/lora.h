@@ -51,12 +51,12 @@ struct FusedParameter {
   std::string module;     // "model.layers.0.mlp.experts", "transformer.blocks.0.ffn.experts.mlp"
   std::string parameter;  // "gate_up_proj", "down_proj", "w1", "v1", "w2", "weight"
   enum class Form : uint8_t {
-    stacked_gate_up,    // 3-d [E, 2I, H]: gate rows, then up rows
-    stacked_down,       // 3-d [E, H, I]
-    rows_gate,          // 2-d [E*F, H], expert-major rows, a Linear each
-    rows_up,            // the same
+    stacked_gate_up,       // 3-d [E, 2I, H]: gate rows, then up rows
+    stacked_down,          // 3-d [E, H, I]
+    rows_gate,             // 2-d [E*F, H], expert-major rows, a Linear each
+    rows_up,               // the same
     rows_down_transposed,  // 2-d [E*F, H], used untransposed: y = h · W_e
-    plain,              // 2-d, an ordinary Linear (the router)
+    plain,                 // 2-d, an ordinary Linear (the router)
   } form = Form::plain;
   int32_t order = 0;  // registration order within the module: 0 is nested innermost
   int32_t layer = 0;
@@ -94,16 +94,16 @@ struct LoraSegment {
 // Which adapter each row uses. Made once a step; valid as long as the step.
 struct LoraPlan {
   std::span<const AdapterView> adapters;
-  std::span<const int32_t> row_adapter;  // [T], -1: none
+  std::span<const int32_t> row_adapter;   // [T], -1: none
   std::span<const LoraSegment> segments;  // maximal runs of row_adapter, rows without one left out
 };
 
 // Where a linear's output takes a pair's result.
 struct LoraSite {
-  int32_t first = 0;         // site index of group 0
-  int32_t group_stride = 0;  // site index step per group (1 for experts)
-  int64_t in = 0, out = 0;   // of the pair
-  int64_t column = 0;        // output column of the pair's first panel of 64 outputs
+  int32_t first = 0;          // site index of group 0
+  int32_t group_stride = 0;   // site index step per group (1 for experts)
+  int64_t in = 0, out = 0;    // of the pair
+  int64_t column = 0;         // output column of the pair's first panel of 64 outputs
   int64_t panel_stride = 64;  // output columns from one panel to the next (gate and up: 128)
 };
 

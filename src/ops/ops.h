@@ -1,13 +1,13 @@
 // Ops: everything a model may ask of a device; one subclass per backend. Outputs come first.
 // A call allocates nothing and keeps no state: scratch is passed in, plans are made once per step.
 //
-// Shapes: T rows of the batch, D model dim, H query heads, K key/value heads, d head dim, E experts,
-// k experts per token, F expert width. "act" is the type that linears read: bf16, or f32 in
-// exactness mode; every weight, the KV cache and every act tensor of a model have the same type.
+// Shapes: T rows of the batch, D model dim, H query heads, K key/value heads, d head dim, E
+// experts, k experts per token, F expert width. "act" is the type that linears read: bf16, or f32
+// in exactness mode; every weight, the KV cache and every act tensor of a model have the same type.
 //
 // Bits: an output element depends on its own row and the weights alone, never on the other rows of
-// the call, the number of threads or the instruction set. Each is one accumulator summed in order of
-// k (bf16: within a pair the odd element first, as vdpbf16ps does; denormals are zero).
+// the call, the number of threads or the instruction set. Each is one accumulator summed in order
+// of k (bf16: within a pair the odd element first, as vdpbf16ps does; denormals are zero).
 //
 // Thread: one thread calls; the backend's threads work inside the call.
 #pragma once
@@ -21,7 +21,7 @@
 namespace lorry {
 
 struct Norm {
-  Tensor weight;          // [D] f32
+  Tensor weight;  // [D] f32
   float eps = 1e-5F;
   bool centered = false;  // false: RMSNorm; true: LayerNorm without bias
 };
@@ -69,9 +69,9 @@ struct Route {
   }
 };
 
-constexpr int32_t kBlockTokens = 16;     // tokens of one KV block
-constexpr int32_t kSplitTokens = 256;    // attention splits: keys [256 i, 256 (i + 1)) of a sequence
-constexpr int32_t kPanel = 64;           // output rows of one weight panel
+constexpr int32_t kBlockTokens = 16;   // tokens of one KV block
+constexpr int32_t kSplitTokens = 256;  // attention splits: keys [256 i, 256 (i + 1)) of a sequence
+constexpr int32_t kPanel = 64;         // output rows of one weight panel
 
 // One layer's keys and values: [blocks, K, block bytes] in the backend's own block layout.
 struct KvLayer {
@@ -101,7 +101,8 @@ class Ops {
   virtual Dtype act() const = 0;  // bf16 or f32
   // Describes the packed form of `groups` Linears [out, in]; data is null.
   virtual Weight weight_layout(int64_t groups, int64_t out, int64_t in) const = 0;
-  // Rows [first, first + n) of group g from src [n, in] (f32, f16 or bf16, any pitch), rounded to act.
+  // Rows [first, first + n) of group g from src [n, in] (f32, f16 or bf16, any pitch), rounded to
+  // act.
   virtual void pack(Weight& w, int64_t group, int64_t first, Tensor src) = 0;
   // A [rank, in] and B [out, rank] of one LoRA pair; bytes, then packing from f32/f16/bf16.
   virtual size_t lora_a_bytes(int64_t rank, int64_t in) const = 0;
@@ -130,8 +131,8 @@ class Ops {
                         Tensor scratch) = 0;
   // x [T, n] f32 to [-limit, limit], in place.
   virtual void clamp(Tensor x, float limit) = 0;
-  // x [T, heads * d] f32 rotated in place, halves a, b of each head: (a cos - b sin, b cos + a sin);
-  // cos, sin [T, d / 2] f32.
+  // x [T, heads * d] f32 rotated in place, halves a, b of each head: (a cos - b sin, b cos + a
+  // sin); cos, sin [T, d / 2] f32.
   virtual void rope(Tensor x, Tensor cos, Tensor sin) = 0;
   // Stores k, v [T, K * d] f32 (rounded to act) at slots [T] i32 (block * 16 + offset; < 0: not).
   virtual void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,

@@ -1,7 +1,7 @@
 // The engine as its users see it: admission, stops, cancellation, failures, statistics.
-#include <gtest/gtest.h>
-
 #include <thread>
+
+#include <gtest/gtest.h>
 
 #include "engine/harness.h"
 
@@ -46,10 +46,10 @@ TEST(Engine, refuses_what_can_never_run) {
 
 TEST(Engine, an_adapter_that_fails_fails_its_request_alone) {
   TestEngine engine(options());
-  const auto got = engine.run({greedy_request({kPrompt.tokens, "dora-qv-r8"}, 4),
-                               greedy_request({kPrompt.tokens, "no-such-adapter"}, 4),
-                               greedy_request({kPrompt.tokens, "attn-r8"}, 4),
-                               greedy_request(kPrompt, 4)});
+  const auto got =
+      engine.run({greedy_request({kPrompt.tokens, "dora-qv-r8"}, 4),
+                  greedy_request({kPrompt.tokens, "no-such-adapter"}, 4),
+                  greedy_request({kPrompt.tokens, "attn-r8"}, 4), greedy_request(kPrompt, 4)});
   EXPECT_EQ(got[0]->finish->reason, FinishReason::failed);
   EXPECT_EQ(got[0]->finish->error->code(), Code::unsupported);
   EXPECT_EQ(got[1]->finish->reason, FinishReason::failed);

@@ -1,11 +1,11 @@
 // Logits and greedy texts against transformers and PEFT, for every case, prompt and adapter.
-#include <gtest/gtest.h>
-
 #include <algorithm>
-#include <boost/json/value_to.hpp>
 #include <cmath>
 #include <map>
 #include <set>
+
+#include <boost/json/value_to.hpp>
+#include <gtest/gtest.h>
 
 #include "base/json.h"
 #include "engine/harness.h"
@@ -177,16 +177,17 @@ TEST_P(Golden, greedy_tokens_as_one_mixed_batch) {
   EXPECT_GT(compared, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Cases, Golden,
-    testing::Combine(testing::Values("mixtral-base", "mixtral-sliding",
-                                     "mixtral-v5-target-parameters", "dbrx-base"),
-                     testing::Values(Dtype::f32, Dtype::bf16)),
-    [](const auto& p) {
-      std::string name = std::get<0>(p.param) + "_" + to_string(std::get<1>(p.param));
-      std::replace(name.begin(), name.end(), '-', '_');
-      return name;
-    });
+INSTANTIATE_TEST_SUITE_P(Cases, Golden,
+                         testing::Combine(testing::Values("mixtral-base", "mixtral-sliding",
+                                                          "mixtral-v5-target-parameters",
+                                                          "dbrx-base"),
+                                          testing::Values(Dtype::f32, Dtype::bf16)),
+                         [](const auto& p) {
+                           std::string name =
+                               std::get<0>(p.param) + "_" + to_string(std::get<1>(p.param));
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace lorry::test

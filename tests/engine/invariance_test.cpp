@@ -1,17 +1,17 @@
 // A request's bits depend on the request alone: not on batch mates, their adapters, chunking, the
 // prefix cache, preemption or the number of threads.
-#include <gtest/gtest.h>
-
 #include <cstring>
 #include <random>
+
+#include <gtest/gtest.h>
 
 #include "engine/harness.h"
 
 namespace lorry::test {
 namespace {
 
-const std::vector<std::string> kAdapters = {"attn-r8", "experts-r8", "router-r4",
-                                            "all-linear-rslora-r16", "lm-head-r8", "qv-r4-alpha32"};
+const std::vector<std::string> kAdapters = {
+    "attn-r8", "experts-r8", "router-r4", "all-linear-rslora-r16", "lm-head-r8", "qv-r4-alpha32"};
 
 std::vector<Prompt> prompts(size_t n, uint64_t seed) {
   std::mt19937_64 random(seed);

@@ -1,13 +1,13 @@
 // The public Model, and the forms that a checkpoint may have.
 #include "lorry/model.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <map>
 #include <numeric>
+
+#include <gtest/gtest.h>
 
 #include "base/files.h"
 #include "engine/harness.h"
@@ -35,8 +35,8 @@ std::vector<float> logits_of(Model& model, const std::vector<int32_t>& ids, int3
   std::vector<int32_t> positions(ids.size()), lens(ids.size(), n);
   std::iota(positions.begin(), positions.end(), 0);
   const std::vector<int32_t> cu{0, n}, kv{n}, table{0, 1, 2, 3}, adapters{adapter};
-  const ForwardOutput out = model.forward({ids, positions, lens, cu, kv, table, 4, positions,
-                                           adapters, positions, want});
+  const ForwardOutput out =
+      model.forward({ids, positions, lens, cu, kv, table, 4, positions, adapters, positions, want});
   const Tensor& t = want == Want::logits ? out.logits : out.hidden;
   std::vector<float> flat;
   for (int64_t r = 0; r < t.shape[0]; ++r) {

@@ -1,10 +1,10 @@
 #include "engine/sampler.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <limits>
 #include <map>
+
+#include <gtest/gtest.h>
 
 #include "engine/philox.h"
 

@@ -1,11 +1,11 @@
 // Rotary frequencies of every kind against transformers (tools/make_rope_cases.py).
 #include "models/rope.h"
 
-#include <gtest/gtest.h>
-
-#include <boost/json/serialize.hpp>
 #include <cmath>
 #include <vector>
+
+#include <boost/json/serialize.hpp>
+#include <gtest/gtest.h>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -20,7 +20,9 @@ Config config_with(const json::value& scaling) {
   return Config::parse(json::serialize(o), "config.json");
 }
 
-RopeSpec spec_of(const json::value& scaling) { return rope_spec(config_with(scaling), 10000.0, 64, 2048); }
+RopeSpec spec_of(const json::value& scaling) {
+  return rope_spec(config_with(scaling), 10000.0, 64, 2048);
+}
 
 TEST(Rope, every_kind_equals_transformers) {
   const json::value doc =
@@ -74,8 +76,8 @@ TEST(Rope, the_table_uses_each_rows_own_length) {
   table.fill(view(cos.data(), Dtype::f32, {3, 32}), view(sin.data(), Dtype::f32, {3, 32}),
              positions, lengths);
   for (size_t r = 0; r < 3; ++r) {
-    const auto inv = inverse_frequencies(spec_of({{"rope_type", "dynamic"}, {"factor", 2.0}}), 64,
-                                         lengths[r]);
+    const auto inv =
+        inverse_frequencies(spec_of({{"rope_type", "dynamic"}, {"factor", 2.0}}), 64, lengths[r]);
     for (size_t i = 0; i < 32; ++i) {
       EXPECT_EQ(cos[r * 32 + i], std::cos(5.0F * inv[i]));
       EXPECT_EQ(sin[r * 32 + i], std::sin(5.0F * inv[i]));

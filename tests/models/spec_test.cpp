@@ -1,9 +1,9 @@
 // config.json to Spec: defaults, both generations, and every refusal with key, value and range.
-#include <gtest/gtest.h>
-
-#include <boost/json/serialize.hpp>
 #include <cmath>
 #include <set>
+
+#include <boost/json/serialize.hpp>
+#include <gtest/gtest.h>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -14,12 +14,10 @@ namespace lorry {
 namespace {
 
 json::object mixtral() {
-  return {{"model_type", "mixtral"},     {"vocab_size", 100},
-          {"hidden_size", 64},           {"intermediate_size", 96},
-          {"num_hidden_layers", 2},      {"num_attention_heads", 4},
-          {"num_key_value_heads", 2},    {"num_local_experts", 4},
-          {"num_experts_per_tok", 2},    {"max_position_embeddings", 256},
-          {"rope_theta", 1000.0}};
+  return {{"model_type", "mixtral"},        {"vocab_size", 100},      {"hidden_size", 64},
+          {"intermediate_size", 96},        {"num_hidden_layers", 2}, {"num_attention_heads", 4},
+          {"num_key_value_heads", 2},       {"num_local_experts", 4}, {"num_experts_per_tok", 2},
+          {"max_position_embeddings", 256}, {"rope_theta", 1000.0}};
 }
 
 json::object dbrx() {
@@ -30,8 +28,7 @@ json::object dbrx() {
           {"vocab_size", 100},
           {"max_seq_len", 128},
           {"attn_config", {{"clip_qkv", 8.0}, {"kv_n_heads", 2}, {"rope_theta", 500000.0}}},
-          {"ffn_config",
-           {{"ffn_hidden_size", 96}, {"moe_num_experts", 4}, {"moe_top_k", 2}}}};
+          {"ffn_config", {{"ffn_hidden_size", 96}, {"moe_num_experts", 4}, {"moe_top_k", 2}}}};
 }
 
 Spec spec_of(const json::object& config) {

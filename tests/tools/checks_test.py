@@ -27,7 +27,7 @@ class Layers(unittest.TestCase):
         "src/adapters/CMakeLists.txt": "lorry_library(adapters\n  DEPS ops # weights\n  EXTERNAL x::y)",
         "src/models/CMakeLists.txt": "lorry_library(models DEPS ops kv)",
         "include/lorry/tensor.h": "#pragma once\n#include <vector>\n",
-        "include/lorry/model.h": '#pragma once\n#include "lorry/tensor.h"\n#include "kv/pool.h"\n',
+        "include/lorry/forward.h": '#pragma once\n#include "lorry/tensor.h"\n#include "kv/pool.h"\n',
     }
 
     def check(self, path, text, expected):
@@ -40,11 +40,11 @@ class Layers(unittest.TestCase):
     def test_a_tree_in_order_gets_no_complaint(self):
         self.check("src/models/layer.cpp",
                    '#include "models/layer.h"\n#include <sys/mman.h>\n#include "base/error.h"\n'
-                   '#include "lorry/model.h"\n#include <fmt/core.h>\n', [])
+                   '#include "lorry/forward.h"\n#include <fmt/core.h>\n', [])
 
     def test_includes_go_down_only(self):
         self.check("src/ops/x.cpp", '#include "kv/pool.h"\n', ["src/ops/x.cpp:1: "])
-        self.check("src/ops/x.h", "\n#include \"lorry/model.h\"\n", ["src/ops/x.h:2: "])
+        self.check("src/ops/x.h", "\n#include \"lorry/forward.h\"\n", ["src/ops/x.h:2: "])
         self.check("include/lorry/tensor.h", '#include "ops/ops.h"\n', ["tensor.h:1: "])
 
     def test_siblings_do_not_meet(self):
