@@ -10,6 +10,7 @@
 #include "models/loader.h"
 #include "models/source.h"
 #include "models/synthetic.h"
+#include "ops/checked_ops.h"
 #include "ops/cpu/cpu_ops.h"
 
 namespace lorry {
@@ -106,6 +107,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   m->info.max_total_tokens = longest_sequence(o, m->info.spec);
   m->pool = std::make_unique<ThreadPool>(m->info.threads);
   m->ops = make_cpu_ops(o.dtype, *m->pool, isa);
+  if (o.check_ops) m->ops = make_checked_ops(std::move(m->ops));
   m->comm = make_solo_comm();
   m->memory = plan_memory(o, m->info.spec, *m->ops, available_memory());
   log.info("{}", m->memory.to_text());

@@ -114,6 +114,7 @@ inline EngineOptions golden_options(const std::string& model_case,
   EngineOptions o;
   o.model = golden(model_case + "/model");
   o.dtype = Dtype::f32;
+  o.check_ops = true;
   o.threads = 2;
   o.kv_tokens = 8192;
   o.max_sequences = 128;
