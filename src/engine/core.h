@@ -46,6 +46,8 @@ class EngineCore {
   // One step. False: nothing can run until something else happens.
   bool step();
 
+  // Whether a sequence of that many tokens can ever run. Reads constants only: any thread.
+  bool fits(int64_t total_tokens) const { return scheduler_.fits(total_tokens); }
   AdapterSnapshot adapters() const { return registry_.snapshot(); }
   const EngineCounters& counters() const { return counters_; }
 

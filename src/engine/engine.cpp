@@ -175,8 +175,11 @@ void Engine::Impl::check(const Request& r) const {
     throw Error(Code::unsupported, "this model has no tokenizer: stop texts cannot be found");
   }
   const auto total = static_cast<int64_t>(r.prompt.size()) + r.max_new_tokens;
-  const int64_t most = std::min(model_->info.max_total_tokens, model_->memory.kv_tokens);
-  if (total > most) {
+  // A sliding window lets sequences run that are longer than the cache.
+  const bool fits = core_.fits(total);
+  const int64_t longest = model_->info.max_total_tokens;
+  const int64_t most = fits ? longest : std::min(longest, model_->memory.kv_tokens);
+  if (!fits || total > most) {
     fail(Code::too_long,
          "`inputs` tokens + `max_new_tokens` must be <= {}. Given: {} `inputs` tokens and {} "
          "`max_new_tokens`",

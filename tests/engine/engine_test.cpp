@@ -181,5 +181,17 @@ TEST(Engine, a_request_longer_than_the_cache_is_refused_at_submit) {
   EXPECT_EQ(engine.run({greedy_request(kPrompt, 50)})[0]->tokens.size(), 50U);
 }
 
+TEST(Engine, a_sliding_window_admits_sequences_longer_than_the_cache) {
+  EngineOptions o = golden_options("mixtral-sliding", {});
+  o.kv_tokens = 96;
+  o.prefill_chunk = 16;
+  TestEngine small(o);
+  o.kv_tokens = 8192;
+  TestEngine large(o);
+  const auto a = small.run({greedy_request(kPrompt, 200)})[0];
+  EXPECT_EQ(a->tokens.size(), 200U);
+  EXPECT_EQ(a->ids(), large.run({greedy_request(kPrompt, 200)})[0]->ids());
+}
+
 }  // namespace
 }  // namespace lorry::test

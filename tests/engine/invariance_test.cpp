@@ -1,5 +1,6 @@
 // A request's bits depend on the request alone: not on batch mates, their adapters, chunking, the
 // prefix cache, preemption or the number of threads.
+#include <algorithm>
 #include <cstring>
 #include <random>
 
@@ -10,18 +11,28 @@
 namespace lorry::test {
 namespace {
 
-const std::vector<std::string> kAdapters = {
-    "attn-r8", "experts-r8", "router-r4", "all-linear-rslora-r16", "lm-head-r8", "qv-r4-alpha32"};
+struct Case {
+  std::string model;
+  std::vector<std::string> adapters;
+};
 
-std::vector<Prompt> prompts(size_t n, uint64_t seed) {
+const std::vector<Case> kCases = {
+    {"mixtral-base",
+     {"attn-r8", "experts-r8", "router-r4", "all-linear-rslora-r16", "lm-head-r8",
+      "qv-r4-alpha32"}},
+    {"mixtral-sliding", {"attn-r8", "experts-r4"}},
+    {"mixtral-v5-target-parameters", {"fused-r8", "attn-gate-r4", "fused-patterns"}},
+    {"dbrx-base", {"attn-r8", "experts-r8", "everything-r8", "lm-head-r8"}}};
+
+std::vector<Prompt> random_prompts(const Case& c, size_t n, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::vector<Prompt> out;
   for (size_t i = 0; i < n; ++i) {
     Prompt p;
     const size_t length = 1 + random() % 130;
     for (size_t k = 0; k < length; ++k) p.tokens.push_back(static_cast<int32_t>(random() % 256));
-    const size_t a = random() % (kAdapters.size() + 1);
-    if (a < kAdapters.size()) p.adapter = kAdapters[a];
+    const size_t a = random() % (c.adapters.size() + 1);
+    if (a < c.adapters.size()) p.adapter = c.adapters[a];
     out.push_back(std::move(p));
   }
   return out;
@@ -54,12 +65,16 @@ void expect_equal_tokens(const Collector& a, const Collector& b, const std::stri
   }
 }
 
-class Invariance : public testing::TestWithParam<Dtype> {
+class Invariance : public testing::TestWithParam<std::tuple<size_t, Dtype>> {
  protected:
   EngineOptions options() const {
-    EngineOptions o = golden_options("mixtral-base", kAdapters);
-    o.dtype = GetParam();
+    EngineOptions o = golden_options(model_case().model, model_case().adapters);
+    o.dtype = std::get<1>(GetParam());
     return o;
+  }
+  static const Case& model_case() { return kCases[std::get<0>(GetParam())]; }
+  static std::vector<Prompt> prompts(size_t n, uint64_t seed) {
+    return random_prompts(model_case(), n, seed);
   }
   // Each prompt alone, on one thread, in one chunk.
   std::vector<std::shared_ptr<Collector>> alone(const std::vector<Prompt>& all) const {
@@ -141,7 +156,8 @@ TEST_P(Invariance, after_preemption) {
   const std::vector<Prompt> all = prompts(24, 4);
   const auto want = generated_alone(all, 60);
   EngineOptions o = options();
-  o.kv_tokens = 512;  // two or three of them at a time
+  // Two or three of them at a time; a window leaves each with few blocks.
+  o.kv_tokens = model_case().model == "mixtral-sliding" ? 192 : 512;
   TestEngine engine(o);
   std::vector<Request> requests;
   for (const Prompt& p : all) requests.push_back(scored(p, 60));
@@ -170,8 +186,15 @@ TEST_P(Invariance, seeded_sampling) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, Invariance, testing::Values(Dtype::f32, Dtype::bf16),
-                         [](const auto& p) { return std::string(to_string(p.param)); });
+INSTANTIATE_TEST_SUITE_P(Cases, Invariance,
+                         testing::Combine(testing::Range(size_t{0}, kCases.size()),
+                                          testing::Values(Dtype::f32, Dtype::bf16)),
+                         [](const auto& p) {
+                           std::string name = kCases[std::get<0>(p.param)].model + "_" +
+                                              to_string(std::get<1>(p.param));
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace lorry::test

@@ -2,10 +2,12 @@
 #include "lorry/model.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
 #include <numeric>
+#include <stdexcept>
 
 #include <gtest/gtest.h>
 
@@ -49,9 +51,10 @@ const std::vector<int32_t> kIds{1, 7, 20, 33, 5, 90, 41, 8};
 
 class Folder {
  public:
-  Folder() : path_(std::filesystem::temp_directory_path() / "lorry_model_test") {
-    std::filesystem::remove_all(path_);
-    std::filesystem::create_directories(path_);
+  Folder() {
+    std::string name = (std::filesystem::temp_directory_path() / "lorry_model_XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
+    path_ = name;
   }
   ~Folder() { std::filesystem::remove_all(path_); }
   std::string str() const { return path_.string(); }
