@@ -1,5 +1,6 @@
 #include "models/common_config.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
@@ -87,6 +88,12 @@ RopeSpec rope_spec(const Config& config, double theta, int64_t head_dim, int64_t
          c.file(), kind);
   }
   return r;
+}
+
+int64_t usable_positions(const RopeSpec& rope, int64_t max_positions) {
+  if (rope.kind != RopeSpec::Kind::dynamic) return max_positions;
+  const double grown = static_cast<double>(max_positions) * rope.factor;
+  return std::max(max_positions, static_cast<int64_t>(std::min(grown, 1e9)));
 }
 
 Activation activation_of(const Config& config, const std::string& key,

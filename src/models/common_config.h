@@ -20,6 +20,9 @@ inline int32_t integer32(const Config& config, std::string_view key, IntRange ra
 // kind: skipping it would give wrong text.
 RopeSpec rope_spec(const Config& config, double theta, int64_t head_dim, int64_t max_positions);
 
+// Positions that may be used: dynamic scaling goes beyond max_position_embeddings, by its factor.
+int64_t usable_positions(const RopeSpec& rope, int64_t max_positions);
+
 // An activation by its Hugging Face name.
 Activation activation_of(const Config& config, const std::string& key, const std::string& fallback);
 

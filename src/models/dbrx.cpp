@@ -28,6 +28,7 @@ void read_attention(Spec& s, const Config& config) {
   const double theta = c.number("rope_theta", {.min = 1, .max = 1e12}, 1e4);
   s.rope = rope_spec(config, theta, s.attention.head_dim, s.max_positions);
   if (c.has("rope_theta")) s.rope.theta = theta;
+  s.max_positions = usable_positions(s.rope, s.max_positions);
 }
 
 void read_experts(Spec& s, const Config& config) {

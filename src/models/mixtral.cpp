@@ -42,6 +42,7 @@ Spec Mixtral::spec(const Config& c) const {
   s.max_positions = c.integer("max_position_embeddings", {1, kMaxPositions}, 131072);
   const double theta = c.number("rope_theta", {.min = 1, .max = 1e12}, 1e6);
   s.rope = rope_spec(c, theta, s.attention.head_dim, s.max_positions);
+  s.max_positions = usable_positions(s.rope, s.max_positions);
   s.tied_head = c.boolean("tie_word_embeddings", false);
   check_spec(c, s);
   return s;
