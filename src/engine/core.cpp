@@ -51,6 +51,20 @@ Digest cache_salt(const Request& r, const Adapter* adapter) {
   return hash.finish();
 }
 
+// The stop text that begins first in `text` (of several at one place: the first named), or null.
+const std::string* first_stop(const std::string& text, const std::vector<std::string>& stops) {
+  const std::string* first = nullptr;
+  size_t first_at = std::string::npos;
+  for (const std::string& stop : stops) {
+    const size_t at = text.find(stop);
+    if (at < first_at) {
+      first_at = at;
+      first = &stop;
+    }
+  }
+  return first;
+}
+
 }  // namespace
 
 EngineCore::EngineCore(const EngineOptions& options, LoadedModel& model, const Tokenizer* tokenizer,
@@ -139,6 +153,7 @@ bool EngineCore::step() {
   if (!unscheduled_.empty()) admit();
   const StepPlan& plan = scheduler_.plan();
   counters_.preemptions += static_cast<int64_t>(plan.preempted.size());
+  for (const Sequence* seq : plan.preempted) requests_.at(seq->id)->preempted = true;
   if (plan.chunks.empty()) {
     update_counters();
     return false;
@@ -165,6 +180,7 @@ void EngineCore::run(const StepPlan& plan) {
       counters_.prefix_queries += a.seq.n_prompt;
       counters_.prefix_hits += a.seq.n_hit;
     }
+    if (!a.preempted) a.cached = a.seq.n_hit;
     batch_.add(chunk, a.view);
     n_tokens += chunk.n;
   }
@@ -271,22 +287,28 @@ void EngineCore::accept(Active& a, const SampledToken& token) {
 
 std::string EngineCore::stop_text(Active& a, int32_t id) {
   const std::string piece = a.decoder->push(id);
-  if (piece.empty()) return {};
+  if (piece.empty()) return stop_in_run(a, id);
+  a.run.clear();
   a.tail += piece;
+  if (const std::string* stop = first_stop(a.tail, a.request.stop)) return *stop;
   size_t longest = 0;
-  const std::string* first = nullptr;
-  size_t first_at = std::string::npos;
-  for (const std::string& stop : a.request.stop) {
-    longest = std::max(longest, stop.size());
-    const size_t at = a.tail.find(stop);
-    if (at < first_at) {
-      first_at = at;
-      first = &stop;
-    }
-  }
-  if (first != nullptr) return *first;
+  for (const std::string& stop : a.request.stop) longest = std::max(longest, stop.size());
   if (a.tail.size() >= longest) a.tail.erase(0, a.tail.size() - longest + 1);
   return {};
+}
+
+// The decoder holds byte tokens back until their run ends, which may be never (line feeds in a
+// row); a stop text in the run ends the answer at once.
+std::string EngineCore::stop_in_run(Active& a, int32_t id) {
+  if (!tokenizer_->is_byte_run(id)) return {};
+  a.run += tokenizer_->bytes(id);
+  const std::string seen = a.tail + a.run;
+  const std::vector<std::string>& stops = a.request.stop;
+  const auto ends = [&](const std::string& stop) { return seen.ends_with(stop); };
+  if (std::none_of(stops.begin(), stops.end(), ends)) return {};
+  // In a run that is not UTF-8 the bytes decode to something else.
+  const std::string* stop = first_stop(a.tail + a.decoder->rest(), stops);
+  return stop == nullptr ? std::string() : *stop;
 }
 
 void EngineCore::finish(Active& a, FinishReason reason, std::optional<Error> error,
@@ -298,7 +320,7 @@ void EngineCore::finish(Active& a, FinishReason reason, std::optional<Error> err
   event.reason = reason;
   event.error = std::move(error);
   event.prompt_tokens = a.seq.n_prompt;
-  event.cached_tokens = a.seq.n_hit;
+  event.cached_tokens = a.cached;
   event.generated_tokens = a.generated;
   event.stop_sequence = std::move(stop_sequence);
   event.queue_seconds = seconds(a.submitted, started);

@@ -61,10 +61,13 @@ class EngineCore {
     AdapterView view;  // valid while scheduled
     bool scheduled = false;
     int32_t generated = 0;
+    int32_t cached = 0;           // prompt tokens found in the prefix cache
+    bool preempted = false;       // was: later hits are its own work computed before
     int32_t prompt_reported = 1;  // prompt tokens whose log-probability was delivered
     int32_t logits_reported = 0;
     std::unique_ptr<StreamDecoder> decoder;  // only with stop texts
     std::string tail;                        // the end of the generated text
+    std::string run;  // bytes of the byte tokens that the decoder still holds back
     Clock::time_point submitted, started, first_token;
     bool has_started = false, has_token = false;
   };
@@ -85,6 +88,7 @@ class EngineCore {
   void accept(Active& active, const SampledToken& token);
   // Empty, or the stop text that the generated text now holds.
   std::string stop_text(Active& active, int32_t id);
+  std::string stop_in_run(Active& active, int32_t id);
   void finish(Active& active, FinishReason reason, std::optional<Error> error = {},
               std::string stop_sequence = {});
   void update_counters();

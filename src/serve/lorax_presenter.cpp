@@ -75,6 +75,8 @@ bool LoraxPresenter::may_be_last(const Results& results, const Answer& answer) {
   const Request& request = results.job.request;
   const auto n = static_cast<int64_t>(answer.tokens.size());
   if (n >= request.max_new_tokens || answer.tokens.back().special) return true;
+  // Byte tokens get their text when their run ends, but a stop text among them counts at once.
+  if (!request.stop.empty() && answer.tokens.back().text.empty()) return true;
   return std::any_of(request.stop.begin(), request.stop.end(), [&](const std::string& stop) {
     const size_t tail = stop.size() + answer.tokens.back().text.size();
     const size_t from = answer.text.size() > tail ? answer.text.size() - tail : 0;

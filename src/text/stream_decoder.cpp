@@ -38,14 +38,25 @@ std::string StreamDecoder::finish() {
   return text;
 }
 
-std::string StreamDecoder::take_pending() {
+std::string StreamDecoder::rest() const {
+  if (pending_.empty()) return {};
+  std::vector<int32_t> all = context_;
+  all.insert(all.end(), pending_.begin(), pending_.end());
+  return fresh_text(all);
+}
+
+std::string StreamDecoder::fresh_text(const std::vector<int32_t>& all) const {
   // Decoders treat the first token of a text differently (its leading space is dropped), so the
   // pending tokens are decoded behind the last ones that gave text.
   const size_t known = tokenizer_->decode(context_, skip_special_).size();
+  std::string text = tokenizer_->decode(all, skip_special_);
+  return text.size() > known ? text.substr(known) : std::string();
+}
+
+std::string StreamDecoder::take_pending() {
   std::vector<int32_t> all = context_;
   all.insert(all.end(), pending_.begin(), pending_.end());
-  std::string text = tokenizer_->decode(all, skip_special_);
-  std::string fresh = text.size() > known ? text.substr(known) : std::string();
+  std::string fresh = fresh_text(all);
   context_ = fresh.empty() ? std::move(all) : std::move(pending_);
   pending_.clear();
   return fresh;

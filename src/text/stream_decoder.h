@@ -20,11 +20,15 @@ class StreamDecoder {
   std::string push(int32_t id);
   // What is left; an incomplete character becomes U+FFFD. The decoder is empty afterwards.
   std::string finish();
+  // What finish() would give, with the decoder left as it is.
+  std::string rest() const;
 
  private:
   // Advances over the token's bytes: is the text complete after them?
   bool ends_character(int32_t id);
   std::string take_pending();
+  // The text that `all`, the context and the pending tokens, adds to that of the context.
+  std::string fresh_text(const std::vector<int32_t>& all) const;
 
   const Tokenizer* tokenizer_;
   bool skip_special_;

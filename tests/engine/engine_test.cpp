@@ -79,6 +79,52 @@ TEST(Engine, stops_at_a_token_and_at_a_text) {
   EXPECT_LT(cut->tokens.size(), plain->tokens.size());
 }
 
+// A tokenizer with byte fallback spells a line feed <0x0A>, and such runs decode when they end.
+TEST(Engine, stops_at_a_text_within_a_run_of_byte_tokens) {
+  TestEngine engine(golden_options("mixtral-sliding", {}));
+  const auto line_feed = engine->tokenizer()->id_of("<0x0A>");
+  ASSERT_TRUE(line_feed && engine->tokenizer()->is_byte_run(*line_feed));
+  Request r = greedy_request(kPrompt, 8);
+  r.sampling.logit_bias = {{*line_feed, 1e4F}};
+  for (const std::string stop : {"\n", "\n\n\n"}) {
+    r.stop = {"x", stop};
+    const auto got = engine.run({r})[0];
+    EXPECT_EQ(got->finish->reason, FinishReason::stop_sequence);
+    EXPECT_EQ(got->finish->stop_sequence, stop);
+    EXPECT_EQ(got->tokens.size(), stop.size());
+  }
+  // Bytes that are no text contain no stop text, whatever follows them in their run.
+  const auto invalid = engine->tokenizer()->id_of("<0xFF>");
+  ASSERT_TRUE(invalid);
+  r.sampling.logit_bias = {{*line_feed, 1e4F}, {*invalid, 2e4F}};
+  r.sampling.presence_penalty = 2e4F;
+  r.max_new_tokens = 2;
+  r.stop = {"\n"};
+  const auto got = engine.run({r})[0];
+  EXPECT_EQ(got->ids(), (std::vector<int32_t>{*invalid, *line_feed}));
+  EXPECT_EQ(got->finish->reason, FinishReason::length);
+}
+
+// What a preempted sequence finds in the cache when it comes back is its own work.
+TEST(Engine, cached_tokens_are_of_the_prompt_and_of_others) {
+  EngineOptions o = options();
+  o.kv_tokens = 96;
+  TestEngine engine(o);
+  std::vector<Request> requests;
+  for (int32_t i = 0; i < 3; ++i) {
+    Request r = greedy_request({{}, ""}, 60);
+    for (int32_t j = 0; j < 17; ++j) r.prompt.push_back(3 + 20 * i + j);
+    requests.push_back(r);
+  }
+  for (const auto& got : engine.run(requests)) {
+    EXPECT_EQ(got->tokens.size(), 60U);
+    EXPECT_EQ(got->finish->cached_tokens, 0);
+  }
+  EXPECT_GT(engine->stats().preemptions, 0);
+  const auto again = engine.run({requests[0]})[0];
+  EXPECT_LE(again->finish->cached_tokens, 16);
+}
+
 TEST(Engine, prompt_logprobs_agree_with_the_logits) {
   TestEngine engine(options());
   Request r = greedy_request(kPrompt, 1);

@@ -145,6 +145,19 @@ TEST_F(Lorax, stop_text_is_kept) {
   EXPECT_THAT(events.back(), HasSubstr(R"("generated_text":"one STOP")"));
 }
 
+TEST_F(Lorax, a_token_without_text_that_ends_an_answer_is_told_once) {
+  backend.set_plan([&](const Request& request) {
+    Script script = backend.say("🙂", request);
+    script.tokens.resize(1);  // its first bytes: no text yet
+    script.finish.reason = FinishReason::stop_sequence;
+    return script;
+  });
+  const auto events =
+      stream("/generate_stream", R"({"inputs":"a","parameters":{"stop":["STOP"]}})");
+  ASSERT_EQ(events.size(), 1U);
+  EXPECT_THAT(events.back(), HasSubstr("stop_sequence"));
+}
+
 TEST_F(Lorax, full_text_truncate_and_chat_template) {
   EXPECT_THAT(generate(R"({"return_full_text":true})").body,
               HasSubstr(R"("generated_text":"My name isHello)"));

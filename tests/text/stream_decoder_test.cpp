@@ -33,7 +33,9 @@ std::string stream(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, 
     EXPECT_TRUE(is_utf8(piece));
     all += piece;
   }
+  const std::string coming = decoder.rest();
   std::string rest = decoder.finish();
+  EXPECT_EQ(coming, rest);
   EXPECT_TRUE(is_utf8(rest));
   return all + rest;
 }
