@@ -49,6 +49,11 @@ std::string read_file(const std::string& path, size_t max_bytes) {
 }
 
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
+  // The renaming would put a file in the place of a device such as /dev/null.
+  struct stat s{};
+  if (stat(path_.c_str(), &s) == 0 && !S_ISREG(s.st_mode) && !S_ISDIR(s.st_mode)) {
+    fail(Code::invalid_argument, "{}: cannot write: this is no regular file; name one", path_);
+  }
   int fd = -1;
   for (int i = 0; fd < 0; ++i) {
     temporary_ = fmt::format("{}.{}.{}.tmp", path_, getpid(), i);

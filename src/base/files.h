@@ -14,7 +14,8 @@ bool is_directory(const std::string& path);
 // longer than max_bytes or cannot be read.
 std::string read_file(const std::string& path, size_t max_bytes = size_t{64} << 20);
 // A file that appears whole or not at all: bytes go to a temporary name beside `path`, commit()
-// renames it. Without commit() the temporary file is removed. All throw Error(invalid_argument).
+// renames it. Without commit() the temporary file is removed. A path that is a device, a pipe or a
+// socket is refused. All throw Error(invalid_argument).
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);

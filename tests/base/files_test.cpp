@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "base/error.h"
 
@@ -94,6 +95,16 @@ TEST_F(Files, writing_where_nothing_can_be_written_is_an_error) {
   fs::create_directory(path("folder"));
   EXPECT_THROW(write_file(path("folder"), "x"), Error);
   EXPECT_EQ(count(), 1U);
+}
+
+TEST_F(Files, what_is_no_regular_file_is_not_replaced) {
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  fs::create_symlink(path("pipe"), path("link"));
+  EXPECT_THROW(write_file(path("pipe"), "x"), Error);
+  EXPECT_THROW(write_file(path("link"), "x"), Error);
+  EXPECT_TRUE(fs::is_fifo(path("pipe")));
+  EXPECT_TRUE(fs::is_symlink(path("link")));
+  EXPECT_EQ(count(), 2U);
 }
 
 TEST(JoinPath, puts_one_slash) {
