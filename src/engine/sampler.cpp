@@ -44,12 +44,14 @@ Sampler::Sampler(int64_t vocab) : counts_(static_cast<size_t>(vocab), 0) {
 void Sampler::penalise(const SamplingParams& p, const SamplingHistory& history) {
   for (const auto& [id, bias] : p.logit_bias) scores_[static_cast<size_t>(id)] += bias;
   if (p.repetition_penalty != 1.0F) {
+    // Beyond these bounds, which already decide alone, scores become infinite or NaN.
+    const float penalty = std::clamp(p.repetition_penalty, 1e-20F, 1e20F);
     for (const int32_t id : history.tokens) {
       int32_t& seen = counts_[static_cast<size_t>(id)];
       if (seen++ != 0) continue;
       touched_.push_back(id);
       float& s = scores_[static_cast<size_t>(id)];
-      s = s < 0 ? s * p.repetition_penalty : s / p.repetition_penalty;
+      s = s < 0 ? s * penalty : s / penalty;
     }
     for (const int32_t id : touched_) counts_[static_cast<size_t>(id)] = 0;
     touched_.clear();

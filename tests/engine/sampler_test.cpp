@@ -88,6 +88,19 @@ TEST(Sampler, typical_prefers_the_usual_surprise) {
   EXPECT_TRUE(counts.contains(1));
 }
 
+TEST(Sampler, no_repetition_penalty_makes_scores_infinite) {
+  Sampler s(4);
+  const std::vector<float> logits{1, 0, -1, 2};
+  const std::vector<int32_t> tokens{0, 1, 2};
+  for (const float penalty : {0.0F, 1e-40F, 3e38F, INFINITY}) {
+    SamplingParams p;
+    p.repetition_penalty = penalty;
+    const auto token = s.sample(logits, p, {tokens, 3}, 3);
+    ASSERT_TRUE(token) << penalty;
+    EXPECT_EQ(token->id, penalty < 1 ? 0 : 3) << penalty;
+  }
+}
+
 TEST(Sampler, repetition_penalty_divides_or_multiplies) {
   SamplingParams p;
   p.repetition_penalty = 2.0F;
