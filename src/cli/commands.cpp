@@ -29,9 +29,17 @@ std::string one_line(std::string text) {
   return text;
 }
 
+// fmt::print would throw where standard error is closed or its disk is full.
+void complain(const std::string& text) { std::fputs(text.c_str(), stderr); }
+
 int run(const std::vector<Command>& commands) {
   for (const Command& command : commands) {
-    if (command.app->parsed()) return command.run();
+    if (!command.app->parsed()) continue;
+    const int status = command.run();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      fail(Code::invalid_argument, "standard output: cannot write all of it");
+    }
+    return status;
   }
   return 2;  // not reached: one subcommand is required
 }
@@ -56,14 +64,14 @@ int run_command_line(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     const auto parsed = app.get_subcommands();
     if (parsed.empty() && argc > 1 && argv[1][0] != '-') {
-      fmt::print(stderr, "lorry: there is no command {}\nSee: lorry --help\n", quote(argv[1]));
+      complain(fmt::format("lorry: there is no command {}\nSee: lorry --help\n", quote(argv[1])));
       return 2;
     }
-    fmt::print(stderr, "lorry: {}\nSee: lorry {}--help\n", one_line(e.what()),
-               parsed.empty() ? "" : parsed.front()->get_name() + " ");
+    complain(fmt::format("lorry: {}\nSee: lorry {}--help\n", one_line(e.what()),
+                         parsed.empty() ? "" : parsed.front()->get_name() + " "));
     return 2;
   } catch (const std::exception& e) {
-    fmt::print(stderr, "lorry: {}\n", one_line(e.what()));
+    complain(fmt::format("lorry: {}\n", one_line(e.what())));
     return 1;
   }
 }

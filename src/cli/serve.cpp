@@ -94,7 +94,8 @@ int run(CLI::App& app, ServeFlags& flags) {
   if (!server.on_loopback()) {
     log.warn("everyone who reaches {} can use this server: it asks for no key", url);
   }
-  fmt::print(stderr, "Try: {}\n", what_to_type(url, options, place));
+  // Not fmt::print, which throws where standard error is closed.
+  std::fputs(("Try: " + what_to_type(url, options, place) + "\n").c_str(), stderr);
   stop.wait();
   log.info("shutting down: running requests have {} s", flags.shutdown_timeout_s);
   server.shutdown(flags.shutdown_timeout_s);

@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/wait.h>
 
 #include "base/files.h"
 #include "base/json.h"
@@ -39,6 +41,22 @@ TEST(Help, EveryCommandSaysWhatItDoesWithAnExample) {
     EXPECT_THAT(r.out, HasSubstr(std::string("lorry ") + name + " ")) << name;
   }
   EXPECT_THAT(run_lorry({"--version"}).out, StartsWith("lorry "));
+}
+
+// What a shell says of the command line `lorry REST`.
+int status_in_shell(const std::string& rest) {
+  const int status = std::system((std::string("'" LORRY_BINARY "' ") + rest).c_str());
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST(Output, WhatCannotBeWrittenIsAnErrorAndNoCrash) {
+  EXPECT_EQ(status_in_shell("env >/dev/full 2>/dev/null"), 1);
+  EXPECT_EQ(status_in_shell("env >/dev/null"), 0);
+  EXPECT_EQ(status_in_shell("fly 2>/dev/full"), 2);
+  EXPECT_EQ(status_in_shell("fly 2>&-"), 2);
+  EXPECT_EQ(status_in_shell("inspect /no/such/folder 2>/dev/full"), 1);
+  const std::string serve = "serve '" + golden(kModel) + "' --port 0 2>/dev/full";
+  EXPECT_EQ(status_in_shell(serve + " & p=$!; sleep 1; kill $p; wait $p"), 0);
 }
 
 TEST(Help, MistakesOnTheCommandLineNameTheFlag) {
