@@ -83,6 +83,7 @@ EngineCore::EngineCore(const EngineOptions& options, LoadedModel& model, const T
     samplers_.push_back(std::make_unique<Sampler>(model.info.spec.vocab));
   }
   choices_.reserve(static_cast<size_t>(options.max_sequences));
+  scores_.reserve(static_cast<size_t>(options.max_logit_rows));
   update_counters();
 }
 
@@ -193,6 +194,7 @@ void EngineCore::run(const StepPlan& plan) {
 
 void EngineCore::deliver(const ForwardOutput& out) {
   choices_.clear();
+  scores_.clear();
   std::vector<Active*> computed;  // asked for their prompt alone, and have it
   for (const BatchEntry& entry : batch_.entries()) {
     const Chunk& chunk = *entry.chunk;
@@ -206,6 +208,7 @@ void EngineCore::deliver(const ForwardOutput& out) {
       choices_.push_back({&a, out.logits.row<const float>(row), {}});
     }
   }
+  score_prompts();
   choose_tokens();
   for (Active* a : computed) finish(*a, FinishReason::length);
   for (Choice& c : choices_) {
@@ -235,14 +238,22 @@ void EngineCore::deliver_prompt(Active& a, const BatchEntry& entry, const Forwar
     a.logits_reported = std::max(a.logits_reported, to);
   }
   if (!a.request.prompt_logprobs) return;
-  const auto vocab = static_cast<size_t>(model_.info.spec.vocab);
   const int32_t end = std::min(chunk.end() + 1, a.seq.n_prompt);
   for (int32_t p = std::max(first + 1, a.prompt_reported); p < end; ++p) {
-    const int32_t id = a.seq.tokens[static_cast<size_t>(p)];
-    const SampledToken token = samplers_[0]->score({row_of(p - 1), vocab}, a.request.sampling, id);
-    a.request.sink->on_prompt_token({token, p});
+    scores_.push_back({&a, row_of(p - 1), p, {}});
     a.prompt_reported = p + 1;
   }
+}
+
+void EngineCore::score_prompts() {
+  const auto vocab = static_cast<size_t>(model_.info.spec.vocab);
+  model_.pool->for_each_thread(static_cast<int64_t>(scores_.size()), [&](int64_t i, int thread) {
+    Score& s = scores_[static_cast<size_t>(i)];
+    s.token = samplers_[static_cast<size_t>(thread)]->score(
+        {s.logits, vocab}, s.active->request.sampling,
+        s.active->seq.tokens[static_cast<size_t>(s.position)]);
+  });
+  for (const Score& s : scores_) s.active->request.sink->on_prompt_token({s.token, s.position});
 }
 
 // Rows are independent, so they are spread over the compute threads.

@@ -79,11 +79,20 @@ class EngineCore {
     std::optional<SampledToken> token;
   };
 
+  // A prompt token whose log-probability was asked for.
+  struct Score {
+    Active* active = nullptr;
+    const float* logits = nullptr;  // of the position before
+    int32_t position = 0;
+    SampledToken token;
+  };
+
   void admit();
   void schedule(Active& active);
   void run(const StepPlan& plan);
   void deliver(const ForwardOutput& out);
   void deliver_prompt(Active& active, const BatchEntry& entry, const ForwardOutput& out);
+  void score_prompts();
   void choose_tokens();
   void accept(Active& active, const SampledToken& token);
   // Empty, or the stop text that the generated text now holds.
@@ -105,6 +114,7 @@ class EngineCore {
   std::unordered_map<RequestId, std::unique_ptr<Active>> requests_;
   std::deque<RequestId> unscheduled_;  // waiting for their adapter, oldest first
   std::vector<Choice> choices_;
+  std::vector<Score> scores_;
   EngineCounters counters_;
 };
 

@@ -122,6 +122,10 @@ StepBuffers CausalLM::cut(int64_t t) {
 
 LoraPlan CausalLM::plan_rows(const ForwardInput& in, std::span<const AdapterView> adapters) {
   row_adapter_.clear();
+  for (const int32_t a : in.adapters) {
+    LORRY_CHECK(a >= -1 && a < static_cast<int32_t>(adapters.size()), "adapter {} of {}", a,
+                adapters.size());
+  }
   for (size_t s = 0; s + 1 < in.cu_seqlens.size(); ++s) {
     const auto n = static_cast<size_t>(in.cu_seqlens[s + 1] - in.cu_seqlens[s]);
     row_adapter_.insert(row_adapter_.end(), n, in.adapters[s]);
@@ -138,6 +142,7 @@ ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer>
               t);
   LORRY_CHECK(in.cu_seqlens.size() == n_sequences + 1 && in.adapters.size() == n_sequences &&
                   in.position_ids.size() == in.input_ids.size() &&
+                  in.rope_lens.size() == in.input_ids.size() &&
                   in.slots.size() == in.input_ids.size() && in.cu_seqlens.back() == t &&
                   in.block_tables.size() == n_sequences * static_cast<size_t>(in.max_blocks),
               "sizes of a forward input disagree");
