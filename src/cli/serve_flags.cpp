@@ -5,6 +5,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "base/error.h"
+#include "base/files.h"
 #include "cli/values.h"
 
 namespace lorry {
@@ -45,8 +47,10 @@ void add_limits(CLI::App& app, ServeFlags& f) {
   count("--max-num-seqs", f.max_sequences, "Requests in one step (default: 64)", 1);
   count("--max-batch-prefill-tokens,--max-num-batched-tokens", f.max_batch_tokens,
         "Tokens in one step (default: 512)", 1);
-  count("--validation-workers", f.validation_workers,
-        "Threads that read and tokenise requests (default: 2)", 1);
+  accept_range(app.add_option("--validation-workers", f.validation_workers,
+                              "Threads that read and tokenise requests (default: 2)")
+                   ->group(group),
+               1, 64);
 }
 
 void add_adapters(CLI::App& app, ServeFlags& f) {
@@ -72,6 +76,15 @@ void add_operation(CLI::App& app, ServeFlags& f) {
       ->group(group);
 }
 
+bool has_adapter(const EngineOptions& o, const std::string& name) {
+  return std::any_of(o.adapters.begin(), o.adapters.end(),
+                     [&](const auto& known) { return known.first == name; });
+}
+
+void need_folder(const std::string& flag, const std::string& folder) {
+  if (!is_directory(folder)) fail(Code::not_found, "{}: {} is no folder", flag, quote(folder));
+}
+
 }  // namespace
 
 void add_serve_flags(CLI::App& app, ServeFlags& flags) {
@@ -92,9 +105,19 @@ EngineOptions engine_options(const ServeFlags& f, const ModelPlace& place) {
   o.prefix_cache = f.prefix_caching;
   o.max_requests = f.max_requests;
   o.adapter_root = f.adapter_root;
+  if (!o.adapter_root.empty()) need_folder("--adapter-root", o.adapter_root);
   for (const std::string& module : f.lora_modules) {
-    parse_named_path(module);  // here a name alone means nothing
+    const NamedPath adapter = parse_named_path(module);  // here a name alone means nothing
+    need_folder("--lora-modules " + adapter.name, adapter.path);
+    if (has_adapter(o, adapter.name)) {
+      fail(Code::invalid_argument, "--lora-modules: there are two adapters named {}",
+           quote(adapter.name));
+    }
     add_adapter(o, module);
+  }
+  const std::string& name = f.served_name.empty() ? place.name : f.served_name;
+  if (has_adapter(o, name)) {
+    fail(Code::invalid_argument, "--served-model-name {} is an adapter's name too", quote(name));
   }
   return o;
 }

@@ -5,6 +5,7 @@
 #include <cctype>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
 #include <string_view>
 
 #include <CLI/CLI.hpp>
@@ -77,6 +78,9 @@ void accept_range(CLI::Option* option, double min, double max) {
   CLI::Validator range = CLI::Range(min, max);
   range.description("");  // the help says it in words
   option->check(range);
+  option->check([](const std::string& text) {  // NaN is below nothing and above nothing
+    return std::isnan(std::strtod(text.c_str(), nullptr)) ? text + " is no number" : std::string();
+  });
 }
 
 NamedPath parse_name_or_path(const std::string& text) {

@@ -110,6 +110,10 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   if (o.check_ops) m->ops = make_checked_ops(std::move(m->ops));
   m->comm = make_solo_comm();
   m->memory = plan_memory(o, m->info.spec, *m->ops, available_memory());
+  // Without a window every token of a request is in the cache at once.
+  if (m->info.spec.attention.window == 0) {
+    m->info.max_total_tokens = std::min(m->info.max_total_tokens, m->memory.kv_tokens);
+  }
   log.info("{}", m->memory.to_text());
   load(*m, o, log);
   const Tensor block = m->ops->kv_layout(m->memory.kv_blocks, m->info.spec.attention);

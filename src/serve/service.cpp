@@ -42,6 +42,8 @@ Limits limits_of(const ServerOptions& options, const ModelInfo& model) {
                                 ? std::min(options.max_input_length, model.max_total_tokens - 1)
                                 : model.max_total_tokens - 1;
   limits.max_best_of = options.max_best_of;
+  // More than may be in work at once could never be taken.
+  limits.max_n = std::min(limits.max_n, options.max_concurrent_requests);
   limits.max_stop_sequences = options.max_stop_sequences;
   limits.vocab = model.spec.vocab;
   return limits;

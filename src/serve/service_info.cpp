@@ -9,6 +9,9 @@ namespace lorry {
 
 namespace {
 
+// The answer is some fifty times as long, and the workers have other requests to read.
+constexpr size_t kMaxTokenizeBytes = size_t{256} << 10;
+
 HttpResponse text_response(std::string text) {
   HttpResponse response;
   response.content_type = "text/plain; charset=utf-8";
@@ -151,6 +154,12 @@ void Service::tokenize(const CallPtr& call) {
                          "add_special_tokens");
     }
     const std::string_view text(inputs->as_string().data(), inputs->as_string().size());
+    if (text.size() > kMaxTokenizeBytes) {
+      throw RequestError(Problem::too_long,
+                         fmt::format("`inputs` has {} bytes; at most {} are tokenised at once",
+                                     text.size(), kMaxTokenizeBytes),
+                         "inputs");
+    }
     EncodeOptions options;
     options.add_special = special == nullptr || special->is_null() || special->as_bool();
     JsonWriter json;

@@ -118,6 +118,21 @@ TEST(Serve, SettingsThatMakeNoSenseEndWithOneLine) {
   EXPECT_THAT(run_lorry({"serve", model, "--dtype", "int3"}).err, HasSubstr("int3"));
   EXPECT_THAT(run_lorry({"serve", model, "--log-level", "loud"}).err, HasSubstr("loud"));
   EXPECT_THAT(run_lorry({"serve", model}, {.env = {{"PORT", "x"}}}).err, HasSubstr("PORT"));
+  const auto refused = [&](const char* flag, const std::string& value) {
+    const ProcessResult wrong = run_lorry({"serve", model, flag, value});
+    EXPECT_NE(wrong.status, 0) << flag;
+    EXPECT_THAT(wrong.err, HasSubstr(flag));
+  };
+  refused("--validation-workers", "100000");
+  refused("--shutdown-timeout", "nan");
+  refused("--adapter-root", "/no/such/folder");
+  refused("--lora-modules", "x=/no/such/folder");
+  const std::string adapter = golden("mixtral-base/adapters/attn-r8");
+  EXPECT_THAT(run_lorry({"serve", model, "--lora-modules", "a=" + adapter, "a=" + adapter}).err,
+              HasSubstr("two adapters named"));
+  EXPECT_THAT(
+      run_lorry({"serve", model, "--lora-modules", "a=" + adapter, "--served-model-name", "a"}).err,
+      HasSubstr("an adapter's name"));
   const ProcessResult r = run_lorry({"serve", model, "--max-total-tokens", "1G"});
   EXPECT_EQ(r.status, 1);
   EXPECT_THAT(r.err, HasSubstr("--max-total-tokens"));

@@ -223,6 +223,7 @@ TEST(Engine, a_request_longer_than_the_cache_is_refused_at_submit) {
   EngineOptions o = options();
   o.kv_tokens = 64;
   TestEngine engine(o);
+  EXPECT_EQ(engine->info().max_total_tokens, 64);
   EXPECT_EQ(submit_code(engine, greedy_request(kPrompt, 100)), Code::too_long);
   EXPECT_EQ(engine.run({greedy_request(kPrompt, 50)})[0]->tokens.size(), 50U);
 }

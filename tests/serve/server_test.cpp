@@ -56,6 +56,8 @@ TEST_F(ServerLife, tokenize_gives_ids_texts_and_places) {
   EXPECT_EQ(ids, backend.tokenizer().encode(text));
   EXPECT_EQ(tokens.as_array().back().as_object().at("text").as_string(), "</s>");
   EXPECT_EQ(post("/tokenize", "{}").status, 422);
+  const std::string long_text(300'000, 'a');
+  EXPECT_EQ(post("/tokenize", "{\"inputs\":\"" + long_text + "\"}").status, 422);
   EXPECT_EQ(post("/tokenize", R"({"inputs":"a","add_special_tokens":1})").status, 422);
 }
 
@@ -142,6 +144,13 @@ TEST_F(ServerLife, more_requests_than_allowed_are_429) {
   }
   EXPECT_EQ(post("/generate", kLong).status, 429);
   EXPECT_EQ(get("/health").status, 200);
+}
+
+TEST_F(ServerLife, more_answers_than_can_ever_run_are_400_and_not_to_be_tried_again) {
+  options.max_concurrent_requests = 3;
+  const Reply reply = post("/v1/completions", R"({"prompt":"a","n":4})");
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_THAT(reply.body, HasSubstr("3 answers"));
 }
 
 TEST_F(ServerLife, a_silent_stream_is_pinged) {
