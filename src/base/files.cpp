@@ -72,6 +72,7 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::write(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;  // fwrite wants an address even for nothing
   if (std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size()) {
     fail(Code::invalid_argument, "{}: cannot write: {}", path_, std::strerror(errno));
   }
