@@ -156,13 +156,19 @@ TEST_P(Invariance, after_preemption) {
   const std::vector<Prompt> all = prompts(24, 4);
   const auto want = generated_alone(all, 60);
   EngineOptions o = options();
-  // Two or three of them at a time; a window leaves each with few blocks.
-  o.kv_tokens = model_case().model == "mixtral-sliding" ? 192 : 512;
+  o.kv_tokens = 512;                              // two or three of them at a time
+  if (model_case().model == "mixtral-sliding") {  // a window leaves each with few blocks
+    o.kv_tokens = 112;
+    o.prefill_chunk = 16;
+  }
   TestEngine engine(o);
-  std::vector<Request> requests;
-  for (const Prompt& p : all) requests.push_back(scored(p, 60));
-  const auto got = engine.run(std::move(requests));
-  for (size_t i = 0; i < got.size(); ++i) expect_equal_tokens(*got[i], *want[i], "preempted");
+  // Who is preempted depends on when requests arrive; once the adapters are loaded, all at once.
+  for (int round = 0; round < 20 && engine->stats().preemptions == 0; ++round) {
+    std::vector<Request> requests;
+    for (const Prompt& p : all) requests.push_back(scored(p, 60));
+    const auto got = engine.run(std::move(requests));
+    for (size_t i = 0; i < got.size(); ++i) expect_equal_tokens(*got[i], *want[i], "preempted");
+  }
   EXPECT_GT(engine->stats().preemptions, 0);
 }
 
