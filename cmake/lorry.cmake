@@ -40,7 +40,9 @@ endif()
 
 find_program(LORRY_CCACHE ccache)
 if(LORRY_CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${LORRY_CCACHE})
+  # Line tables name the folder of the build (-g1): without these two, clones would share nothing.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}
+    CCACHE_NOHASHDIR=1 ${LORRY_CCACHE})
 endif()
 find_program(LORRY_MOLD mold)
 if(LORRY_MOLD)

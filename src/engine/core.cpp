@@ -108,7 +108,7 @@ void EngineCore::add(RequestId id, Request request, Clock::time_point submitted)
   if (a.request.adapter.empty()) {
     schedule(a);
   } else {
-    a.handle = registry_.acquire(a.request.adapter);
+    a.handle = registry_.acquire(a.request.adapter.parts.front().name);
     a.has_adapter = true;
     unscheduled_.push_back(id);
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/adapter_ref.h"
 #include "engine/sampling.h"
 #include "lorry/error.h"
 
@@ -51,7 +52,7 @@ class RequestSink {
 
 struct Request {
   std::vector<int32_t> prompt;  // at least one token
-  std::string adapter;          // a name the adapter registry knows how to find; empty: none
+  AdapterRef adapter;           // empty: the base model
   SamplingParams sampling;
   int32_t max_new_tokens = 0;  // 0: only compute the prompt
   bool ignore_eos = false;

@@ -81,7 +81,7 @@ Generation::Generation(Parts parts, Job job) : parts_(std::move(parts)) {
 
 void Generation::start() {
   parts_.live.add(shared_from_this());
-  parts_.metrics.adapter_waits(results_.job.request.adapter);
+  parts_.metrics.adapter_waits(results_.job.request.adapter.label());
   queue_ = std::make_shared<EventQueue>(shared_from_this());
   parts_.responder->on_close([weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->client_gone();
@@ -155,7 +155,7 @@ void Generation::take_token(Answer& answer, const TokenEvent& event) {
   answer.tokens.push_back(std::move(record));
   if (results_.first_token == std::chrono::steady_clock::time_point{}) {
     results_.first_token = now;
-    parts_.metrics.adapter_runs(results_.job.request.adapter);
+    parts_.metrics.adapter_runs(results_.job.request.adapter.label());
     parts_.metrics.first_token(now - results_.job.received);
   } else if (results_.answers.size() == 1) {
     parts_.metrics.next_token(now - results_.last_token);
@@ -229,7 +229,7 @@ void Generation::cancel_all() {
 
 void Generation::end() {
   if (std::exchange(done_, true)) return;
-  parts_.metrics.adapter_done(results_.job.request.adapter,
+  parts_.metrics.adapter_done(results_.job.request.adapter.label(),
                               results_.first_token != std::chrono::steady_clock::time_point{});
   if (queue_) queue_->detach();
   parts_.live.remove(this);

@@ -191,9 +191,9 @@ HttpHeaders LoraxPresenter::known_headers(const Results& results) {
   headers.emplace_back("x-prompt-tokens", std::to_string(results.prompt_tokens()));
   headers.emplace_back("x-validation-time", milliseconds(results.job.validation_seconds));
   headers.emplace_back("x-model-id", percent_encode(results.job.model));
-  if (const std::string& adapter = results.job.request.adapter; !adapter.empty()) {
-    headers.emplace_back("x-adapter-id", percent_encode(adapter));
-    headers.emplace_back("x-adapter-source", "local");
+  if (const AdapterRef& adapter = results.job.request.adapter; !adapter.empty()) {
+    headers.emplace_back("x-adapter-id", percent_encode(adapter.label()));
+    headers.emplace_back("x-adapter-source", to_string(adapter.parts.front().source));
   }
   return headers;
 }

@@ -224,7 +224,7 @@ TEST_F(Lorax, best_of_keeps_the_most_probable) {
 
 TEST_F(Lorax, an_adapter_is_passed_on_and_told_in_a_header) {
   const Reply reply = generate(R"({"adapter_id":"org/pirate","adapter_source":"local"})");
-  EXPECT_EQ(backend.last().adapter, "org/pirate");
+  EXPECT_EQ(backend.last().adapter.label(), "org/pirate");
   EXPECT_EQ(reply.headers.at("x-adapter-id"), "org/pirate");
   EXPECT_EQ(reply.headers.at("x-adapter-source"), "local");
 }

@@ -231,10 +231,10 @@ TEST_F(OpenAi, chat_logprobs) {
 TEST_F(OpenAi, model_names_the_adapter) {
   for (const char* base : {"tiny", ""}) {
     chat(std::string(R"(,"model":")") + base + "\"");
-    EXPECT_EQ(backend.last().adapter, "");
+    EXPECT_EQ(backend.last().adapter.label(), "");
   }
   EXPECT_THAT(chat(R"(,"model":"pirate")").body, HasSubstr(R"("model":"pirate")"));
-  EXPECT_EQ(backend.last().adapter, "pirate");
+  EXPECT_EQ(backend.last().adapter.label(), "pirate");
 }
 
 TEST_F(OpenAi, B20_an_unknown_model_is_404) {
