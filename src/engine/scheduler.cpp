@@ -51,24 +51,40 @@ bool Scheduler::fits(int64_t total_tokens) const {
 // ---- queues ----
 
 void Scheduler::add(Sequence& seq) {
-  LORRY_CHECK(seq.state == SequenceState::waiting && seq.arrival == 0, "sequence {} added twice",
-              seq.id);
-  LORRY_CHECK(seq.n_prompt > 0 && seq.n_prompt == static_cast<int32_t>(seq.tokens.size()) &&
-                  seq.n_draft == 0 && seq.n_prompt <= seq.max_tokens && fits(seq.max_tokens),
+  const bool parked = seq.state == SequenceState::parked;
+  LORRY_CHECK((parked || seq.state == SequenceState::waiting) && seq.arrival == 0,
+              "sequence {} added twice", seq.id);
+  const auto n_tokens = static_cast<int32_t>(seq.tokens.size());
+  LORRY_CHECK(seq.n_prompt > 0 && (parked ? seq.n_prompt <= n_tokens : seq.n_prompt == n_tokens) &&
+                  seq.n_draft == 0 && n_tokens <= seq.max_tokens && fits(seq.max_tokens),
               "sequence {}: prompt of {}, {} tokens of at most {}, {} drafts", seq.id, seq.n_prompt,
-              seq.tokens.size(), seq.max_tokens, seq.n_draft);
+              n_tokens, seq.max_tokens, seq.n_draft);
   auto [it, is_new] = tenants_.try_emplace(seq.tenant);
   if (is_new) {
     it->second = line_.insert(line_.end(), Tenant{seq.tenant, 0, limits_.tenant_quantum, {}, {}});
   }
   ++it->second->n_sequences;
   it->second->waiting.push_back(&seq);
+  seq.state = SequenceState::waiting;
   seq.arrival = ++n_arrived_;
+  seq.admitted = 0;
   ++n_waiting_;
 }
 
 void Scheduler::remove(Sequence& seq) {
   LORRY_CHECK(!in_step_, "remove within a step");
+  take_out(seq);
+  seq.state = SequenceState::finished;
+}
+
+void Scheduler::park(Sequence& seq) {
+  LORRY_CHECK(!in_step_, "park within a step");
+  take_out(seq);
+  seq.state = SequenceState::parked;
+  seq.arrival = 0;
+}
+
+void Scheduler::take_out(Sequence& seq) {
   LORRY_CHECK(seq.arrival != 0 && seq.state != SequenceState::finished,
               "sequence {} is not in the scheduler", seq.id);
   const auto it = tenants_.find(seq.tenant);
@@ -80,7 +96,6 @@ void Scheduler::remove(Sequence& seq) {
     --n_waiting_;
     std::erase(preempted_, &seq);
   }
-  seq.state = SequenceState::finished;
   if (--tenant.n_sequences == 0) {
     line_.erase(it->second);
     tenants_.erase(it);

@@ -1,6 +1,6 @@
 // Scheduler: decides which rows of which sequences run in the next step, and who holds KV blocks.
 // Pure policy over integers: no tensor, clock, lock or randomness. Engine thread only. Sequences
-// are the engine's; the scheduler keeps pointers from add() to remove().
+// are the engine's; the scheduler keeps pointers from add() to remove() or park().
 //
 // A step: plan() -> the engine runs the rows -> commit(plan) -> for every sequence with drafts
 // truncate(), for every chunk that reached the last token append a sampled one or remove().
@@ -18,8 +18,11 @@
 //   and keeps its seniority (the order of first admission). The oldest preempted sequence comes
 //   back first and before anyone new, so that preempted ones are younger than all running ones.
 //
+// - park() takes a sequence out. When it is added again it is new: at the end of its queue, and its
+//   seniority is that of its next admission, so that those who never left stay older.
+//
 // Progress: the oldest sequence runs, cannot be preempted and can preempt all others. So plan() is
-// never empty while there is work, and every sequence ends.
+// never empty while there is work, and every sequence that is not parked ends.
 //
 // Starvation bounds. Let Q be tenant_quantum, K the most tenants at a time, W the tokens that its
 // own tenant has to compute before a waiting sequence, m = ceil(W / Q) + 1 the turns that this
@@ -73,12 +76,18 @@ class Scheduler {
 
   // Whether a sequence of total_tokens (prompt and answer) can ever run.
   bool fits(int64_t total_tokens) const;
-  // Queues a new sequence. Requires: its tokens are the n_prompt > 0 of its prompt, at most
-  // max_tokens, and fits(max_tokens).
+  // Queues a new sequence or a parked one. Requires: n_prompt > 0 tokens of a prompt and, only when
+  // it was parked, generated ones; no drafts; at most max_tokens, and fits(max_tokens).
   void add(Sequence& seq);
-  // Finish or cancel, in any state; its blocks are free. Not between plan() and commit() of a step
-  // with chunks.
+  // Finish or cancel, in any state but parked; its blocks are free. Not between plan() and commit()
+  // of a step with chunks.
   void remove(Sequence& seq);
+  // Takes a waiting, running or preempted sequence out; add() brings it back, or nobody does. Its
+  // certain tokens stay, drafts go; its blocks are free, and until they are handed out again the
+  // prefix cache finds what they hold. What it computes afterwards has the same bits, as after a
+  // preemption: logits that were delivered do not come again (n_scored). Not between plan() and
+  // commit() of a step with chunks.
+  void park(Sequence& seq);
 
   // Requires: every running sequence has a token that is not computed, at most max_tokens certain
   // ones, and drafts only when its last certain token was generated and alone is not computed.
@@ -107,6 +116,8 @@ class Scheduler {
   };
 
   Tenant& tenant_of(const Sequence& seq) { return *tenants_.at(seq.tenant); }
+  // Out of queues and tables, in any state; the last of its tenant takes the tenant along.
+  void take_out(Sequence& seq);
   void begin_step();
   void plan_decodes();
   void plan_prefills();

@@ -32,8 +32,13 @@ void Sim::run(int64_t steps) {
   for (int64_t i = 0; i < steps && !testing::Test::HasFailure(); ++i) {
     if (chance(config_.arrivals) && live_.size() < static_cast<size_t>(config_.max_live)) arrive();
     if (chance(config_.cancels)) cancel();
+    if (chance(config_.parks)) park();
+    if (chance(config_.parks) && !parked_.empty()) {
+      bring_back(static_cast<size_t>(below(static_cast<int32_t>(parked_.size()))));
+    }
     step();
   }
+  while (!parked_.empty()) bring_back(0);
   // At least one row of the oldest sequence in each turn of all tenants.
   const int64_t turns = config_.n_tenants * config_.limits.tenant_quantum;
   const int64_t bound = config_.max_live * int64_t{config_.max_tokens} * turns;
@@ -72,6 +77,36 @@ void Sim::cancel() {
   scheduler_.remove((*it)->seq);
   live_.erase(it);
   ++counts_.cancelled;
+}
+
+// The prefix of a parked sequence stays in the cache: it is brought back with hits, or others take
+// its blocks first.
+void Sim::park() {
+  if (live_.empty() || parked_.size() >= 4) return;
+  const auto it = live_.begin() + below(static_cast<int32_t>(live_.size()));
+  Live& live = **it;
+  Sequence& seq = live.seq;
+  if (seq.state == SequenceState::waiting) ++counts_.parked_waiting;
+  if (seq.state == SequenceState::running) ++counts_.parked_running;
+  if (seq.state == SequenceState::preempted) ++counts_.parked_preempted;
+  const std::vector<int32_t> certain(seq.tokens.begin(), seq.tokens.begin() + seq.n_certain());
+  scheduler_.park(seq);
+  EXPECT_EQ(seq.state, SequenceState::parked);
+  EXPECT_EQ(seq.tokens, certain);
+  EXPECT_TRUE(seq.blocks.empty());
+  scheduler_.check_integrity();
+  live.content.resize(std::min(live.content.size(), certain.size()));
+  live.n_drafted = 0;
+  parked_.push_back(std::move(*it));
+  live_.erase(it);
+}
+
+void Sim::bring_back(size_t index) {
+  const auto it = parked_.begin() + static_cast<std::ptrdiff_t>(index);
+  scheduler_.add((*it)->seq);
+  scheduler_.check_integrity();
+  live_.push_back(std::move(*it));
+  parked_.erase(it);
 }
 
 void Sim::draft() {

@@ -1,7 +1,7 @@
-// A random engine around a Scheduler, without a model: requests arrive, are cancelled, draft and
-// end, and a fake KV array stands in for the keys and values. A slot holds a hash of the salt and
-// of all tokens up to its position, written when its row runs; before a chunk's rows read, every
-// slot that they can see must hold exactly that of their own sequence.
+// A random engine around a Scheduler, without a model: requests arrive, are cancelled, parked,
+// draft and end, and a fake KV array stands in for the keys and values. A slot holds a hash of the
+// salt and of all tokens up to its position, written when its row runs; before a chunk's rows read,
+// every slot that they can see must hold exactly that of their own sequence.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -24,12 +24,14 @@ struct SimConfig {
   int32_t max_drafts = 0;
   int32_t arrivals = 40;       // percent of steps with an arrival
   int32_t cancels = 2;         // percent of steps with a cancellation
+  int32_t parks = 6;           // percent of steps with a sequence parked; the same brought back
   int32_t shared = 70;         // percent of prompts that begin like others
   int32_t prompt_logits = 10;  // percent
 };
 
 struct SimCounts {
   int64_t steps = 0, rows = 0, finished = 0, cancelled = 0, preempted = 0, hit_tokens = 0;
+  int64_t parked_waiting = 0, parked_running = 0, parked_preempted = 0;
   int64_t drafts_run = 0, drafts_rejected = 0, drafts_dropped = 0, slid = 0;
 };
 
@@ -37,7 +39,7 @@ class Sim {
  public:
   Sim(const SimConfig& config, uint32_t seed);
 
-  // Runs `steps` steps with arrivals and cancellations, then until all have ended. A failed
+  // Runs `steps` steps with arrivals, cancellations and parks, then until all have ended. A failed
   // expectation is a failure of the current test.
   void run(int64_t steps);
   const SimCounts& counts() const { return counts_; }
@@ -58,6 +60,8 @@ class Sim {
   }
   void arrive();
   void cancel();
+  void park();
+  void bring_back(size_t index);
   void draft();
   void step();
   void check_plan(const StepPlan& plan);
@@ -72,7 +76,8 @@ class Sim {
   const SimConfig config_;
   std::mt19937 random_;
   Scheduler scheduler_;
-  std::vector<std::unique_ptr<Live>> live_;
+  std::vector<std::unique_ptr<Live>> live_;       // in the scheduler
+  std::vector<std::unique_ptr<Live>> parked_;     // not in it, at most 4
   std::vector<std::vector<int32_t>> beginnings_;  // of prompts
   std::vector<uint64_t> slots_;
   uint64_t n_ids_ = 0;

@@ -72,6 +72,9 @@ TEST_P(SchedulerSim, EveryRowReadsTheKvOfItsOwnPrefix) {
   EXPECT_EQ(n.drafts_run > 1000 && n.drafts_rejected > 100 && n.drafts_dropped > 100,
             c.expect.drafts);
   EXPECT_EQ(n.slid > 1000, c.expect.slides);
+  EXPECT_GT(n.parked_waiting, 100);
+  EXPECT_GT(n.parked_running, 100);
+  EXPECT_EQ(n.parked_preempted > 5, c.expect.preempts) << n.parked_preempted;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SchedulerSim,

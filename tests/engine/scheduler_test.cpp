@@ -370,6 +370,44 @@ TEST(Scheduler, ARemovedSequenceLeavesNothingBehind) {
   EXPECT_THAT(b.step(), IsEmpty());
 }
 
+TEST(Scheduler, AParkedSequenceLeavesItsPrefixAndComesBackAsTheYoungest) {
+  Bench b({.max_batch_tokens = 64, .max_sequences = 2, .max_logit_rows = 4}, 10);
+  Sequence& parked = b.add(0, 40, 50);
+  b.add(0, 10, 50, 8);
+  for (int i = 0; i < 10; ++i) b.step();
+  EXPECT_EQ(parked.tokens.size(), 50U);
+  b.scheduler.park(parked);
+  EXPECT_EQ(parked.state, SequenceState::parked);
+  EXPECT_EQ(parked.tokens.size(), 50U);
+  EXPECT_EQ(parked.n_computed, 0);
+  EXPECT_EQ(b.scheduler.n_running() + b.scheduler.n_waiting(), 1);
+  EXPECT_EQ(b.scheduler.pool().n_free(), 8);  // the other one has 20 tokens
+  b.step();
+  EXPECT_EQ(parked.tokens.size(), 50U);
+  const Sequence& waiting = b.add(0, 10, 1, 9);
+  b.scheduler.add(parked);
+  EXPECT_THAT(b.step(), ElementsAre(Row{2, 20, 1, 1}, Row{3, 0, 10, 1}));
+  EXPECT_EQ(waiting.state, SequenceState::finished) << "it came first";
+  EXPECT_THAT(b.step(), ElementsAre(Row{2, 21, 1, 1}, Row{1, 48, 2, 1}));
+  EXPECT_EQ(parked.n_hit, 48) << "three full blocks are still there";
+  EXPECT_GT(parked.admitted, b.sequences[1].admitted);
+}
+
+TEST(Scheduler, AParkedSequenceIsScoredOnWhereItWas) {
+  Bench b({.max_batch_tokens = 64, .max_sequences = 2, .max_logit_rows = 10}, 10);
+  Sequence& seq = b.make(0, 25, 10);
+  seq.wants_prompt_logits = true;
+  b.scheduler.add(seq);
+  EXPECT_THAT(b.step(), ElementsAre(Row{1, 0, 10, 10}));
+  b.scheduler.park(seq);
+  EXPECT_THAT(b.step(), IsEmpty());
+  b.scheduler.add(seq);
+  b.scheduler.park(seq);  // from the queue
+  b.scheduler.add(seq);
+  EXPECT_THAT(b.step(), ElementsAre(Row{1, 0, 20, 10}));
+  EXPECT_THAT(b.step(), ElementsAre(Row{1, 20, 5, 5}));
+}
+
 TEST(SchedulerDeathTest, MisuseAborts) {
   Bench b({.max_batch_tokens = 16, .max_sequences = 2, .max_logit_rows = 4}, 4);
   EXPECT_DEATH(b.add(0, 60, 10), "at most 70");  // can never run
@@ -377,11 +415,19 @@ TEST(SchedulerDeathTest, MisuseAborts) {
   EXPECT_DEATH(b.scheduler.add(seq), "added twice");
   const StepPlan& plan = b.scheduler.plan();
   EXPECT_DEATH(b.scheduler.remove(seq), "within a step");
+  EXPECT_DEATH(b.scheduler.park(seq), "within a step");
   EXPECT_DEATH(b.scheduler.plan(), "before commit");
   EXPECT_DEATH(b.scheduler.commit(StepPlan{}), "another plan");
   b.scheduler.commit(plan);
   EXPECT_DEATH(b.scheduler.plan(), "10 of 10 tokens computed");  // nothing was appended
   EXPECT_DEATH(b.scheduler.truncate(seq, 9), "truncate to 9 of 10");
+  b.scheduler.park(seq);
+  EXPECT_DEATH(b.scheduler.park(seq), "not in the scheduler");
+  EXPECT_DEATH(b.scheduler.remove(seq), "not in the scheduler");
+  seq.tokens.resize(9);
+  EXPECT_DEATH(b.scheduler.add(seq), "prompt of 10, 9 tokens");
+  seq.tokens.resize(12);
+  b.scheduler.add(seq);
   b.scheduler.remove(seq);
   EXPECT_DEATH(b.scheduler.remove(seq), "not in the scheduler");
 }
