@@ -131,10 +131,20 @@ void AdapterFolder::plan(const AdapterLimits& limits) {
            files_->weights.path(), limits.max_bytes);
     }
   }
-  packed_bytes_ = Buffer::size_for(packed_bytes_);
 }
 
-std::unique_ptr<Adapter> AdapterFolder::read() {
+void Adapter::rebase(std::byte* to) {
+  const auto follow = [&](const std::byte*& p) {
+    if (p != nullptr) p = to + (p - image_);
+  };
+  for (LoraPair& pair : pairs_) {
+    follow(pair.a);
+    follow(pair.b);
+  }
+  image_ = to;
+}
+
+std::unique_ptr<Adapter> AdapterFolder::read(std::byte* memory) {
   const std::string path = files_->weights.path();
   const Digest planned = files_->weights.header_digest();
   files_->weights = SafetensorsFile::open(path, Access::read, files_->max_bytes);
@@ -146,8 +156,8 @@ std::unique_ptr<Adapter> AdapterFolder::read() {
   check_base_copies();
 
   std::unique_ptr<Adapter> adapter(new Adapter);
-  adapter->memory_ = Buffer(packed_bytes_);
-  std::byte* memory = adapter->memory_.data();
+  adapter->image_ = memory;
+  adapter->bytes_ = packed_bytes_;
   std::vector<std::byte> scratch;
   const LoraMap& map = files_->map;
   for (size_t i = 0; i < map.pieces.size(); ++i) {
@@ -226,7 +236,11 @@ Digest AdapterFolder::digest() const {
 
 std::unique_ptr<Adapter> load_adapter(const std::string& folder, const AdapterTarget& target,
                                       const AdapterLimits& limits) {
-  return AdapterFolder::open(folder, target, limits)->read();
+  const auto files = AdapterFolder::open(folder, target, limits);
+  Buffer memory(files->packed_bytes());
+  auto adapter = files->read(memory.data());
+  adapter->own_ = std::move(memory);
+  return adapter;
 }
 
 }  // namespace lorry

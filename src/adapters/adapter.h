@@ -2,7 +2,8 @@
 // AdapterFolder: a PEFT folder whose names and shapes have been checked against a model and whose
 // size is known, before a weight is read. Loading is: open (checks, plan), then read (weights).
 // Everything in the folder is applied exactly or loading fails with a sentence that names the
-// field or tensor. Distinct objects may be used by distinct threads; an Adapter is immutable.
+// field or tensor. Distinct objects may be used by distinct threads. An Adapter is immutable but
+// for rebase(): all that a backend reads is one block of memory, its image, which may be moved.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -45,10 +46,13 @@ struct AppliedSite {
 
 class Adapter {
  public:
+  // Points into the image: valid while that stays where rebase() last said it is.
   AdapterView view() const { return {pairs_}; }
+  // The image now lies at `to`: its bytes were copied there, by whatever means.
+  void rebase(std::byte* to);
   // SHA-256 over sites, ranks, scales and the tensors as stored: equal digests, equal adapters.
   const Digest& digest() const { return digest_; }
-  size_t bytes() const { return memory_.size(); }
+  size_t bytes() const { return bytes_; }  // of the image
   int32_t max_rank() const { return max_rank_; }
   // By rising site index.
   const std::vector<AppliedSite>& sites() const { return sites_; }
@@ -57,10 +61,14 @@ class Adapter {
 
  private:
   friend class AdapterFolder;
+  friend std::unique_ptr<Adapter> load_adapter(const std::string&, const AdapterTarget&,
+                                               const AdapterLimits&);
   Adapter() = default;
 
-  Buffer memory_;
-  std::vector<LoraPair> pairs_;  // [SiteIndex::size()], into memory_
+  Buffer own_;  // the image, unless it was packed into memory of somebody else
+  std::byte* image_ = nullptr;
+  size_t bytes_ = 0;
+  std::vector<LoraPair> pairs_;  // [SiteIndex::size()], into the image
   std::vector<AppliedSite> sites_;
   Digest digest_{};
   int32_t max_rank_ = 0;
@@ -74,10 +82,11 @@ class AdapterFolder {
                                              const AdapterLimits& limits);
   ~AdapterFolder();
 
-  // Bytes that the Adapter will take.
+  // Bytes of the Adapter's image.
   size_t packed_bytes() const { return packed_bytes_; }
+  // Packs the image into `memory`, which has packed_bytes() and is 64-byte aligned.
   // Throws Error(bad_file) for values that are NaN or infinite, or a base copy that differs.
-  std::unique_ptr<Adapter> read();
+  std::unique_ptr<Adapter> read(std::byte* memory);
 
  private:
   struct Files;
@@ -90,7 +99,7 @@ class AdapterFolder {
   size_t packed_bytes_ = 0;
 };
 
-// open and read in one call.
+// open and read in one call, into memory of the Adapter's own.
 std::unique_ptr<Adapter> load_adapter(const std::string& folder, const AdapterTarget& target,
                                       const AdapterLimits& limits = {});
 
