@@ -64,6 +64,34 @@ TEST_F(Lorax, __base_model___is_no_adapter) {
   EXPECT_TRUE(backend.last().adapter.empty());
 }
 
+// Odd ids, unknown strategies and clients that leave are answers with a status, never the end.
+TEST_F(Lorax, lorax_fault_15_odd_requests_do_not_end_the_server) {
+  for (
+      const char* parameters :
+      {R"({"adapter_id":"\u0000"})", R"({"adapter_id":"a@"})", R"({"adapter_id":"@a"})",
+       R"({"adapter_id":"é"})", R"({"adapter_id":" "})", R"({"adapter_id":"."})",
+       R"({"merged_adapters":{"ids":["a"],"merge_strategy":"slerp"}})",
+       R"({"merged_adapters":{"ids":["a"],"majority_sign_method":"all","merge_strategy":"ties","density":1}})",
+       R"({"merged_adapters":{"ids":[""]}})", R"({"merged_adapters":[]})"}) {
+    refusal(parameters);
+  }
+  backend.set_round(std::chrono::milliseconds(20));
+  for (int i = 0; i < 5; ++i) {
+    Client leaves(port());
+    leaves.send_post("/generate_stream", R"({"inputs":"a","parameters":{"adapter_id":"x"}})");
+  }
+  EXPECT_EQ(generate("{}").status, 200);
+  EXPECT_TRUE(eventually([&] { return backend.running() == 0; }));
+}
+
+TEST_F(Lorax, F16_ids_in_headers_are_percent_encoded) {
+  EXPECT_EQ(generate(R"({"adapter_id":"org/name@v1.0"})").headers.at("x-adapter-id"),
+            "org/name%40v1.0");
+  // What could break a header is no name.
+  EXPECT_THAT(refusal(R"({"adapter_id":"a\r\nx-evil: 1"})"), HasSubstr("\\x0d\\x0a"));
+  EXPECT_THAT(refusal(R"({"adapter_id":"naïve"})"), HasSubstr("\\xc3\\xaf"));
+}
+
 TEST_F(Lorax, merged_adapters_and_adapters_become_a_merge) {
   for (const char* field : {"merged_adapters", "adapter_parameters"}) {
     generate(fmt::format(R"({{"{}":{{"ids":["a","b"],"weights":[0.5,-1],"merge_strategy":"ties",)"
