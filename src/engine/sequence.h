@@ -26,7 +26,8 @@ struct Sequence {
   // ---- set by the engine before Scheduler::add ----
   uint64_t id = 0;
   uint64_t tenant = 0;
-  Digest cache_salt{};          // digest over the adapter's digest and the tenant's salt
+  uint64_t adapter = 0;  // rows are shared fairly among a tenant's adapters; 0: the base model
+  Digest cache_salt{};   // digest over the adapter's digest and the tenant's salt
   std::vector<int32_t> tokens;  // prompt, then generated, then drafts
   int32_t n_prompt = 0;
   int32_t max_tokens = 0;  // prompt and generated together
