@@ -1,6 +1,7 @@
 #include "engine/core.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/sha256.h"
@@ -116,7 +117,10 @@ void EngineCore::add(RequestId id, Request request, Clock::time_point submitted)
 
 void EngineCore::schedule(Active& a) {
   const Adapter* adapter = a.has_adapter ? registry_.status(a.handle).adapter : nullptr;
-  if (adapter != nullptr) a.view = adapter->view();
+  if (adapter != nullptr) {
+    a.view = adapter->view();
+    std::memcpy(&a.seq.adapter, adapter->digest().data(), sizeof(a.seq.adapter));
+  }
   a.seq.cache_salt = cache_salt(a.request, adapter);
   a.scheduled = true;
   scheduler_.add(a.seq);
