@@ -73,6 +73,9 @@ void Sim::arrive() {
   }
   seq.max_tokens = seq.n_prompt + 1 + below(config_.max_tokens - seq.n_prompt);
   live->n_end = seq.n_prompt + 1 + below(seq.max_tokens - seq.n_prompt);
+  // Some have no adapter, some one from the start, some an activated one.
+  seq.adapter_salt[0] = static_cast<uint8_t>(seq.adapter);
+  if (seq.adapter > 0) seq.adapter_from = chance(50) ? 0 : below(seq.n_prompt);
   seq.wants_prompt_logits = chance(config_.prompt_logits);
   seq.use_prefix_cache = !chance(5);
   scheduler_.add(seq);
@@ -236,7 +239,9 @@ void Sim::remember_content(Live& live) {
   const Sequence& seq = live.seq;
   for (size_t i = live.content.size(); i < seq.tokens.size(); ++i) {
     const uint64_t before = i == 0 ? mix(1, seq.cache_salt[0]) : live.content[i - 1];
-    live.content.push_back(mix(mix(before, i), static_cast<uint64_t>(seq.tokens[i])));
+    const bool adapted = i >= static_cast<size_t>(seq.adapter_from);
+    live.content.push_back(mix(mix(before, i), static_cast<uint64_t>(seq.tokens[i])) +
+                           (adapted ? seq.adapter : 0));
   }
 }
 

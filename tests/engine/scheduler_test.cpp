@@ -134,6 +134,35 @@ TEST(Scheduler, APrefixIsSharedOnlyUnderTheSameSaltAndWhenAllowed) {
   EXPECT_THAT(b.step(), ElementsAre(Row{4, 0, 40, 40}));
 }
 
+TEST(Scheduler, WhatComesBeforeAnActivatedAdapterIsSharedWithTheBaseModel) {
+  Bench b({.max_batch_tokens = 200, .max_sequences = 4, .max_logit_rows = 4}, 100);
+  const auto add = [&](uint8_t adapter, int32_t from, int32_t n_prompt) -> Sequence& {
+    Sequence& seq = b.make(0, n_prompt, 1);
+    seq.adapter_salt[0] = adapter;
+    seq.adapter_from = from;
+    b.scheduler.add(seq);
+    return seq;
+  };
+  add(0, kNoAdapter, 100);
+  EXPECT_THAT(b.step(), ElementsAre(Row{1, 0, 100, 1}));
+  add(1, 40, 100);  // blocks 0 and 1 are the base model's
+  EXPECT_THAT(b.step(), ElementsAre(Row{2, 32, 68, 1}));
+  add(1, 40, 101);
+  EXPECT_THAT(b.step(), ElementsAre(Row{3, 96, 5, 1}));
+  add(1, 41, 100);  // the same block, but one more row of it is the base model's
+  EXPECT_THAT(b.step(), ElementsAre(Row{4, 32, 68, 1}));
+  add(2, 40, 100);
+  EXPECT_THAT(b.step(), ElementsAre(Row{5, 32, 68, 1}));
+  add(1, 48, 100);  // block 2 ends where the adapter begins
+  EXPECT_THAT(b.step(), ElementsAre(Row{6, 48, 52, 1}));
+  add(1, 0, 100);
+  EXPECT_THAT(b.step(), ElementsAre(Row{7, 0, 100, 1}));
+  add(1, 99, 100);
+  EXPECT_THAT(b.step(), ElementsAre(Row{8, 96, 4, 1}));
+  add(1, kNoAdapter, 100);  // the adapter is not invoked
+  EXPECT_THAT(b.step(), ElementsAre(Row{9, 96, 4, 1}));
+}
+
 TEST(Scheduler, SequencesThatRunTogetherShareWhatIsComputed) {
   Bench b({.max_batch_tokens = 64, .max_sequences = 4, .max_logit_rows = 4}, 40);
   b.add(0, 70);
