@@ -3,14 +3,16 @@
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LINEAR_OF_V4 = [*ATTENTION, "gate", "w1", "w2", "w3"]
 DBRX_LINEAR = ["Wqkv", "out_proj", "layer"]
-PROMPTS = {"p0": [1, 17, 204], "p1": [1, 250, 33, 88, 301, 62, 140, 204, 7, 88]}
-ONE_PROMPT = {"p1": [1, 250, 88, 140, 7]}
+# The first prompt of a case leaves no doubt about experts and tokens, not even in bf16.
+PROMPTS = {"p0": [94, 88, 204], "p1": [33, 140, 7, 300, 250, 88, 204]}
+DBRX_PROMPTS = {"p0": [66, 88, 204], "p1": [88, 204, 278, 7, 33, 250, 140]}
 BASE_MIXTRAL = {"model": "../mixtral-base/model", "prompts": PROMPTS}
-BASE_DBRX = {"model": "../dbrx-base/model", "prompts": PROMPTS}
+BASE_DBRX = {"model": "../dbrx-base/model", "prompts": DBRX_PROMPTS}
 
 
 def lora(r, target_modules, **fields):
-    """Fields of LoraConfig; besides, `copies` is save_embedding_layers and `trained` the dtype of the model it is made on."""
+    """Fields of LoraConfig. Besides: `copies`, whether base weights of tables are saved; `trained`, the dtype of the
+    model that it is made on; `half`, whether A and B have that dtype, not float32."""
     return {"r": r, "lora_alpha": 2 * r, "target_modules": target_modules, **fields}
 
 
@@ -38,7 +40,7 @@ P2 = {"kind": "dbrx", "vocab_size": 320, "d_model": 48, "n_heads": 3, "n_layers"
 
 CASES = {
     "mixtral-dora": {**BASE_MIXTRAL, "adapters": {
-        "dora-all-rslora-r2": lora(2, "all-linear", use_dora=True, use_rslora=True),
+        "dora-all-rslora-r2": lora(2, "all-linear", use_dora=True, use_rslora=True, half=True),
         "dora-embed-r3": lora(3, ["embed_tokens"], use_dora=True, copies=False),
         "dora-lm-head-r4": lora(4, ["lm_head"], use_dora=True, copies=False),
         "dora-embed-attn-lm-head-r2": lora(2, ["embed_tokens", "lm_head", *ATTENTION], use_dora=True, use_rslora=True),
@@ -62,22 +64,23 @@ CASES = {
         "tokens-embed-and-head": lora(2, ["o_proj"], trainable_token_indices={
             "embed_tokens": [204, 33], "lm_head": [7, 250, 118]}),
         "tokens-head-only": lora(2, ["k_proj"], trainable_token_indices={"lm_head": [19, 204, 60, 61, 62]}),
-        "tokens-and-lm-head-lora": lora(4, ["lm_head", "v_proj"], trainable_token_indices=[1, 140]),
+        "tokens-and-lm-head-lora": lora(4, ["lm_head", "v_proj"], trainable_token_indices=[94, 140]),
         "tokens-dora": lora(2, ATTENTION, use_dora=True, trainable_token_indices={"model.embed_tokens": [140, 62]}),
     }},
     "mixtral-targets": {**BASE_MIXTRAL, "adapters": {
         "layers-excluded-r1": lora(1, [*ATTENTION, "gate"], layers_to_transform=[1], exclude_modules=["k_proj"]),
-        "regex-r24": lora(24, r".*\.layers\.[01]\.self_attn\.(q|o)_proj"),
-        "regex-excluded-r3": lora(3, r".*experts\.\d+\.w[13]", exclude_modules=r".*experts\.[2-7].*", use_rslora=True),
+        "regex-r24": lora(24, r".*\.layers\.[01]\.self_attn\.(q|o)_proj", half=True),
+        "regex-excluded-r3": lora(3, r".*experts\.\d+\.w[13]", exclude_modules=r".*experts\.[2-7].*", use_rslora=True,
+                                  trained="float16", half=True),
         "ranks-1-3-24-40-64": lora(3, [*ATTENTION, "gate"], rank_pattern={
             r"layers\.0\.self_attn\.q_proj": 1, "k_proj": 24, r"layers\.1.*\.v_proj": 40, "o_proj": 64},
-            alpha_pattern={"q_proj": 1, "o_proj": 16, r"layers\.0.*\.k_proj": 48}),
+            alpha_pattern={"q_proj": 1, "o_proj": 16, r"layers\.0.*\.k_proj": 48}, half=True),
         "experts-ranks": lora(1, ["w1", "w2"], rank_pattern={r"experts\.0\.w1": 5, r"experts\.[12]\.w2": 3,
                                                              r"0.*experts\.7\.w2": 7}, use_rslora=True),
     }},
     "mixtral-alora": {"model": "../mixtral-base/model", "prompts": {
-        "absent": [1, 33, 18, 33, 204, 17, 88, 9], "middle": [1, 250, 62, 140, 33, 17, 88, 301, 204, 7, 199],
-        "twice": [1, 250, 33, 17, 88, 62, 33, 33, 17, 88, 140, 5], "last": [1, 14, 62, 33, 17, 88]},
+        "last": [31, 219, 33, 17, 88], "middle": [31, 241, 33, 17, 88, 313, 209],
+        "absent": [256, 33, 18, 33, 181, 278], "twice": [152, 33, 17, 88, 54, 33, 33, 17, 88, 70]},
         "adapters": {
             "alora-attn-r4": lora(4, ATTENTION, alora_invocation_tokens=[33, 17, 88]),
             "alora-qv-lm-head-rslora-r3": lora(3, ["q_proj", "v_proj", "lm_head"], use_rslora=True, copies=False,
@@ -106,12 +109,12 @@ CASES = {
         "tokens-list": lora(2, ["Wqkv"], trainable_token_indices=[88, 17, 300]),
         "tokens-wte-and-head": lora(2, ["layer"], trainable_token_indices={"wte": [204, 33], "lm_head": [7, 250]}),
     }},
-    "dbrx-norm2-noclip": {"own_model": P2, "tokenizer": "dbrx-base", "prompts": PROMPTS, "adapters": {
+    "dbrx-norm2-noclip": {"own_model": P2, "tokenizer": "dbrx-base", "prompts": DBRX_PROMPTS, "adapters": {
         "attn-router-r4": lora(4, DBRX_LINEAR),
         "experts-r3": lora(3, [], target_parameters=["mlp.w1", "mlp.v1", "mlp.w2"]),
         "save-layer-quirk-both": lora(2, ["Wqkv", "out_proj"], use_rslora=True, modules_to_save=["layer"]),
     }},
-    "mixtral-merges": {"model": "../mixtral-base/model", "prompts": ONE_PROMPT, "adapters": {
+    "mixtral-merges": {"model": "../mixtral-base/model", "prompts": {"p0": PROMPTS["p0"]}, "adapters": {
         "attn-a": lora(3, ATTENTION), "attn-b": lora(3, ATTENTION, lora_alpha=12), "qv-r2": lora(2, ["q_proj", "v_proj"]),
         "experts-a": lora(1, r".*layers\.1\..*experts\.\d\.w[123]"),
         "experts-b": lora(1, r".*layers\.1\..*experts\.[0-4]\.w[123]", lora_alpha=1),
@@ -133,7 +136,7 @@ CASES = {
         *pairs(["patterns-a", "patterns-b"], [LINEAR, CAT, TIES], store="layers.0.self_attn"),
         *pairs(["attn-a", "vo-r3"], [NEGATIVE, CAT, TIES, PRUNE], store="layers.1.self_attn.[qv]_proj"),
     ]},
-    "dbrx-merges": {"model": "../dbrx-base/model", "prompts": ONE_PROMPT, "adapters": {
+    "dbrx-merges": {"model": "../dbrx-base/model", "prompts": {"p0": DBRX_PROMPTS["p0"]}, "adapters": {
         "attn-a": lora(2, ["Wqkv", "out_proj"]), "attn-b": lora(2, ["Wqkv", "layer"], lora_alpha=1),
     }, "merges": pairs(["attn-a", "attn-b"], [NEGATIVE, CAT, FREQUENCY, PRUNE], store=r"blocks\.0\..*(out_proj|layer)")},
 }

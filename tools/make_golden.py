@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Writes golden cases of tests/golden: adapters made, saved, loaded and run by PEFT, one folder per case.
 
-    tools/make_golden.py [case ...]      (tools/golden_cases.py lists them; all without arguments)
+    PYTHONHASHSEED=0 tools/make_golden.py [case ...]
+
+Without arguments it writes all that tools/golden_cases.py lists, each time the same bytes (the seed orders PEFT's sets).
 
 Needs torch, transformers 4.57.6, peft 0.21.2, safetensors and numpy; not part of the build. Every number is
 compared with tools/golden_reference.py, which reads the written files with numpy alone. tests/golden/README.md
@@ -34,6 +36,7 @@ from golden_cases import CASES
 GOLDEN = pathlib.Path(__file__).parent.parent / "tests/golden"
 NEW_TOKENS = 24
 MIN_ROUTER_GAP = 1e-3  # of every prompt, so that the choice of experts is beyond doubt
+CLEAR = {"min_router_gap": 0.12, "margin": 0.25}  # of the first prompt, so that it is in bf16 too
 MIN_EFFECT = 0.05
 MAX_ERROR = 3e-5
 
@@ -95,9 +98,9 @@ def train(model, rng, strength=0.5):
 def write_adapter(folder, model_folder, fields, seed):
     fields = dict(fields)
     copies = fields.pop("copies", "auto")  # of the base weights of embed_tokens and lm_head
-    trained = getattr(torch, fields.pop("trained", "bfloat16"))
+    trained, half = getattr(torch, fields.pop("trained", "bfloat16")), fields.pop("half", False)
     model = load_base(model_folder, trained, model_folder.parent.name)
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields))
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields), autocast_adapter_dtype=not half)
     train(model, np.random.default_rng(seed))
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, save_embedding_layers=copies)
@@ -168,7 +171,7 @@ class Runner:
         return tokens, steps
 
     def adapter(self, name, folder, model_folder):
-        """Runs of one adapter, or None when the experts of a prompt are a near tie."""
+        """Runs of one adapter, or None at a near tie of experts or tokens."""
         config, tensors = reference.read_adapter(folder)
         model = PeftModel.from_pretrained(load_base(model_folder, torch.float32, self.case), folder).eval()
         via = "forward"
@@ -185,10 +188,12 @@ class Runner:
         unused = [r["prompt"] for r in runs
                   if r["max_diff_from_base"] < MIN_EFFECT and invocation(config, self.prompts[r["prompt"]]) is not None]
         assert not unused, (name, unused)
-        return runs if min(r["min_router_gap"] for r in runs) >= MIN_ROUTER_GAP else None
+        first = {**runs[0], "margin": runs[0]["generated"]["margins"][0]}
+        clear = all(first[k] >= v for k, v in CLEAR.items())
+        return runs if clear and min(r["min_router_gap"] for r in runs) >= MIN_ROUTER_GAP else None
 
     def merge(self, spec, folder, model_folder):
-        """One merge: its run, None at a near tie of experts; the tensors that `store` names are kept."""
+        """The run of one merge; the tensors that `store` names are kept."""
         names, how, weights = spec["adapters"], spec["how"], spec["weights"]
         more = {"density": spec["density"]} if "density" in spec else {}
         if "sign" in spec:
@@ -212,7 +217,7 @@ class Runner:
             if re.search(spec["store"], key):
                 self.tensors[f"merge:{title}.{key}"] = t.contiguous()
         weights_under = reference.fold(self.model, config, merged)
-        run = self.run(f"merge:{title}", "p1", model, lambda ids: reference.Effective(self.model, weights_under))
+        run = self.run(f"merge:{title}", "p0", model, lambda ids: reference.Effective(self.model, weights_under))
         assert run["max_diff_from_base"] > MIN_EFFECT and run["min_router_gap"] > MIN_ROUTER_GAP / 5, run
         theirs = model.peft_config["merged"]
         return {**run, "name": title, "adapters": names, "weights": weights, "combination_type": how, **more,
@@ -243,7 +248,7 @@ def make(name, case):
              "transformers": transformers.__version__} for p in case["prompts"]]
     for adapter, fields in case["adapters"].items():
         found = None
-        for attempt in range(50):
+        for attempt in range(300):
             write_adapter(folder / "adapters" / adapter, model_folder, fields,
                           zlib.crc32(f"{name}/{adapter}/{attempt}".encode()))
             found = runner.adapter(adapter, folder / "adapters" / adapter, model_folder)
