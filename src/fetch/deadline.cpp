@@ -12,7 +12,9 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 Deadline::Deadline(milliseconds total, const std::atomic<bool>* cancelled)
-    : total_(total), end_(steady_clock::now() + total), cancelled_(cancelled) {}
+    : total_(total),
+      end_(steady_clock::now() + std::min<milliseconds>(total, std::chrono::hours(24 * 365))),
+      cancelled_(cancelled) {}
 
 milliseconds Deadline::left() const {
   return std::max(milliseconds(0), duration_cast<milliseconds>(end_ - steady_clock::now()));

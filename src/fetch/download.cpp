@@ -53,7 +53,7 @@ class Download {
 
   // True where the content is what was promised, now in its place.
   bool commit(std::string& found) {
-    found = file_.hash ? file_.hash->of_file(file_.partial) : std::string();
+    found = file_.hash ? file_.hash->of_file(file_.partial, http_.deadline()) : std::string();
     if (file_.hash && found != file_.hash->hex()) return false;
     partial_.commit(file_.path);
     return true;
@@ -120,8 +120,8 @@ class Download {
     const std::string why = last.failure.empty() && (last.status == 200 || last.status == 206)
                                 ? last.url.shown() + ": the answer ended early"
                                 : last.describe();
-    fail(Code::unavailable, "{}: {} (after {} tries, with {} of {} bytes); try again later",
-         file_.label, why, http_.options().attempts, partial_.size(), file_.size);
+    fail(Code::unavailable, "{}: {} (after {} tries, {} bytes are here); try again later",
+         file_.label, why, http_.options().attempts, partial_.size());
   }
 
   HttpClient& http_;

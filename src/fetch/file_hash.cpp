@@ -11,6 +11,7 @@
 #include <openssl/hmac.h>
 
 #include "base/error.h"
+#include "base/sha256.h"
 
 namespace lorry {
 
@@ -45,7 +46,7 @@ ContentHash::ContentHash(std::string hex, std::string_view label) : hex_(std::mo
   }
 }
 
-std::string ContentHash::of_file(const std::string& path) const {
+std::string ContentHash::of_file(const std::string& path, const Deadline& deadline) const {
   const std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "rbe"));
   if (!file) fail(Code::bad_file, "{}: cannot read: {}", path, std::strerror(errno));
   const std::unique_ptr<EVP_MD_CTX, FreeContext> context(EVP_MD_CTX_new());
@@ -60,6 +61,7 @@ std::string ContentHash::of_file(const std::string& path) const {
   char chunk[1 << 16];
   size_t n = 0;
   while ((n = std::fread(chunk, 1, sizeof chunk, file.get())) > 0) {
+    deadline.check();
     LORRY_CHECK(EVP_DigestUpdate(context.get(), chunk, n) == 1);
   }
   if (std::ferror(file.get()) != 0) {

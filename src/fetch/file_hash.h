@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "base/sha256.h"
+#include "fetch/deadline.h"
 
 namespace lorry {
 
@@ -17,8 +17,9 @@ class ContentHash {
 
   const std::string& hex() const { return hex_; }
   const char* name() const { return hex_.size() == 64 ? "SHA-256" : "git SHA-1"; }
-  // Of the file at `path`, in the same kind. Throws Error(bad_file) where it cannot be read.
-  std::string of_file(const std::string& path) const;
+  // Of the file at `path`, in the same kind. Throws Error(bad_file) where it cannot be read, and as
+  // the deadline does.
+  std::string of_file(const std::string& path, const Deadline& deadline) const;
 
  private:
   std::string hex_;

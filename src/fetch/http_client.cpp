@@ -278,8 +278,8 @@ HttpResponse HttpClient::send(const HttpRequest& request) {
     if (!response.failure.empty() || !is_redirect(response.status) || request.max_redirects == 0) {
       return response;
     }
+    if (request.follow && !request.follow(response)) return response;
     const Url target = redirect_target(hop.url, response.header("location"));
-    if (request.follow && !request.follow(response, target)) return response;
     if (n_redirects == request.max_redirects) {
       fail(Code::unavailable, "{}: more than {} redirects", response.url.shown(),
            request.max_redirects);

@@ -46,7 +46,7 @@ struct HttpRequest {
   Headers secret_headers = {};
   int max_redirects = 5;  // 0: a redirect is the answer
   // Asked before a redirect is followed: false makes the redirect the answer.
-  std::function<bool(const HttpResponse& redirect, const Url& target)> follow = {};
+  std::function<bool(const HttpResponse& redirect)> follow = {};
   size_t max_body_bytes = size_t{1} << 20;  // of an answer that is kept in memory
   // A body of status 200 or 206 goes to on_body in pieces, after on_head saw status and headers.
   // What they throw ends the transfer and comes out of send().

@@ -89,6 +89,7 @@ TEST_F(HubTest, G3_retry_after_is_obeyed_up_to_a_limit) {
   };
   hub_.start();
   resolve();
+  const auto guard = hub_.lock();
   ASSERT_GE(times.size(), 3U);
   for (size_t i = 1; i < 3; ++i) {  // the limit is 300 ms
     EXPECT_GE(times[i] - times[i - 1], std::chrono::milliseconds(290));
@@ -125,6 +126,15 @@ TEST_F(HubTest, G3_a_transfer_that_stands_still_is_tried_again) {
   hub_.start();
   expect_fetched(resolve());
   EXPECT_EQ(hub_.server.requests().back().header("range"), "bytes=1000-");
+}
+
+TEST_F(HubTest, G3_a_server_that_does_not_answer_is_asked_again) {
+  hub_.fault = [n = 0](const ServerRequest&, ServerReply& reply) mutable {
+    if (n++ == 0) reply.delay = std::chrono::minutes(1);
+  };
+  hub_.start();
+  expect_fetched(resolve());
+  EXPECT_EQ(hub_.server.requests().size(), 6U);
 }
 
 TEST_F(HubTest, G3_a_download_that_gets_nowhere_ends_with_an_error_and_is_resumed_later) {

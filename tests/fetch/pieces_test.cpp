@@ -109,14 +109,6 @@ TEST_F(Http, what_is_not_http_is_a_failure) {
   EXPECT_THAT(response.describe(), testing::StartsWith(server_.origin() + "/x: "));
 }
 
-TEST_F(Http, certificates_are_checked) {
-  // A server that does not speak TLS cannot show one.
-  server_.start([](const ServerRequest&) { return ServerReply{}; });
-  const std::string https = "https" + server_.origin().substr(4);
-  const HttpResponse response = HttpClient(network_, deadline_).send({.url = https + "/"});
-  EXPECT_NE(response.failure, "");
-}
-
 TEST(Deadline, ends_a_nap_and_refuses_a_sleep_that_is_too_long) {
   const Deadline deadline(std::chrono::milliseconds(50), nullptr);
   EXPECT_FALSE(deadline.sleep(std::chrono::seconds(5)));
