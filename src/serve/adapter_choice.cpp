@@ -96,12 +96,41 @@ uint64_t seed_of(const json::object& object) {
   return static_cast<uint64_t>(value->as_int64());
 }
 
+// Whether `text` is `pattern`, in which a star stands for any characters.
+bool matches(std::string_view pattern, std::string_view text) {
+  const size_t star = pattern.find('*');
+  if (star == pattern.npos) return pattern == text;
+  if (!text.starts_with(pattern.substr(0, star))) return false;
+  const std::string_view rest = pattern.substr(star + 1);
+  for (size_t at = star; at <= text.size(); ++at) {
+    if (matches(rest, text.substr(at))) return true;
+  }
+  return false;
+}
+
+void check_allowed(const std::string& name, const AdapterPolicy& policy) {
+  const auto allows = [&](const std::string& pattern) { return matches(pattern, name); };
+  if (policy.allowed.empty() || std::any_of(policy.allowed.begin(), policy.allowed.end(), allows)) {
+    return;
+  }
+  throw RequestError(
+      Problem::bad_adapter,
+      fmt::format("the adapter {} is not on this server's list of allowed ones", quote(name, 64)),
+      "adapter_id");
+}
+
 AdapterSource source_of(const Fields& fields, const AdapterPolicy& policy) {
   if (!fields.adapter_source) return policy.default_source;
   const std::string& name = *fields.adapter_source;
   constexpr std::array kSources = {AdapterSource::local, AdapterSource::hub, AdapterSource::s3};
   for (const AdapterSource source : kSources) {
-    if (name == to_string(source)) return source;
+    if (name != to_string(source)) continue;
+    if (std::find(policy.sources.begin(), policy.sources.end(), source) != policy.sources.end()) {
+      return source;
+    }
+    throw RequestError(Problem::bad_adapter,
+                       fmt::format("the adapter source {} is not enabled on this server", name),
+                       "adapter_source");
   }
   if (name == "pbase") {
     throw RequestError(Problem::bad_adapter,
@@ -203,6 +232,7 @@ AdapterRef adapter_of(const Fields& fields, Api api, const std::string& name,
   }
   const AdapterSource source = source_of(fields, policy);
   for (AdapterPart& part : ref.parts) {
+    check_allowed(part.name, policy);
     part.source = source;
     if (source == AdapterSource::hub) part.api_token = token_of(fields, api, bearer);
   }

@@ -51,6 +51,9 @@ struct Limits {
 struct AdapterPolicy {
   std::string default_adapter;  // of requests that name none; empty: the base model
   AdapterSource default_source = AdapterSource::local;
+  std::vector<AdapterSource> sources = {AdapterSource::local};  // that requests may name
+  // Names that requests may ask for, as "org/*" or "org/name@5f3e..."; empty: all.
+  std::vector<std::string> allowed = {};
 };
 
 struct FieldRule;

@@ -37,6 +37,7 @@ TEST_F(Lorax, F6_adapter_ids_that_are_no_names_are_refused) {
 }
 
 TEST_F(Lorax, source_and_token_are_passed_on) {
+  options.adapters.sources = {AdapterSource::local, AdapterSource::hub, AdapterSource::s3};
   generate(R"({"adapter_id":"org/a@v2","adapter_source":"hub","api_token":"hf_mine"})");
   AdapterPart part = backend.last().adapter.parts.at(0);
   EXPECT_EQ(part.source, AdapterSource::hub);
@@ -47,6 +48,7 @@ TEST_F(Lorax, source_and_token_are_passed_on) {
 }
 
 TEST_F(Lorax, H1b_the_bearer_is_the_hub_token_where_the_server_has_no_keys) {
+  options.adapters.sources.push_back(AdapterSource::hub);
   const auto token_for = [&](const std::string& parameters, const std::string& bearer) {
     Client(port()).post("/generate", R"({"inputs":"a","parameters":)" + parameters + "}",
                         "Authorization: " + bearer + "\r\n");
@@ -57,6 +59,37 @@ TEST_F(Lorax, H1b_the_bearer_is_the_hub_token_where_the_server_has_no_keys) {
   EXPECT_EQ(token_for(hub + "}", "bearer hf_x"), "hf_x");
   EXPECT_EQ(token_for(hub + R"(,"api_token":"hf_y"})", "Bearer hf_x"), "hf_y");
   EXPECT_EQ(token_for(R"({"adapter_id":"a"})", "Bearer hf_x"), "");
+}
+
+TEST_F(Lorax, F7_sources_that_are_not_configured_are_refused) {
+  EXPECT_EQ(generate(R"({"adapter_id":"org/a","adapter_source":"hub"})").status, 424);
+  EXPECT_EQ(generate(R"({"adapter_id":"a/b","adapter_source":"s3"})").status, 424);
+  refusal(R"({"adapter_id":"a","adapter_source":"http://10.0.0.1/"})");
+  EXPECT_TRUE(backend.submitted().empty());
+}
+
+TEST_F(Lorax, F15_only_allowed_adapters_where_there_is_a_list) {
+  options.adapters.allowed = {"org/*", "sql", "a*c@v1"};
+  for (const char* id : {"org/x", "org/x@main", "sql", "abc@v1"}) {
+    EXPECT_EQ(generate(fmt::format(R"({{"adapter_id":"{}"}})", id)).status, 200) << id;
+  }
+  for (const char* id : {"orgx/x", "sql2", "abc@v2", "other"}) {
+    const Reply reply = generate(fmt::format(R"({{"adapter_id":"{}"}})", id));
+    EXPECT_EQ(reply.status, 424) << id;
+    EXPECT_THAT(reply.body, HasSubstr("not on this server's list"));
+  }
+  EXPECT_EQ(generate(R"({"merged_adapters":{"ids":["sql","other"]}})").status, 424);
+  EXPECT_EQ(generate("{}").status, 200);
+}
+
+TEST_F(Lorax, a_default_adapter_serves_who_names_none) {
+  options.adapters.default_adapter = "house";
+  generate("{}");
+  EXPECT_EQ(backend.last().adapter.label(), "house");
+  generate(R"({"adapter_id":""})");
+  EXPECT_EQ(backend.last().adapter.label(), "house");
+  generate(R"({"adapter_id":"__base_model__"})");
+  EXPECT_TRUE(backend.last().adapter.empty());
 }
 
 TEST_F(Lorax, __base_model___is_no_adapter) {

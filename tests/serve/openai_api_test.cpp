@@ -238,6 +238,7 @@ TEST_F(OpenAi, model_names_the_adapter) {
 }
 
 TEST_F(OpenAi, merges_and_sources_are_passed_on) {
+  options.adapters.sources.push_back(AdapterSource::hub);
   chat(R"(,"merged_adapters":{"ids":["a","b"]},"adapter_source":"hub")");
   EXPECT_EQ(backend.last().adapter.label(), "linear(a*1,b*1)");
   EXPECT_EQ(backend.last().adapter.parts.at(1).source, AdapterSource::hub);
