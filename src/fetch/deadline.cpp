@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <thread>
+#include <utility>
 
 #include "base/error.h"
 
@@ -11,8 +12,9 @@ using std::chrono::duration_cast;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-Deadline::Deadline(milliseconds total, const std::atomic<bool>* cancelled)
-    : total_(total),
+Deadline::Deadline(std::string label, milliseconds total, const std::atomic<bool>* cancelled)
+    : label_(std::move(label)),
+      total_(total),
       end_(steady_clock::now() + std::min<milliseconds>(total, std::chrono::hours(24 * 365))),
       cancelled_(cancelled) {}
 
@@ -21,9 +23,10 @@ milliseconds Deadline::left() const {
 }
 
 void Deadline::check() const {
-  if (cancelled()) fail(Code::unavailable, "the download was cancelled");
+  if (cancelled()) fail(Code::unavailable, "{}: the download was cancelled", label_);
   if (left() == milliseconds(0)) {
-    fail(Code::unavailable, "the download took longer than the limit of {} ms", total_.count());
+    fail(Code::unavailable, "{}: the download took longer than the limit of {} ms", label_,
+         total_.count());
   }
 }
 

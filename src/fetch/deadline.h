@@ -3,12 +3,14 @@
 #pragma once
 #include <atomic>
 #include <chrono>
+#include <string>
 
 namespace lorry {
 
 class Deadline {
  public:
-  Deadline(std::chrono::milliseconds total, const std::atomic<bool>* cancelled);
+  // `label` ("hub repository org/name") starts the messages.
+  Deadline(std::string label, std::chrono::milliseconds total, const std::atomic<bool>* cancelled);
 
   bool cancelled() const { return cancelled_ != nullptr && cancelled_->load(); }
   // At least 0.
@@ -21,6 +23,7 @@ class Deadline {
   bool sleep(std::chrono::milliseconds duration) const;
 
  private:
+  std::string label_;
   std::chrono::milliseconds total_;
   std::chrono::steady_clock::time_point end_;
   const std::atomic<bool>* cancelled_;

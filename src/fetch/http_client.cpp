@@ -7,6 +7,7 @@
 #include <curl/curl.h>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace lorry {
 
@@ -262,7 +263,7 @@ HttpResponse HttpClient::send_once(const Hop& hop) {
   if (code == CURLE_OK) transfer.on_head();  // where there was no body
   HttpResponse response = std::move(transfer.response);
   if (code != CURLE_OK && !transfer.cut) {
-    response.failure = message[0] != '\0' ? message : curl_easy_strerror(code);
+    response.failure = escape_control(message[0] != '\0' ? message : curl_easy_strerror(code));
     response.retryable = may_pass_later(code);
   } else {
     response.retryable = may_pass_later(response.status);

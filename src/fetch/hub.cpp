@@ -85,7 +85,7 @@ class Resolve {
         control_(control),
         cache_(options.cache_folder, name_.repo),
         label_("hub repository " + name_.repo),
-        deadline_(options.network.total_timeout, control.cancelled),
+        deadline_(label_, options.network.total_timeout, control.cancelled),
         http_(options.network, deadline_) {}
 
   Fetched offline() const {
@@ -97,8 +97,7 @@ class Resolve {
   }
 
   Fetched online() {
-    std::optional<Fetched> known;
-    if (!cache_.is_restricted()) known = cached();
+    const std::optional<Fetched> known = fallback();
     const std::optional<RepoInfo> info = ask(known.has_value());
     if (!info) return *known;
     std::vector<ListedFile> files = select_adapter_files(info->files, label_);
@@ -145,6 +144,16 @@ class Resolve {
     const auto folder = cache_.complete_snapshot(*commit);
     if (!folder) return std::nullopt;
     return Fetched{.folder = *folder, .revision = *commit};
+  }
+
+  // What may be given out without the hub's word.
+  std::optional<Fetched> fallback() const {
+    if (cache_.is_restricted()) return std::nullopt;
+    try {
+      return cached();
+    } catch (const Error&) {
+      return std::nullopt;  // the hub may have something better
+    }
   }
 
   // None where the hub cannot be reached and the cache may answer instead.

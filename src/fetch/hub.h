@@ -3,9 +3,9 @@
 //
 // Each resolve() asks the hub about the repository with the caller's own token, also when all files
 // are in the cache: who may not read the repository gets an error, whoever fetched it before. Files
-// are fetched once and verified. Offline (Options::offline, the operator's word) the cache answers
-// alone; where the hub cannot be reached, or fails, it answers for repositories that are open to
-// all.
+// are verified when they are fetched; what the cache has is trusted where its size is right.
+// Offline (Options::offline, the operator's word) the cache answers alone; where the hub cannot be
+// reached, or fails, it answers for repositories that are open to all.
 //
 // resolve() blocks, and may be called by any number of threads and processes on the same cache.
 #pragma once

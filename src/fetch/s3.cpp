@@ -70,7 +70,7 @@ class Resolve {
         name_(std::move(name)),
         control_(control),
         label_(fmt::format("S3 {}/{}", name_.bucket, name_.prefix)),
-        deadline_(options.network.total_timeout, control.cancelled),
+        deadline_(label_, options.network.total_timeout, control.cancelled),
         http_(options.network, deadline_) {}
 
   Fetched run() {

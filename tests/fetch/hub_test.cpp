@@ -167,6 +167,21 @@ TEST_F(HubTest, a_cache_that_huggingface_hub_wrote_is_used) {
   EXPECT_EQ(hub_.server.requests().size(), 1U);
 }
 
+TEST_F(HubTest, a_cache_with_pickle_does_not_hide_what_the_hub_has_now) {
+  const std::string before(40, 'b');
+  const std::string shown = repo_folder() + "/snapshots/" + before;
+  fs::create_directories(shown);
+  fs::create_directories(repo_folder() + "/refs");
+  write_file(repo_folder() + "/refs/main", before);
+  write_file(shown + "/adapter_config.json", "{}");
+  write_file(shown + "/adapter_model.bin", "pickle");
+  options_.offline = true;
+  EXPECT_EQ(error_of_resolve().code(), Code::unsupported);
+  options_.offline = false;
+  hub_.start();
+  expect_fetched(resolve());
+}
+
 TEST_F(HubTest, progress_goes_up_to_the_size) {
   hub_.start();
   int64_t last = 0;
@@ -195,7 +210,7 @@ TEST_F(HubTest, a_call_that_is_cancelled_ends_soon_and_leaves_what_it_has) {
   const Error error = error_of([&] { resolve("org/name", "", control); });
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
   EXPECT_EQ(error.code(), Code::unavailable);
-  EXPECT_THAT(error.what(), HasSubstr("cancelled"));
+  EXPECT_THAT(error.what(), HasSubstr("hub repository org/name: the download was cancelled"));
   expect_nothing_shown();
 }
 

@@ -64,7 +64,7 @@ class Http : public testing::Test {
         .send({.url = server_.origin() + path, .max_body_bytes = max_body_bytes});
   }
   NetworkOptions network_ = fast_network();
-  Deadline deadline_{std::chrono::seconds(20), nullptr};
+  Deadline deadline_{"it", std::chrono::seconds(20), nullptr};
   FakeServer server_;
 };
 
@@ -110,20 +110,20 @@ TEST_F(Http, what_is_not_http_is_a_failure) {
 }
 
 TEST(Deadline, ends_a_nap_and_refuses_a_sleep_that_is_too_long) {
-  const Deadline deadline(std::chrono::milliseconds(50), nullptr);
+  const Deadline deadline("it", std::chrono::milliseconds(50), nullptr);
   EXPECT_FALSE(deadline.sleep(std::chrono::seconds(5)));
   EXPECT_TRUE(deadline.sleep(std::chrono::milliseconds(1)));
   EXPECT_EQ(error_of([&] { deadline.nap(std::chrono::seconds(5)); }).code(), Code::unavailable);
   const std::atomic<bool> yes{true};
-  const Deadline cancelled(std::chrono::seconds(5), &yes);
+  const Deadline cancelled("it", std::chrono::seconds(5), &yes);
   EXPECT_THAT(error_of([&] { cancelled.check(); }).what(), HasSubstr("cancelled"));
 }
 
 using CacheFiles = FolderTest;
 
 TEST_F(CacheFiles, a_lock_is_held_by_one) {
-  const Deadline patient(std::chrono::seconds(20), nullptr);
-  const Deadline hasty(std::chrono::milliseconds(120), nullptr);
+  const Deadline patient("it", std::chrono::seconds(20), nullptr);
+  const Deadline hasty("it", std::chrono::milliseconds(120), nullptr);
   auto lock = std::make_unique<FileLock>(path("x.lock"), patient);
   const Error error = error_of([&] { const FileLock second(path("x.lock"), hasty); });
   EXPECT_EQ(error.code(), Code::unavailable);
@@ -135,7 +135,7 @@ TEST_F(CacheFiles, a_lock_is_held_by_one) {
 }
 
 TEST_F(CacheFiles, a_lock_file_that_was_removed_is_made_again) {
-  const Deadline deadline(std::chrono::seconds(20), nullptr);
+  const Deadline deadline("it", std::chrono::seconds(20), nullptr);
   const auto first = std::make_unique<FileLock>(path("x.lock"), deadline);
   fs::remove(path("x.lock"));
   const FileLock second(path("x.lock"), deadline);

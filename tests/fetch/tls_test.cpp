@@ -101,7 +101,7 @@ class Tls : public FolderTest {
   std::atomic<int> n_requests_{0};
   FakeServer plain_;  // also sees to it that no proxy is asked
   NetworkOptions network_ = fast_network();
-  Deadline deadline_{std::chrono::seconds(20), nullptr};
+  Deadline deadline_{"it", std::chrono::seconds(20), nullptr};
 };
 
 TEST_F(Tls, a_certificate_that_nobody_signed_is_refused_before_a_request) {
