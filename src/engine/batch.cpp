@@ -27,10 +27,10 @@ void BatchBuilder::clear() {
 
 void BatchBuilder::add(const Chunk& chunk, const AdapterView& adapter) {
   BatchEntry entry{&chunk, -1, 0};
-  if (!adapter.pairs.empty() && chunk.end() > chunk.seq->adapter_from) {
+  if (!adapter.patches.empty() && chunk.end() > chunk.seq->adapter_from) {
     // Equal adapters share their memory, so the address is the identity.
     const auto at = std::find_if(views_.begin(), views_.end(), [&](const AdapterView& v) {
-      return v.pairs.data() == adapter.pairs.data();
+      return v.patches.data() == adapter.patches.data();
     });
     entry.adapter = static_cast<int32_t>(at - views_.begin());
     if (at == views_.end()) views_.push_back(adapter);

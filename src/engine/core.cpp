@@ -37,12 +37,6 @@ AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPl
   return r;
 }
 
-AdapterTarget adapter_target(const LoadedModel& model) {
-  return {&model.sites, model.ops.get(), [&model](const std::string& module, const Tensor& copy) {
-            return same_as_base(model, module, copy);
-          }};
-}
-
 // Requests share cached keys and values only when weights (Sequence::adapter_salt), tenant and salt
 // are the same.
 Digest cache_salt(const Request& r) {
