@@ -3,23 +3,18 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <optional>
+#include <numeric>
 
-#include "base/checked.h"
+#include "adapters/dora.h"
+#include "adapters/packing.h"
 #include "base/error.h"
 #include "base/files.h"
-#include "base/float16.h"
 #include "weights/safetensors.h"
+#include "weights/slice.h"
 
 namespace lorry {
 
 namespace {
-
-constexpr size_t kAlign = 64;
-// The largest finite bf16: what lies beyond would be infinite once packed.
-constexpr float kLargest = 0x1.fep127F;
-
-size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 // The one weight file of the folder. Names what to do where there is another format instead.
 std::string weight_file(const std::string& folder) {
@@ -33,49 +28,43 @@ std::string weight_file(const std::string& folder) {
   fail(Code::not_found, "{}: expected adapter_model.safetensors, found none", folder);
 }
 
-float element(const Tensor& t, int64_t i) {
-  switch (t.dtype) {
-    case Dtype::f32:
-      return reinterpret_cast<const float*>(t.data)[i];
-    case Dtype::f16:
-      return to_float(reinterpret_cast<const f16*>(t.data)[i]);
-    default:
-      return to_float(reinterpret_cast<const bf16*>(t.data)[i]);
+// The number of tokens that the model's output layer tells apart.
+int64_t vocabulary(const SiteTable& table) {
+  for (const SiteInfo& s : table.sites) {
+    if (s.site.kind == SiteKind::lm_head) return s.out;
+  }
+  LORRY_CHECK(false, "a model without an output layer");
+}
+
+void check_invocation(const PeftConfig& config, const SiteTable& table) {
+  const int64_t vocab = vocabulary(table);
+  for (const int32_t id : config.invocation_tokens()) {
+    if (id < vocab) continue;
+    fail(Code::bad_file,
+         "{}: alora_invocation_tokens holds {}; expected token ids of the model, 0 to {}",
+         config.path(), id, vocab - 1);
   }
 }
 
-void check_values(const Tensor& t, const std::string& file, const std::string& name) {
-  const int64_t n = t.shape.size();
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = element(t, i);
-    if (std::abs(x) <= kLargest) continue;
-    fail(Code::bad_file, "{}: tensor {}: element {} is {}; expected finite numbers (bf16 range)",
-         file, name, i, x);
-  }
+constexpr size_t kNowhere = SIZE_MAX;
+
+size_t gain_bytes(int64_t outputs) {
+  return static_cast<size_t>((outputs + kPanel - 1) / kPanel * kPanel) * sizeof(float);
 }
 
-// Copies a strided piece to a dense matrix of the same type in `scratch`.
-template <class T>
-Tensor gather(const LoraPiece& p, const Tensor& source, std::vector<std::byte>& scratch) {
-  scratch.resize(static_cast<size_t>(p.rows * p.cols) * sizeof(T));
-  T* out = reinterpret_cast<T*>(scratch.data());
-  const T* from = reinterpret_cast<const T*>(source.data) + p.offset;
-  for (int64_t i = 0; i < p.rows; ++i) {
-    for (int64_t j = 0; j < p.cols; ++j) {
-      out[i * p.cols + j] = from[i * p.row_stride + j * p.col_stride];
-    }
-  }
-  return view(out, source.dtype, {p.rows, p.cols});
+bool is_token_rows(const LoraMap& map, int32_t piece) {
+  return std::any_of(map.patches.begin(), map.patches.end(),
+                     [&](const MappedPatch& p) { return p.token_rows == piece; });
 }
 
-Tensor dense_piece(const LoraPiece& p, const Tensor& source, std::vector<std::byte>& scratch) {
-  if (p.col_stride == 1) {
-    Tensor t = view(source.data + p.offset * size_of(source.dtype), source.dtype, {p.rows, p.cols});
-    t.pitch = p.row_stride;
-    return t;
-  }
-  return size_of(source.dtype) == 4 ? gather<uint32_t>(p, source, scratch)
-                                    : gather<uint16_t>(p, source, scratch);
+// The places of `ids` by rising id.
+std::vector<int32_t> ascending(const std::vector<int32_t>& ids) {
+  std::vector<int32_t> order(ids.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int32_t x, int32_t y) {
+    return ids[static_cast<size_t>(x)] < ids[static_cast<size_t>(y)];
+  });
+  return order;
 }
 
 template <class T>
@@ -86,15 +75,68 @@ void hash_value(Sha256& hash, const T& value) {
 }  // namespace
 
 struct AdapterFolder::Files {
+  // Where a patch's own parts are in the adapter's memory.
+  struct Place {
+    size_t gain = 0, tokens = 0;
+  };
+  // A whole weight that is the base model's own.
+  struct Copy {
+    int32_t piece = 0;
+    Site site;
+  };
+
   AdapterTarget target;
   int64_t max_bytes = 0;
   PeftConfig config;
   // First only the header is read: the mapping of the data is never touched, since a mapped file
-  // that shrinks kills the process. read() replaces it by the content in own memory.
+  // that shrinks kills the process. load() gives the content in own memory.
   SafetensorsFile weights;
   LoraMap map;
   std::vector<size_t> offset = {};  // of each piece in the adapter's memory
+  std::vector<Place> place = {};    // of each patch
+  std::vector<Copy> dropped = {};
+
+  SafetensorsFile load() const;
+  bool is_base(const SafetensorsFile& content, const Copy& copy) const;
+  const TensorInfo& header(int32_t tensor) const {
+    return weights.tensors()[static_cast<size_t>(tensor)];
+  }
+  const LoraPiece& piece(int32_t i) const { return map.pieces[static_cast<size_t>(i)]; }
+  // Of the content. Requires: read() has set weights to it.
+  Tensor dense(int32_t i, std::vector<std::byte>& scratch) const {
+    return dense_piece(piece(i), weights.tensor(header(piece(i).tensor)), scratch);
+  }
 };
+
+SafetensorsFile AdapterFolder::Files::load() const {
+  SafetensorsFile file = SafetensorsFile::open(weights.path(), Access::read, max_bytes);
+  bool same = file.header_digest() == weights.header_digest();
+  for (const Copy& copy : dropped) same = same && is_base(file, copy);
+  if (!same) {
+    fail(Code::bad_file, "{}: the file changed while it was loaded; load it again", file.path());
+  }
+  for (const TensorInfo& t : file.tensors()) check_values(file.tensor(t), file.path(), t.name);
+  return file;
+}
+
+// Whether a whole weight is the base model's once it is rounded to what the backend computes with.
+bool AdapterFolder::Files::is_base(const SafetensorsFile& content, const Copy& copy) const {
+  constexpr int64_t kRows = 64;
+  const LoraPiece& p = piece(copy.piece);
+  std::vector<std::byte> scratch;
+  const TensorInfo& info = content.tensors()[static_cast<size_t>(p.tensor)];
+  const Tensor weight = dense_piece(p, content.tensor(info), scratch);
+  const auto elements = static_cast<size_t>(std::min(kRows, p.rows) * p.cols);
+  std::vector<float> own(elements), base(elements);
+  for (int64_t first = 0; first < p.rows; first += kRows) {
+    const Shape shape{std::min(kRows, p.rows - first), p.cols};
+    round_piece(view(own.data(), Dtype::f32, shape), rows(weight, first, shape[0]), p.form,
+                target.ops->act());
+    target.base_rows(view(base.data(), Dtype::f32, shape), copy.site, first);
+    if (!std::equal(own.begin(), own.begin() + shape.size(), base.begin())) return false;
+  }
+  return true;
+}
 
 AdapterFolder::AdapterFolder() = default;
 AdapterFolder::~AdapterFolder() = default;
@@ -110,124 +152,241 @@ std::unique_ptr<AdapterFolder> AdapterFolder::open(const std::string& folder, Ad
          folder, medusa ? "config.json: this is no LoRA adapter" : "none");
   }
   PeftConfig config = PeftConfig::read(config_path, limits.max_rank);
+  check_invocation(config, *target.sites);
   SafetensorsFile weights =
       SafetensorsFile::open(weight_file(folder), Access::mapped, limits.max_bytes);
   LoraMap map = map_lora(config, *target.sites, weights.tensors(), weights.path());
   std::unique_ptr<AdapterFolder> result(new AdapterFolder);
   result->files_ = std::make_unique<Files>(Files{
       std::move(target), limits.max_bytes, std::move(config), std::move(weights), std::move(map)});
+  result->drop_base_copies();
   result->plan(limits);
   return result;
 }
 
+void AdapterFolder::drop_base_copies() {
+  Files& f = *files_;
+  std::vector<MappedPatch>& patches = f.map.patches;
+  const auto whole = [](const MappedPatch& p) { return p.weight >= 0; };
+  if (std::none_of(patches.begin(), patches.end(), whole)) return;
+  const SafetensorsFile content = f.load();
+  for (MappedPatch& p : patches) {
+    if (!whole(p)) continue;
+    if (f.is_base(content, {p.weight, p.site})) {
+      f.dropped.push_back({p.weight, p.site});
+      p.weight = -1;
+    } else if (!f.config.invocation_tokens().empty()) {
+      fail(
+          Code::unsupported,
+          "{}: tensor {}: alora_invocation_tokens is set, and a whole weight cannot be used from a "
+          "token on",
+          content.path(), f.header(f.piece(p.weight).tensor).name);
+    }
+  }
+  std::erase_if(patches, [](const MappedPatch& p) {
+    return p.rank == 0 && p.weight < 0 && p.tokens.empty();
+  });
+}
+
 void AdapterFolder::plan(const AdapterLimits& limits) {
-  const Ops& ops = *files_->target.ops;
-  for (const LoraPiece& p : files_->map.pieces) {
-    files_->offset.push_back(packed_bytes_);
-    packed_bytes_ +=
-        aligned(p.is_b ? ops.lora_b_bytes(p.rows, p.cols) : ops.lora_a_bytes(p.rows, p.cols));
+  Files& f = *files_;
+  const Ops& ops = *f.target.ops;
+  const auto take = [&](size_t bytes) {
+    const size_t at = packed_bytes_;
+    packed_bytes_ += pack_aligned(bytes);
     if (packed_bytes_ > static_cast<size_t>(limits.max_bytes)) {
       fail(Code::over_capacity, "{}: takes more than the {} bytes that one adapter may take",
-           files_->weights.path(), limits.max_bytes);
+           f.weights.path(), limits.max_bytes);
     }
+    return at;
+  };
+  f.offset.assign(f.map.pieces.size(), kNowhere);
+  for (const MappedPatch& p : f.map.patches) {
+    for (const int32_t i : {p.a, p.b, p.weight, p.token_rows}) {
+      if (i < 0 || f.offset[static_cast<size_t>(i)] != kNowhere) continue;
+      f.offset[static_cast<size_t>(i)] = take(packed_size(f.piece(i), ops));
+    }
+    Files::Place place;
+    if (p.magnitude >= 0) place.gain = take(gain_bytes(p.out));
+    if (!p.tokens.empty()) place.tokens = take(p.tokens.size() * sizeof(int32_t));
+    f.place.push_back(place);
   }
 }
 
 void Adapter::rebase(std::byte* to) {
-  const auto follow = [&](const std::byte*& p) {
-    if (p != nullptr) p = to + (p - image_);
+  const auto follow = [&]<class T>(const T*& p) {
+    if (p == nullptr) return;
+    p = reinterpret_cast<const T*>(to + (reinterpret_cast<const std::byte*>(p) - image_));
   };
-  for (LoraPair& pair : pairs_) {
-    follow(pair.a);
-    follow(pair.b);
+  for (SitePatch& p : patches_) {
+    follow(p.a);
+    follow(p.b);
+  }
+  for (SiteChange& c : changes_) {
+    follow(c.weight);
+    follow(c.gain);
+    follow(c.tokens);
+    follow(c.token_rows);
   }
   image_ = to;
 }
 
 std::unique_ptr<Adapter> AdapterFolder::read(std::byte* memory) {
-  const std::string path = files_->weights.path();
-  const Digest planned = files_->weights.header_digest();
-  files_->weights = SafetensorsFile::open(path, Access::read, files_->max_bytes);
-  const SafetensorsFile& file = files_->weights;
-  if (file.header_digest() != planned) {
-    fail(Code::bad_file, "{}: the file changed while it was loaded; load it again", path);
-  }
-  for (const TensorInfo& t : file.tensors()) check_values(file.tensor(t), path, t.name);
-  check_base_copies();
-
+  files_->weights = files_->load();
   std::unique_ptr<Adapter> adapter(new Adapter);
   adapter->image_ = memory;
   adapter->bytes_ = packed_bytes_;
-  std::vector<std::byte> scratch;
-  const LoraMap& map = files_->map;
-  for (size_t i = 0; i < map.pieces.size(); ++i) {
-    const LoraPiece& p = map.pieces[i];
-    const Tensor source = file.tensor(file.tensors()[static_cast<size_t>(p.tensor)]);
-    const Tensor dense = dense_piece(p, source, scratch);
-    std::byte* to = memory + files_->offset[i];
-    p.is_b ? files_->target.ops->pack_lora_b(to, dense)
-           : files_->target.ops->pack_lora_a(to, dense);
-  }
-  const SiteIndex& index = files_->target.sites->index;
-  adapter->pairs_.resize(static_cast<size_t>(index.size()));
-  for (const MappedPair& m : map.pairs) {
-    LoraPair& pair = adapter->pairs_[static_cast<size_t>(index(m.site))];
-    pair.a = memory + files_->offset[static_cast<size_t>(m.a)];
-    pair.b = memory + files_->offset[static_cast<size_t>(m.b)];
-    pair.rank = m.rank;
-    pair.scale = m.scale;
-    adapter->sites_.push_back({m.site, m.module, m.rank, m.scale});
-    adapter->max_rank_ = std::max(adapter->max_rank_, m.rank);
+  pack(memory);
+  point(*adapter, memory);
+  for (const MappedPatch& p : files_->map.patches) {
+    adapter->sites_.push_back({p.site, p.module, p.rank, p.scale, p.magnitude >= 0, p.weight >= 0,
+                               static_cast<int32_t>(p.tokens.size())});
+    adapter->max_rank_ = std::max(adapter->max_rank_, p.rank);
   }
   adapter->digest_ = digest();
+  adapter->invocation_tokens_ = files_->config.invocation_tokens();
   adapter->base_model_ = files_->config.base_model();
   return adapter;
 }
 
-void AdapterFolder::check_base_copies() const {
-  const SafetensorsFile& file = files_->weights;
-  for (const LoraMap::BaseCopy& copy : files_->map.base_copies) {
-    const TensorInfo& info = file.tensors()[static_cast<size_t>(copy.tensor)];
-    const SameAsBase& same = files_->target.same_as_base;
-    if (same && same(copy.module, file.tensor(info))) continue;
-    fail(
-        Code::unsupported,
-        "{}: tensor {}: expected a copy of the base model's weight of {}; an adapter that replaces "
-        "a base weight is not supported",
-        file.path(), info.name, copy.module);
+// Writes all that patches point to.
+void AdapterFolder::pack(std::byte* memory) const {
+  const Files& f = *files_;
+  const Ops& ops = *f.target.ops;
+  std::vector<std::byte> scratch, sorted;
+  for (size_t i = 0; i < f.offset.size(); ++i) {
+    if (f.offset[i] == kNowhere || is_token_rows(f.map, static_cast<int32_t>(i))) continue;
+    const auto index = static_cast<int32_t>(i);
+    pack_piece(memory + f.offset[i], f.piece(index).form, f.dense(index, scratch), ops);
+  }
+  for (size_t i = 0; i < f.map.patches.size(); ++i) {
+    const MappedPatch& p = f.map.patches[i];
+    if (p.magnitude >= 0) pack_gain(memory + f.place[i].gain, p);
+    if (p.tokens.empty()) continue;
+    const std::vector<int32_t> order = ascending(p.tokens);
+    auto* ids = reinterpret_cast<int32_t*>(memory + f.place[i].tokens);
+    for (const int32_t row : order) *ids++ = p.tokens[static_cast<size_t>(row)];
+    const Tensor rows = rows_in_order(f.dense(p.token_rows, scratch), order, sorted);
+    pack_piece(memory + f.offset[static_cast<size_t>(p.token_rows)], f.piece(p.token_rows).form,
+               rows, ops);
+  }
+}
+
+// The factors m / ||W + sBA|| of DoRA; W is the adapter's own where it has one.
+void AdapterFolder::pack_gain(std::byte* to, const MappedPatch& p) const {
+  const Files& f = *files_;
+  const Dtype act = f.target.ops->act();
+  const bool embedding = p.site.kind == SiteKind::embed;
+  std::vector<std::byte> scratch, whole;
+  const auto rounded = [&](LoraPiece piece, std::vector<float>& values) {
+    values.resize(static_cast<size_t>(piece.rows * piece.cols));
+    const Tensor y = view(values.data(), Dtype::f32, {piece.rows, piece.cols});
+    const Tensor source = f.weights.tensor(f.header(piece.tensor));
+    round_piece(y, dense_piece(piece, source, scratch), piece.form, act);
+    return y;
+  };
+  std::vector<float> left, right;
+  LoraPiece across = f.piece(embedding ? p.b : p.a);
+  if (embedding) {
+    std::swap(across.rows, across.cols);
+    std::swap(across.row_stride, across.col_stride);
+  }
+  DoraMatrix m;
+  m.rows = embedding ? p.in : p.out;
+  m.cols = embedding ? p.out : p.in;
+  m.left = rounded(f.piece(embedding ? p.a : p.b), left);
+  m.right = rounded(across, right);
+  m.scale = p.scale;
+  const Tensor own = p.weight >= 0 ? f.dense(p.weight, whole) : Tensor{};
+  m.base = [&](int64_t first, Tensor y) {
+    if (!own) return f.target.base_rows(y, p.site, first);
+    round_piece(y, rows(own, first, y.rows()), f.piece(p.weight).form, act);
+  };
+  const std::vector<double> norms = embedding ? column_norms(m) : row_norms(m);
+  std::vector<float> magnitude(static_cast<size_t>(p.out));
+  const TensorInfo& info = f.header(p.magnitude);
+  copy(view(magnitude.data(), Dtype::f32, info.shape), f.weights.tensor(info));
+  auto* gain = reinterpret_cast<float*>(to);
+  for (size_t o = 0; o < norms.size(); ++o) {
+    gain[o] = static_cast<float>(double{magnitude[o]} / norms[o]);
+    if (std::isfinite(gain[o])) continue;
+    fail(Code::bad_file, "{}: tensor {}: element {} is {}, to be divided by a norm of {}",
+         f.weights.path(), info.name, o, magnitude[o], norms[o]);
+  }
+}
+
+// Sets the pointers of the adapter's patches, all of them into `memory`.
+void AdapterFolder::point(Adapter& adapter, std::byte* memory) const {
+  const Files& f = *files_;
+  const SiteIndex& index = f.target.sites->index;
+  const auto at = [&](int32_t piece) -> std::byte* {
+    return piece < 0 ? nullptr : memory + f.offset[static_cast<size_t>(piece)];
+  };
+  adapter.patches_.resize(static_cast<size_t>(index.size()));
+  adapter.changes_.reserve(f.map.patches.size());
+  for (size_t i = 0; i < f.map.patches.size(); ++i) {
+    const MappedPatch& p = f.map.patches[i];
+    SitePatch& patch = adapter.patches_[static_cast<size_t>(index(p.site))];
+    patch.a = at(p.a);
+    patch.b = at(p.b);
+    patch.rank = p.rank;
+    patch.scale = p.scale;
+    if (p.magnitude < 0 && p.weight < 0 && p.tokens.empty()) continue;
+    SiteChange change;
+    change.weight = at(p.weight);
+    if (p.magnitude >= 0) change.gain = reinterpret_cast<float*>(memory + f.place[i].gain);
+    if (!p.tokens.empty()) {
+      change.tokens = reinterpret_cast<int32_t*>(memory + f.place[i].tokens);
+      change.token_rows = at(p.token_rows);
+      change.n_tokens = static_cast<int32_t>(p.tokens.size());
+    }
+    adapter.changes_.push_back(change);
+    patch.change = &adapter.changes_.back();
+    adapter.norms_ = adapter.norms_ || is_norm(p.site.kind);
   }
 }
 
 // What is applied (site, rank, scale, and which part of which tensor), then the tensors themselves
 // by name, so that neither their order in the file nor the training options in the config count.
 Digest AdapterFolder::digest() const {
-  const SafetensorsFile& file = files_->weights;
-  const LoraMap& map = files_->map;
+  const Files& f = *files_;
   Sha256 hash;
-  hash.update("lorry adapter 1");
+  hash.update("lorry adapter 2");
   std::vector<const TensorInfo*> used;
-  const auto add_piece = [&](int32_t index) {
-    const LoraPiece& p = map.pieces[static_cast<size_t>(index)];
-    const TensorInfo& info = file.tensors()[static_cast<size_t>(p.tensor)];
+  const auto add_tensor = [&](int32_t tensor) {
+    const TensorInfo& info = f.header(tensor);
     hash_value(hash, info.name.size());
     hash.update(info.name);
+    used.push_back(&info);
+  };
+  const auto add_piece = [&](int32_t index) {
+    hash_value(hash, index >= 0);
+    if (index < 0) return;
+    const LoraPiece& p = f.piece(index);
+    add_tensor(p.tensor);
     for (const int64_t x : {p.rows, p.cols, p.offset, p.row_stride, p.col_stride}) {
       hash_value(hash, x);
     }
-    used.push_back(&info);
   };
-  for (const MappedPair& m : map.pairs) {
-    hash_value(hash, files_->target.sites->index(m.site));
-    hash_value(hash, m.rank);
-    hash_value(hash, std::bit_cast<uint32_t>(m.scale));
-    add_piece(m.a);
-    add_piece(m.b);
+  const auto add_ids = [&](std::span<const int32_t> ids) {
+    hash_value(hash, ids.size());
+    hash.update(std::as_bytes(ids));
+  };
+  for (const MappedPatch& p : f.map.patches) {
+    hash_value(hash, f.target.sites->index(p.site));
+    hash_value(hash, p.rank);
+    hash_value(hash, std::bit_cast<uint32_t>(p.scale));
+    for (const int32_t i : {p.a, p.b, p.weight, p.token_rows}) add_piece(i);
+    hash_value(hash, p.magnitude >= 0);
+    if (p.magnitude >= 0) add_tensor(p.magnitude);
+    add_ids(p.tokens);
   }
+  add_ids(f.config.invocation_tokens());
   const auto by_name = [](const auto* x, const auto* y) { return x->name < y->name; };
   std::sort(used.begin(), used.end(), by_name);
   used.erase(std::unique(used.begin(), used.end()), used.end());
   for (const TensorInfo* info : used) {
-    const Tensor t = file.tensor(*info);
+    const Tensor t = f.weights.tensor(*info);
     hash_value(hash, t.dtype);
     hash.update({t.data, static_cast<size_t>(info->end - info->begin)});
   }

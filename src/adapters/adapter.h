@@ -1,13 +1,16 @@
 // Adapter: a LoRA adapter in memory, packed for one backend and ready to be applied.
 // AdapterFolder: a PEFT folder whose names and shapes have been checked against a model and whose
-// size is known, before a weight is read. Loading is: open (checks, plan), then read (weights).
-// Everything in the folder is applied exactly or loading fails with a sentence that names the
-// field or tensor. Distinct objects may be used by distinct threads. An Adapter is immutable but
-// for rebase(): all that a backend reads is one block of memory, its image, which may be moved.
+// size is known, before its weights are kept. Loading is: open (checks, plan), then read (weights).
+// A whole weight that equals the base model's, as PEFT saves beside LoRA of an embedding, is left
+// out; a file with whole weights is therefore read once by open too. Everything in the folder is
+// applied exactly or loading fails with a sentence that names the field or tensor. Distinct objects
+// may be used by distinct threads. An Adapter is immutable but for rebase(): all that a backend reads
+// is one block of memory, its image, which may be moved.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,37 +28,45 @@ struct AdapterLimits {
   int32_t max_rank = 512;
 };
 
-// Whether `copy` has the values of the base model's weight of `module` ("lm_head"); false where the
-// module is unknown. PEFT saves such copies next to adapters of lm_head and embed_tokens. Must be
-// safe to call from any thread.
-using SameAsBase = std::function<bool(const std::string& module, const Tensor& copy)>;
+// y [n, in] f32 <- rows [first, first + n) of the base matrix [out, in] of a site, as the backend
+// computes with them; of the embedding rows of [V, D]; a norm is one row [D]. Safe to call from any
+// thread.
+using BaseRows = std::function<void(Tensor y, const Site& site, int64_t first)>;
 
 // A model as adapters see it. What it points to outlives every folder and registry made with it.
 struct AdapterTarget {
   const SiteTable* sites = nullptr;
-  const Ops* ops = nullptr;      // only the const packing calls are used
-  SameAsBase same_as_base = {};  // empty: nothing can be compared, copies are refused
+  const Ops* ops = nullptr;  // only const calls are used
+  BaseRows base_rows = {};   // empty only where no adapter has DoRA or a whole weight
 };
 
+// What an adapter does at one site.
 struct AppliedSite {
   Site site;
   std::string module;  // with the parameter's name where target_parameters is used
-  int32_t rank = 0;
+  int32_t rank = 0;    // 0: no pair
   float scale = 0;
+  bool dora = false;
+  bool replaced = false;   // another weight in place of the base model's
+  int32_t token_rows = 0;  // single rows replaced
 };
 
 class Adapter {
  public:
   // Points into the image: valid while that stays where rebase() last said it is.
-  AdapterView view() const { return {pairs_}; }
+  AdapterView view() const { return {patches_, norms_}; }
   // The image now lies at `to`: its bytes were copied there, by whatever means.
   void rebase(std::byte* to);
-  // SHA-256 over sites, ranks, scales and the tensors as stored: equal digests, equal adapters.
+  // SHA-256 over what is applied where and the tensors as stored: equal digests, equal adapters.
   const Digest& digest() const { return digest_; }
   size_t bytes() const { return bytes_; }  // of the image
   int32_t max_rank() const { return max_rank_; }
   // By rising site index.
   const std::vector<AppliedSite>& sites() const { return sites_; }
+  // Activated LoRA: 1 to kMaxInvocationTokens ids of the vocabulary. The adapter belongs to the
+  // rows from the first of them on, at the last place where they stand in the prompt together, and
+  // to no row where they do not. Empty: it belongs to every row. Valid as long as the adapter.
+  std::span<const int32_t> invocation_tokens() const { return invocation_tokens_; }
   // base_model_name_or_path of the config, unchecked; may be empty.
   const std::string& base_model() const { return base_model_; }
 
@@ -68,10 +79,13 @@ class Adapter {
   Buffer own_;  // the image, unless it was packed into memory of somebody else
   std::byte* image_ = nullptr;
   size_t bytes_ = 0;
-  std::vector<LoraPair> pairs_;  // [SiteIndex::size()], into the image
+  std::vector<SitePatch> patches_;   // [SiteIndex::size()], into the image and changes_
+  std::vector<SiteChange> changes_;  // into the image
+  bool norms_ = false;
   std::vector<AppliedSite> sites_;
   Digest digest_{};
   int32_t max_rank_ = 0;
+  std::vector<int32_t> invocation_tokens_;
   std::string base_model_;
 };
 
@@ -85,14 +99,17 @@ class AdapterFolder {
   // Bytes of the Adapter's image.
   size_t packed_bytes() const { return packed_bytes_; }
   // Packs the image into `memory`, which has packed_bytes() and is 64-byte aligned.
-  // Throws Error(bad_file) for values that are NaN or infinite, or a base copy that differs.
+  // Throws Error(bad_file) for values that are NaN or infinite.
   std::unique_ptr<Adapter> read(std::byte* memory);
 
  private:
   struct Files;
   AdapterFolder();
+  void drop_base_copies();
   void plan(const AdapterLimits& limits);
-  void check_base_copies() const;
+  void pack(std::byte* memory) const;
+  void pack_gain(std::byte* to, const MappedPatch& patch) const;
+  void point(Adapter& adapter, std::byte* memory) const;
   Digest digest() const;
 
   std::unique_ptr<Files> files_;

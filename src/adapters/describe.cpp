@@ -2,9 +2,11 @@
 
 #include <map>
 #include <set>
-#include <tuple>
+#include <utility>
+#include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 namespace lorry {
 
@@ -12,8 +14,18 @@ namespace {
 
 struct Line {
   std::set<int32_t> layers;
-  int64_t linears = 0;
+  int64_t sites = 0;
 };
+
+// "rank 8, scale 2, DoRA".
+std::string what_of(const AppliedSite& s) {
+  std::vector<std::string> parts;
+  if (s.rank > 0) parts.push_back(fmt::format("rank {}, scale {}", s.rank, s.scale));
+  if (s.dora) parts.emplace_back("DoRA");
+  if (s.replaced) parts.emplace_back("replaced");
+  if (s.token_rows > 0) parts.push_back(fmt::format("{} token rows", s.token_rows));
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
 
 // "0-3,7" for {0, 1, 2, 3, 7}.
 std::string ranges(const std::set<int32_t>& numbers) {
@@ -50,6 +62,14 @@ const char* to_string(SiteKind kind) {
       return "up";
     case SiteKind::down:
       return "down";
+    case SiteKind::attn_norm:
+      return "attn_norm";
+    case SiteKind::ffn_norm:
+      return "ffn_norm";
+    case SiteKind::embed:
+      return "embed";
+    case SiteKind::final_norm:
+      return "final_norm";
     case SiteKind::lm_head:
       return "lm_head";
   }
@@ -57,20 +77,23 @@ const char* to_string(SiteKind kind) {
 }
 
 std::string describe_text(const Adapter& adapter) {
-  std::map<std::tuple<SiteKind, int32_t, float>, Line> lines;
+  std::map<std::pair<SiteKind, std::string>, Line> lines;
   for (const AppliedSite& s : adapter.sites()) {
-    Line& line = lines[{s.site.kind, s.rank, s.scale}];
-    if (s.site.kind != SiteKind::lm_head) line.layers.insert(s.site.layer);
-    ++line.linears;
+    Line& line = lines[{s.site.kind, what_of(s)}];
+    if (in_layer(s.site.kind)) line.layers.insert(s.site.layer);
+    ++line.sites;
   }
   std::string text = fmt::format("digest  sha256:{}\n", to_hex(adapter.digest()));
   if (!adapter.base_model().empty()) text += fmt::format("made for  {}\n", adapter.base_model());
-  text += fmt::format("{} linears, {} bytes, rank at most {}\n", adapter.sites().size(),
+  text += fmt::format("{} sites, {} bytes, rank at most {}\n", adapter.sites().size(),
                       adapter.bytes(), adapter.max_rank());
+  if (!adapter.invocation_tokens().empty()) {
+    text +=
+        fmt::format("activated by the tokens {}\n", fmt::join(adapter.invocation_tokens(), " "));
+  }
   for (const auto& [key, line] : lines) {
-    const auto& [kind, rank, scale] = key;
-    text += fmt::format("  {:8}rank {:<4} scale {:<10} {} linears", to_string(kind), rank, scale,
-                        line.linears);
+    text += fmt::format("  {:11}{}, {} site{}", to_string(key.first), key.second, line.sites,
+                        line.sites == 1 ? "" : "s");
     if (!line.layers.empty()) text += fmt::format(", layers {}", ranges(line.layers));
     text += "\n";
   }
@@ -82,11 +105,14 @@ json::object describe_json(const Adapter& adapter) {
   for (const AppliedSite& s : adapter.sites()) {
     json::object o;
     o["kind"] = to_string(s.site.kind);
-    if (s.site.kind != SiteKind::lm_head) o["layer"] = s.site.layer;
+    if (in_layer(s.site.kind)) o["layer"] = s.site.layer;
     if (s.site.expert >= 0) o["expert"] = s.site.expert;
     o["module"] = s.module;
     o["rank"] = s.rank;
     o["scale"] = s.scale;
+    o["dora"] = s.dora;
+    o["replaced"] = s.replaced;
+    o["token_rows"] = s.token_rows;
     sites.push_back(std::move(o));
   }
   json::object o;
@@ -94,6 +120,8 @@ json::object describe_json(const Adapter& adapter) {
   o["bytes"] = adapter.bytes();
   o["max_rank"] = adapter.max_rank();
   o["base_model_name_or_path"] = adapter.base_model();
+  o["invocation_tokens"] =
+      json::array(adapter.invocation_tokens().begin(), adapter.invocation_tokens().end());
   o["sites"] = std::move(sites);
   return o;
 }

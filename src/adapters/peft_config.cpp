@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <limits>
 
 #include <boost/json/serialize.hpp>
 #include <re2/re2.h>
@@ -23,10 +24,15 @@ constexpr std::array kUsed = {"peft_type",
                               "r",
                               "lora_alpha",
                               "use_rslora",
+                              "use_dora",
+                              "ensure_weight_tying",
+                              "modules_to_save",
+                              "trainable_token_indices",
                               "rank_pattern",
                               "alpha_pattern",
                               "peft_version",
                               "target_parameters",
+                              "alora_invocation_tokens",
                               "bias",
                               "init_lora_weights",
                               "base_model_name_or_path"};
@@ -135,6 +141,55 @@ void check_fields(const std::string& path, const json::object& o) {
   }
 }
 
+// A list of token ids.
+std::vector<int32_t> read_tokens(const std::string& path, std::string_view name,
+                                 const json::value& v) {
+  if (!v.is_array()) {
+    fail(Code::bad_file, "{}: {} is {}; expected a list of token ids", path, name, shown(v));
+  }
+  std::vector<int32_t> ids;
+  for (const json::value& id : v.get_array()) {
+    const double d = id.is_number() ? id.to_number<double>() : -1.0;
+    if (!(d >= 0 && d <= std::numeric_limits<int32_t>::max()) || d != std::floor(d)) {
+      fail(Code::bad_file, "{}: {} holds {}; expected a token id, a whole number from 0", path,
+           name, shown(id));
+    }
+    ids.push_back(static_cast<int32_t>(d));
+  }
+  return ids;
+}
+
+// As read_tokens, with each id once.
+std::vector<int32_t> read_distinct(const std::string& path, const std::string& name,
+                                   const json::value& v) {
+  std::vector<int32_t> ids = read_tokens(path, name, v);
+  std::vector<int32_t> sorted = ids;
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice != sorted.end()) {
+    fail(Code::bad_file, "{}: {} names token {} more than once", path, name, *twice);
+  }
+  return ids;
+}
+
+// A list of names; null is an empty one.
+std::vector<std::string> read_names(const std::string& path, const json::object& o,
+                                    std::string_view key) {
+  const json::value& v = field(o, key);
+  std::vector<std::string> names;
+  if (v.is_null()) return names;
+  if (!v.is_array()) {
+    fail(Code::bad_file, "{}: {} is {}; expected a list of names", path, key, shown(v));
+  }
+  for (const json::value& name : v.get_array()) {
+    if (!name.is_string() || name.get_string().empty()) {
+      fail(Code::bad_file, "{}: {} holds {}; expected a name", path, key, shown(name));
+    }
+    names.emplace_back(name.get_string());
+  }
+  return names;
+}
+
 bool before_0_19(const std::string& path, const json::value& v) {
   if (v.is_null()) return true;
   const std::string text = v.is_string() ? std::string(v.get_string()) : std::string();
@@ -200,24 +255,40 @@ PeftConfig PeftConfig::parse(const json::value& value, std::string path, int32_t
   check_fields(c.path_, o);
   c.parse_numbers(o, max_rank);
   c.use_rslora_ = read_bool(c.path_, o, "use_rslora");
+  c.use_dora_ = read_bool(c.path_, o, "use_dora");
+  c.ensure_weight_tying_ = read_bool(c.path_, o, "ensure_weight_tying");
   c.old_stacking_ = before_0_19(c.path_, field(o, "peft_version"));
   if (const json::value& v = field(o, "base_model_name_or_path"); v.is_string()) {
     c.base_model_ = std::string(v.get_string());
   }
-  const json::value& parameters = field(o, "target_parameters");
-  if (!parameters.is_null() && !parameters.is_array()) {
-    fail(Code::bad_file, "{}: target_parameters is {}; expected a list of names", c.path_,
-         shown(parameters));
-  }
-  if (parameters.is_array()) {
-    for (const json::value& v : parameters.get_array()) {
-      if (!v.is_string()) {
-        fail(Code::bad_file, "{}: target_parameters holds {}; expected a name", c.path_, shown(v));
-      }
-      c.target_parameters_.emplace_back(v.get_string());
+  c.target_parameters_ = read_names(c.path_, o, "target_parameters");
+  c.modules_to_save_ = read_names(c.path_, o, "modules_to_save");
+  c.parse_tokens(o);
+  return c;
+}
+
+void PeftConfig::parse_tokens(const json::object& o) {
+  if (const json::value& v = field(o, "alora_invocation_tokens"); !v.is_null()) {
+    invocation_tokens_ = read_tokens(path_, "alora_invocation_tokens", v);
+    if (invocation_tokens_.size() > kMaxInvocationTokens) {
+      fail(Code::unsupported, "{}: alora_invocation_tokens has {} ids; at most {} are supported",
+           path_, invocation_tokens_.size(), kMaxInvocationTokens);
     }
   }
-  return c;
+  const json::value& tokens = field(o, "trainable_token_indices");
+  if (tokens.is_null()) return;
+  if (!tokens.is_object()) {
+    token_lists_.push_back({{}, read_distinct(path_, "trainable_token_indices", tokens)});
+  } else {
+    for (const auto& entry : tokens.get_object()) {
+      const std::string module(entry.key());
+      const std::string name = fmt::format("trainable_token_indices[\"{}\"]", module);
+      if (module.empty())
+        fail(Code::bad_file, "{}: {}: expected the name of a module", path_, name);
+      token_lists_.push_back({module, read_distinct(path_, name, entry.value())});
+    }
+  }
+  std::erase_if(token_lists_, [](const TokenList& list) { return list.ids.empty(); });
 }
 
 void PeftConfig::parse_numbers(const json::object& o, int32_t max_rank) {

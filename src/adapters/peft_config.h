@@ -18,6 +18,8 @@ class RE2;
 
 namespace lorry {
 
+constexpr size_t kMaxInvocationTokens = 64;
+
 class PeftConfig {
  public:
   // Throws Error(bad_file | unsupported | not_found) naming the file, the field, its value and the
@@ -37,6 +39,26 @@ class PeftConfig {
   float scale_of(const std::string& module, int32_t rank) const;
   // Whether target_parameters lists "<module>.<parameter>", or a dotted suffix of it.
   bool targets(const std::string& module, const std::string& parameter) const;
+  // Activated LoRA: the adapter is used from the last place where these tokens stand in the prompt;
+  // empty: from the first token on. 1 to kMaxInvocationTokens ids >= 0, not yet compared with a
+  // vocabulary.
+  const std::vector<int32_t>& invocation_tokens() const { return invocation_tokens_; }
+  // Every pair of a linear or an embedding has a magnitude.
+  bool use_dora() const { return use_dora_; }
+  // With a tied output layer, what is done to the embedding is done to the output layer too; PEFT
+  // then saves both.
+  bool ensure_weight_tying() const { return ensure_weight_tying_; }
+  // Modules whose weights the file holds whole; a name matches a module path, or that of a module
+  // around it, by its end.
+  const std::vector<std::string>& modules_to_save() const { return modules_to_save_; }
+  // trainable_token_indices: the tokens whose rows the file holds, by the end of the path of an
+  // embedding or output module; an empty name means the input embedding. Distinct ids >= 0, not
+  // yet compared with a vocabulary.
+  struct TokenList {
+    std::string module;
+    std::vector<int32_t> ids;
+  };
+  const std::vector<TokenList>& token_lists() const { return token_lists_; }
   // PEFT before 0.19 (and files without a version) stores stacked parameters the other way round.
   bool old_stacking() const { return old_stacking_; }
 
@@ -52,6 +74,7 @@ class PeftConfig {
 
   PeftConfig();
   void parse_numbers(const json::object& o, int32_t max_rank);
+  void parse_tokens(const json::object& o);
   template <class T>
   static const T& first_match(const std::vector<Pattern<T>>& patterns, const std::string& module,
                               const T& otherwise);
@@ -61,10 +84,14 @@ class PeftConfig {
   int32_t r_ = 0;
   double alpha_ = 0;
   bool use_rslora_ = false;
+  bool use_dora_ = false;
+  bool ensure_weight_tying_ = false;
   bool old_stacking_ = false;
   std::vector<Pattern<int32_t>> ranks_;
   std::vector<Pattern<double>> alphas_;
-  std::vector<std::string> target_parameters_;
+  std::vector<std::string> target_parameters_, modules_to_save_;
+  std::vector<TokenList> token_lists_;
+  std::vector<int32_t> invocation_tokens_;
 };
 
 }  // namespace lorry

@@ -138,7 +138,10 @@ BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
   const Ops& ops = *model.ops;
   const auto aligned = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
   // Fused parameters stand for the per-expert sites where a family has no others.
-  std::vector<SiteInfo> sites = model.sites.sites;
+  std::vector<SiteInfo> sites;
+  for (const SiteInfo& s : model.sites.sites) {
+    if (is_linear(s.site.kind)) sites.push_back(s);
+  }
   for (const FusedParameter& f : model.sites.fused) {
     const bool rows = f.form == FusedParameter::Form::rows_gate ||
                       f.form == FusedParameter::Form::rows_up ||
@@ -167,9 +170,9 @@ BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
     return view(values.data(), Dtype::bf16, {rows, cols});
   };
   for (int32_t i = 0; i < n; ++i) {
-    auto& pairs = all.pairs.emplace_back(static_cast<size_t>(model.sites.index.size()));
+    auto& patches = all.patches.emplace_back(static_cast<size_t>(model.sites.index.size()));
     for (const SiteInfo& s : sites) {
-      LoraPair& p = pairs[static_cast<size_t>(model.sites.index(s.site))];
+      SitePatch& p = patches[static_cast<size_t>(model.sites.index(s.site))];
       ops.pack_lora_a(at, matrix(rank, s.in, 1.0F / std::sqrt(static_cast<float>(s.in))));
       p.a = at;
       at += aligned(ops.lora_a_bytes(rank, s.in));
@@ -180,7 +183,7 @@ BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
       p.scale = 1.0F;
     }
   }
-  for (const auto& pairs : all.pairs) all.views.push_back({pairs});
+  for (const auto& patches : all.patches) all.views.push_back({patches});
   return all;
 }
 

@@ -44,7 +44,7 @@ BenchWork count_work(const Spec& spec, Dtype dtype, const BenchCase& c);
 // Random pairs on every site of a model; their values are small, so that activations stay sane.
 struct BenchAdapters {
   Buffer memory;
-  std::vector<std::vector<LoraPair>> pairs;
+  std::vector<std::vector<SitePatch>> patches;
   std::vector<AdapterView> views;
 };
 BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank);

@@ -92,7 +92,7 @@ std::string model_text(const Preview& p, const ModelPlace& place) {
                         format_bytes(static_cast<size_t>(p.file_bytes)));
   }
   if (!p.digest.empty()) text += fmt::format("digest    sha256:{}\n", p.digest);
-  text += fmt::format("sites     {} linears for adapters ({}) and {} tensors with all experts\n",
+  text += fmt::format("sites     {} places for adapters ({}) and {} tensors with all experts\n",
                       p.sites.sites.size(), site_kinds(p), p.sites.fused.size());
   text += p.memory ? p.memory->to_text() + "\n" : "does not fit: " + p.does_not_fit + "\n";
   for (const auto& [name, folder] : place.adapters) {

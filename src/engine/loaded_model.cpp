@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 
 #include "base/error.h"
 #include "base/system.h"
 #include "engine/memory_plan.h"
+#include "models/base_rows.h"
 #include "models/loader.h"
 #include "models/source.h"
 #include "models/synthetic.h"
@@ -85,12 +85,7 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
     log.info("loading weights: layer {} of {}", done, all);
   };
   ModelWeights weights = load_weights(*m.architecture, spec, *source, *m.ops, progress);
-  if (m.checkpoint) {
-    check_unused(m, log);
-    if (!spec.tied_head) {
-      m.head_as_stored = m.checkpoint->tensor("lm_head.weight", {spec.vocab, spec.dim});
-    }
-  }
+  if (m.checkpoint) check_unused(m, log);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   log.info("{}: {} layers, {} experts (top {}), {} of weights in {:.1f} s", spec.model_type,
            spec.layers, spec.experts, spec.routing.top_k, format_bytes(weights.bytes),
@@ -131,13 +126,10 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   return m;
 }
 
-bool same_as_base(const LoadedModel& m, const std::string& module, const Tensor& copy) {
-  const Tensor& own = m.head_as_stored;
-  if (module != "lm_head" || !own || own.dtype != copy.dtype || !(own.shape == copy.shape)) {
-    return false;
-  }
-  return std::memcmp(own.data, copy.data,
-                     static_cast<size_t>(own.shape.size() * size_of(own.dtype))) == 0;
+AdapterTarget adapter_target(const LoadedModel& m) {
+  return {&m.sites, m.ops.get(), [&m](Tensor y, const Site& site, int64_t first) {
+            base_rows(y, m.lm->weights(), m.sites.index, *m.ops, site, first);
+          }};
 }
 
 }  // namespace lorry

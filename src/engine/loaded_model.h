@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "adapters/adapter.h"
 #include "base/log.h"
 #include "base/thread_pool.h"
 #include "engine/engine.h"
@@ -27,14 +28,13 @@ struct LoadedModel {
   std::vector<KvLayer> layers;  // of kv
   MemoryPlan memory;
   ModelInfo info;
-  Tensor head_as_stored;  // lm_head of the checkpoint, for comparing with copies in adapters
   std::unique_ptr<Checkpoint> checkpoint;  // null: synthetic
 };
 
 // Throws Error. Says in the log what was read and how long it took.
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& options, Log& log);
 
-// Whether a weight that an adapter carries along equals the base model's (adapters/adapter.h).
-bool same_as_base(const LoadedModel& model, const std::string& module, const Tensor& copy);
+// The model as its adapters see it. Requires: `model` outlives what is loaded with it.
+AdapterTarget adapter_target(const LoadedModel& model);
 
 }  // namespace lorry

@@ -38,13 +38,9 @@ Model::Model(Model&&) noexcept = default;
 
 int32_t Model::load_adapter(const std::string& folder) {
   const LoadedModel& model = *parts_->model;
-  AdapterTarget target{&model.sites, model.ops.get(),
-                       [&model](const std::string& module, const Tensor& copy) {
-                         return same_as_base(model, module, copy);
-                       }};
   AdapterLimits limits;
   limits.max_rank = parts_->max_rank;
-  parts_->adapters.push_back(lorry::load_adapter(folder, target, limits));
+  parts_->adapters.push_back(lorry::load_adapter(folder, adapter_target(model), limits));
   parts_->views.push_back(parts_->adapters.back()->view());
   return static_cast<int32_t>(parts_->views.size()) - 1;
 }

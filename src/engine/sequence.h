@@ -22,11 +22,19 @@ enum class SequenceState : uint8_t {
   finished,   // removed
 };
 
+constexpr int32_t kNoAdapter = INT32_MAX;  // beyond every position
+
 struct Sequence {
   // ---- set by the engine before Scheduler::add ----
   uint64_t id = 0;
   uint64_t tenant = 0;
-  Digest cache_salt{};          // digest over the adapter's digest and the tenant's salt
+  uint64_t adapter = 0;  // rows are shared fairly among a tenant's adapters; 0: the base model
+  // Sequences share the blocks of equal tokens under equal salts: cache_salt enters the hash of the
+  // first block, adapter_salt (the adapter's digest) that of the first one that reaches beyond
+  // adapter_from. So what comes before is shared with sequences of the base model.
+  Digest cache_salt{}, adapter_salt{};
+  // The first position whose rows use the adapter: 0 for all of them, later for an activated LoRA.
+  int32_t adapter_from = kNoAdapter;
   std::vector<int32_t> tokens;  // prompt, then generated, then drafts
   int32_t n_prompt = 0;
   int32_t max_tokens = 0;  // prompt and generated together

@@ -131,7 +131,9 @@ LoraPlan CausalLM::plan_rows(const ForwardInput& in, std::span<const AdapterView
     row_adapter_.insert(row_adapter_.end(), n, in.adapters[s]);
   }
   find_segments(row_adapter_, segments_);
-  return {adapters, row_adapter_, segments_};
+  const bool norms =
+      std::any_of(adapters.begin(), adapters.end(), [](const AdapterView& a) { return a.norms; });
+  return {adapters, row_adapter_, segments_, norms};
 }
 
 ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer> kv,
@@ -157,7 +159,11 @@ ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer>
   Step step{
       ops_, comm_, spec_, buf, attention, lora, index_tensor(in.slots), {{all}, lora.segments}};
   rope_.fill(buf.cos, buf.sin, in.position_ids, in.rope_lens);
-  ops_.embed(buf.x, weights_.embed, index_tensor(in.input_ids));
+  const Tensor ids = index_tensor(in.input_ids);
+  ops_.embed(buf.x, weights_.embed, ids);
+  if (!lora.segments.empty()) {
+    ops_.adapt_embedding(buf.x, ids, weights_.embed_site, lora.segments, lora, buf.lora);
+  }
   for (size_t i = 0; i < kv.size(); ++i) weights_.layers[i].forward(step, kv[i]);
 
   ForwardOutput out;
@@ -170,20 +176,21 @@ ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step) {
   const Tensor x = rows(out_x_, 0, r);
   const Tensor h = rows(out_h_, 0, r);
   ops_.gather(x, step.buf.x, index_tensor(in.logit_rows));
-  ops_.norm(h, x, weights_.final_norm);
-  ForwardOutput out;
-  if (in.want == Want::hidden) {
-    out.hidden = h;
-    return out;
-  }
   out_adapter_.clear();
   for (const int32_t row : in.logit_rows) {
     out_adapter_.push_back(row_adapter_[static_cast<size_t>(row)]);
   }
   find_segments(out_adapter_, out_segments_);
   const std::array<int32_t, 2> all{0, static_cast<int32_t>(r)};
+  const Rows out_rows{{all}, out_segments_};
+  apply(step, h, x, weights_.final_norm, out_rows);
+  ForwardOutput out;
+  if (in.want == Want::hidden) {
+    out.hidden = h;
+    return out;
+  }
   out.logits = rows(logits_, 0, r);
-  apply(step, out.logits, h, weights_.head, {{all}, out_segments_});
+  apply(step, out.logits, h, weights_.head, out_rows);
   return out;
 }
 

@@ -21,8 +21,9 @@ namespace lorry {
 // Weights as the loader leaves them.
 struct ModelWeights {
   Tensor embed;  // [V, D] act
+  LoraSite embed_site;
   std::vector<DecoderLayer> layers;
-  Norm final_norm;
+  SiteNorm final_norm;
   Linear head;
   std::vector<Buffer> storage;  // owns everything above
   size_t bytes = 0;

@@ -106,6 +106,8 @@ SiteTable Dbrx::sites(const Spec& s) const {
     const auto add = [&](const std::string& module, SiteKind kind, int64_t in, int64_t out) {
       t.sites.push_back({p + module, {kind, i}, in, out});
     };
+    add("norm_attn_norm.norm_1", SiteKind::attn_norm, 1, s.dim);
+    add("norm_attn_norm.norm_2", SiteKind::ffn_norm, 1, s.dim);
     add("norm_attn_norm.attn.Wqkv", SiteKind::qkv, s.dim, s.qkv_dim());
     add("norm_attn_norm.attn.out_proj", SiteKind::o, s.dim, s.dim);
     add("ffn.router.layer", SiteKind::router, s.dim, s.experts);
@@ -114,6 +116,8 @@ SiteTable Dbrx::sites(const Spec& s) const {
     t.fused.push_back({mlp, "v1", Form::rows_up, 1, i, s.dim, s.ffn});
     t.fused.push_back({mlp, "w2", Form::rows_down_transposed, 2, i, s.ffn, s.dim});
   }
+  t.sites.push_back({"transformer.wte", {SiteKind::embed}, s.vocab, s.dim});
+  t.sites.push_back({"transformer.norm_f", {SiteKind::final_norm}, 1, s.dim});
   t.sites.push_back({"lm_head", {SiteKind::lm_head}, s.dim, s.vocab});
   return t;
 }

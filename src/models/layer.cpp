@@ -5,7 +5,20 @@ namespace lorry {
 void apply(Step& step, Tensor y, Tensor x, const Linear& linear, const Rows& rows) {
   step.ops.linear(y, x, linear.w, rows.groups);
   if (rows.segments.empty()) return;
-  step.ops.add_lora(y, x, linear.sites, rows.segments, step.lora, step.buf.lora);
+  step.ops.adapt(y, x, linear.sites, rows.segments, step.lora, step.buf.lora);
+}
+
+void apply(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& rows) {
+  step.ops.norm(y, x, norm.norm);
+  if (!step.lora.norms) return;
+  for (const LoraSegment& s : rows.segments) {
+    const SiteChange* change = step.lora.patch(s, norm.site).change;
+    if (change == nullptr) continue;
+    Norm own = norm.norm;
+    own.weight.data = const_cast<std::byte*>(change->weight);
+    const int32_t n = s.end - s.begin;
+    step.ops.norm(lorry::rows(y, s.begin, n), lorry::rows(x, s.begin, n), own);
+  }
 }
 
 void DecoderLayer::forward(Step& step, const KvLayer& kv) const {
@@ -16,7 +29,7 @@ void DecoderLayer::forward(Step& step, const KvLayer& kv) const {
   const Tensor k = columns(b.qkv, spec.q_dim(), spec.kv_dim());
   const Tensor v = columns(b.qkv, spec.q_dim() + spec.kv_dim(), spec.kv_dim());
 
-  ops.norm(b.h, b.x, attn_norm);
+  apply(step, b.h, b.x, attn_norm, step.rows);
   apply(step, b.qkv, b.h, wqkv, step.rows);
   ops.clamp(b.qkv, spec.qkv_clip);
   ops.rope(q, b.cos, b.sin);
@@ -27,7 +40,7 @@ void DecoderLayer::forward(Step& step, const KvLayer& kv) const {
   step.comm.all_reduce(b.y);
   ops.add(b.x, b.y);
 
-  ops.norm(b.h, b.x, ffn_norm);
+  apply(step, b.h, b.x, ffn_norm, step.rows);
   apply(step, b.scores, b.h, router, step.rows);
   ops.route(b.route, b.scores, spec.routing);
   ops.group(b.route, step.lora);

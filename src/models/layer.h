@@ -1,4 +1,5 @@
-// One decoder layer of a mixture-of-experts transformer, and the one place where LoRA enters.
+// One decoder layer of a mixture-of-experts transformer, and the one place where adapters enter:
+// apply(), for a linear and for a norm.
 #pragma once
 #include <span>
 #include <vector>
@@ -9,10 +10,15 @@
 
 namespace lorry {
 
-// A base matrix (or one per expert) and the sites where adapters may add to it.
+// A base matrix (or one per expert) and the sites where adapters may change it.
 struct Linear {
   Weight w;
   std::vector<LoraSite> sites;
+};
+
+struct SiteNorm {
+  Norm norm;
+  int32_t site = 0;  // its index
 };
 
 // Rows as a linear sees them: which group each belongs to, which adapter.
@@ -34,7 +40,7 @@ struct StepBuffers {
   Tensor act;       // [T k, F] act
   Tensor down;      // [T k, D] f32
   Tensor cos, sin;  // [T, d / 2] f32
-  Tensor lora;      // f32, scratch of add_lora
+  Tensor lora;      // f32, scratch of adapt
   Route route;
 };
 
@@ -49,11 +55,13 @@ struct Step {
   Rows rows;     // all T rows, one group
 };
 
-// y = x W^T + the LoRA of each row's adapter.
+// y = x W^T, changed as each row's adapter says.
 void apply(Step& step, Tensor y, Tensor x, const Linear& linear, const Rows& rows);
+// y = norm(x), by the weight of each row's adapter where it has one.
+void apply(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& rows);
 
 struct DecoderLayer {
-  Norm attn_norm, ffn_norm;
+  SiteNorm attn_norm, ffn_norm;
   Linear wqkv, wo, router, gate_up, down;
 
   // buf.x [T, D] in place; kv is this layer's cache.

@@ -20,15 +20,16 @@ class Loader {
 
   void model(const ModelSlices& m) {
     out_.embed = table(m.embed);
-    out_.final_norm = norm(m.final_norm);
+    out_.embed_site = site(SiteKind::embed, 0, spec_.vocab, spec_.dim);
+    out_.final_norm = norm(m.final_norm, SiteKind::final_norm, 0);
     out_.head = dense({m.head}, spec_.vocab, spec_.dim);
     out_.head.sites = {site(SiteKind::lm_head, 0, spec_.dim, spec_.vocab)};
   }
 
   void layer(const LayerSlices& l, int32_t i) {
     DecoderLayer d;
-    d.attn_norm = norm(l.attn_norm);
-    d.ffn_norm = norm(l.ffn_norm);
+    d.attn_norm = norm(l.attn_norm, SiteKind::attn_norm, i);
+    d.ffn_norm = norm(l.ffn_norm, SiteKind::ffn_norm, i);
     d.wqkv = dense(l.qkv, spec_.qkv_dim(), spec_.dim);
     d.wqkv.sites = qkv_sites(i);
     d.wo = dense({l.o}, spec_.dim, spec_.q_dim());
@@ -85,12 +86,12 @@ class Loader {
     return t;
   }
 
-  Norm norm(const Slice& s) {
+  SiteNorm norm(const Slice& s, SiteKind kind, int32_t layer) {
     const Tensor src = source_.tensor(s.name, s.shape);
     const auto bytes = Arena::tensor_bytes(Dtype::f32, src.shape);
     const Tensor t = view(allocate(bytes), Dtype::f32, src.shape);
     copy(t, src);
-    return {t, spec_.norm_eps, spec_.norm_centered};
+    return {{t, spec_.norm_eps, spec_.norm_centered}, spec_.sites()({kind, layer})};
   }
 
   LoraSite site(SiteKind kind, int32_t layer, int64_t in, int64_t out, int64_t column = 0) const {

@@ -103,6 +103,8 @@ void add_layer_sites(SiteTable& t, const Spec& s, int32_t i) {
     add(expert + "w3", {SiteKind::up, i, e}, s.dim, s.ffn);
     add(expert + "w2", {SiteKind::down, i, e}, s.ffn, s.dim);
   }
+  t.sites.push_back({p + "input_layernorm", {SiteKind::attn_norm, i}, 1, s.dim});
+  t.sites.push_back({p + "post_attention_layernorm", {SiteKind::ffn_norm, i}, 1, s.dim});
   // transformers 5 keeps a layer's experts as two parameters, and its router as one; adapters made
   // for either generation load on either checkpoint.
   for (const std::string mlp : {"mlp", "block_sparse_moe"}) {
@@ -116,7 +118,10 @@ void add_layer_sites(SiteTable& t, const Spec& s, int32_t i) {
 SiteTable Mixtral::sites(const Spec& s) const {
   SiteTable t;
   t.index = s.sites();
+  t.tied_head = s.tied_head;
   for (int32_t i = 0; i < s.layers; ++i) add_layer_sites(t, s, i);
+  t.sites.push_back({"model.embed_tokens", {SiteKind::embed}, s.vocab, s.dim});
+  t.sites.push_back({"model.norm", {SiteKind::final_norm}, 1, s.dim});
   t.sites.push_back({"lm_head", {SiteKind::lm_head}, s.dim, s.vocab});
   return t;
 }

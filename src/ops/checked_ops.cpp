@@ -61,6 +61,19 @@ class CheckedOps final : public Ops {
     ops_->pack(w, group, first, src);
   }
 
+  void pack_matrix(std::byte* dst, Tensor src) const override {
+    LORRY_CHECK(dst != nullptr, "no memory");
+    check_source(src);
+    ops_->pack_matrix(dst, src);
+  }
+  void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override {
+    LORRY_CHECK(w.data != nullptr && group >= 0 && group < w.groups && first >= 0 &&
+                    first + y.rows() <= w.out,
+                "group {} of {}, rows {} + {} of {}", group, w.groups, first, y.rows(), w.out);
+    check_matrix("y", y, Dtype::f32, y.rows(), w.in);
+    ops_->unpack(y, w, group, first);
+  }
+
   size_t lora_a_bytes(int64_t rank, int64_t in) const override {
     LORRY_CHECK(rank > 0 && in > 0, "[{}, {}]", rank, in);
     return ops_->lora_a_bytes(rank, in);
@@ -112,24 +125,39 @@ class CheckedOps final : public Ops {
     ops_->linear(y, x, w, groups);
   }
 
-  void add_lora(Tensor y, Tensor x, std::span<const LoraSite> sites,
-                std::span<const LoraSegment> segments, const LoraPlan& plan,
-                Tensor scratch) override {
+  void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
+             std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) override {
     check_matrix("x", x, act(), x.rows(), x.cols());
     check_matrix("y", y, Dtype::f32, x.rows(), y.cols());
-    int32_t end = 0;
+    check_segments(segments, plan, x.rows());
     int32_t rank = 0;
     for (const LoraSegment& s : segments) {
-      LORRY_CHECK(s.begin >= end && s.end >= s.begin && s.end <= x.rows(), "rows {} ... {} of {}",
-                  s.begin, s.end, x.rows());
-      LORRY_CHECK(s.adapter >= 0 && static_cast<size_t>(s.adapter) < plan.adapters.size(),
-                  "adapter {} of {}", s.adapter, plan.adapters.size());
-      end = s.end;
-      for (const LoraSite& site : sites) rank = std::max(rank, check_site(y, x, site, s, plan));
+      for (const LoraSite& site : sites) {
+        LORRY_CHECK(
+            site.in == x.cols() && site.column >= 0 && site.column_of(site.out - 1) < y.cols(),
+            "a site [{}, {}] at column {} of x {}, y {}", site.out, site.in, site.column,
+            to_string(x.shape), to_string(y.shape));
+        rank = std::max(rank, check_patch(site, site.out, s, plan));
+      }
     }
     check_vector("scratch", scratch, Dtype::f32,
                  lora_scratch_size(x.rows(), static_cast<int64_t>(sites.size()), rank));
-    ops_->add_lora(y, x, sites, segments, plan, scratch);
+    ops_->adapt(y, x, sites, segments, plan, scratch);
+  }
+
+  void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
+                       std::span<const LoraSegment> segments, const LoraPlan& plan,
+                       Tensor scratch) override {
+    check_matrix("y", y, Dtype::f32, y.rows(), site.out);
+    check_vector("ids", ids, Dtype::i32, y.rows());
+    check_range("ids", ids, y.rows(), 0, site.in);
+    check_segments(segments, plan, y.rows());
+    int32_t rank = 0;
+    for (const LoraSegment& s : segments) {
+      rank = std::max(rank, check_patch(site, site.in, s, plan));
+    }
+    check_vector("scratch", scratch, Dtype::f32, lora_scratch_size(y.rows(), 1, rank));
+    ops_->adapt_embedding(y, ids, site, segments, plan, scratch);
   }
 
   void clamp(Tensor x, float limit) override {
@@ -258,21 +286,38 @@ class CheckedOps final : public Ops {
     }
   }
 
-  // Returns the rank of the pair.
-  static int32_t check_site(const Tensor& y, const Tensor& x, const LoraSite& site,
-                            const LoraSegment& segment, const LoraPlan& plan) {
-    const auto& pairs = plan.adapters[static_cast<size_t>(segment.adapter)].pairs;
-    const int32_t index = site.first + site.group_stride * segment.group;
-    LORRY_CHECK(index >= 0 && static_cast<size_t>(index) < pairs.size(), "site {} of {}", index,
-                pairs.size());
-    const int64_t last = (site.out - 1) / kPanel;
-    const int64_t end = site.column + last * site.panel_stride + site.out - last * kPanel;
-    LORRY_CHECK(site.in == x.cols() && site.column >= 0 && end <= y.cols(),
-                "a pair [{}, {}] at column {} of x {}, y {}", site.out, site.in, site.column,
-                to_string(x.shape), to_string(y.shape));
-    const LoraPair& pair = pairs[static_cast<size_t>(index)];
-    LORRY_CHECK(pair.rank == 0 || (pair.a != nullptr && pair.b != nullptr), "rank {}", pair.rank);
-    return pair.rank;
+  static void check_segments(std::span<const LoraSegment> segments, const LoraPlan& plan,
+                             int64_t rows) {
+    int32_t end = 0;
+    for (const LoraSegment& s : segments) {
+      LORRY_CHECK(s.begin >= end && s.end >= s.begin && s.end <= rows, "rows {} ... {} of {}",
+                  s.begin, s.end, rows);
+      LORRY_CHECK(s.adapter >= 0 && static_cast<size_t>(s.adapter) < plan.adapters.size(),
+                  "adapter {} of {}", s.adapter, plan.adapters.size());
+      end = s.end;
+    }
+  }
+
+  // Single outputs lie in [0, tokens). Returns the rank of the pair.
+  static int32_t check_patch(const LoraSite& site, int64_t tokens, const LoraSegment& segment,
+                             const LoraPlan& plan) {
+    const auto& patches = plan.adapters[static_cast<size_t>(segment.adapter)].patches;
+    const int32_t index = site.index(segment.group);
+    LORRY_CHECK(index >= 0 && static_cast<size_t>(index) < patches.size(), "site {} of {}", index,
+                patches.size());
+    const SitePatch& patch = patches[static_cast<size_t>(index)];
+    LORRY_CHECK(patch.rank == 0 || (patch.a != nullptr && patch.b != nullptr), "rank {}",
+                patch.rank);
+    if (patch.change == nullptr) return patch.rank;
+    const SiteChange& c = *patch.change;
+    LORRY_CHECK(c.n_tokens == 0 || (c.tokens != nullptr && c.token_rows != nullptr), "{} tokens",
+                c.n_tokens);
+    for (int32_t i = 0; i < c.n_tokens; ++i) {
+      const int32_t before = i == 0 ? -1 : c.tokens[i - 1];
+      LORRY_CHECK(c.tokens[i] > before && c.tokens[i] < tokens, "token {} after {}, of {}",
+                  c.tokens[i], before, tokens);
+    }
+    return patch.rank;
   }
 
   static void check_plan(const AttentionPlan& plan, const AttentionSpec& spec, int64_t rows,

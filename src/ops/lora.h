@@ -1,6 +1,6 @@
-// What adapters and models agree on: where a LoRA pair can sit in a model (Site), what a loaded
-// adapter offers a backend (AdapterView), and which rows of a batch use which adapter (LoraPlan).
-// Plain data; the adapters library fills views, the models ask Ops to apply them.
+// What adapters and models agree on: the places of a model that an adapter may change (Site), what
+// a loaded adapter does there (SitePatch, AdapterView), and which rows of a batch use which adapter
+// (LoraPlan). Plain data; the adapters library fills views, the models ask Ops to apply them.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -11,9 +11,31 @@
 
 namespace lorry {
 
-// The linears of one layer that can carry a pair. A model that stores q, k and v as one matrix
-// adapts `qkv`; one that stores them apart adapts q, k and v.
-enum class SiteKind : uint8_t { q, k, v, qkv, o, router, gate, up, down, lm_head };
+// Of each layer its linears and norms, then what a model has once. A model that stores q, k and v
+// as one matrix adapts `qkv`; one that stores them apart adapts q, k and v.
+enum class SiteKind : uint8_t {
+  q,
+  k,
+  v,
+  qkv,
+  o,
+  router,
+  attn_norm,
+  ffn_norm,
+  gate,
+  up,
+  down,
+  embed,
+  final_norm,
+  lm_head
+};
+
+constexpr bool is_norm(SiteKind k) {
+  return k == SiteKind::attn_norm || k == SiteKind::ffn_norm || k == SiteKind::final_norm;
+}
+constexpr bool is_linear(SiteKind k) { return !is_norm(k) && k != SiteKind::embed; }
+// Whether there is one of it in each layer.
+constexpr bool in_layer(SiteKind k) { return k < SiteKind::embed; }
 
 struct Site {
   SiteKind kind = SiteKind::q;
@@ -27,15 +49,16 @@ struct SiteIndex {
   int32_t layers = 0;
   int32_t experts = 0;
 
-  int32_t per_layer() const { return 6 + 3 * experts; }
-  int32_t size() const { return layers * per_layer() + 1; }
+  int32_t per_layer() const { return 8 + 3 * experts; }
+  int32_t size() const { return layers * per_layer() + 3; }
   // Requires: a site of this model.
   int32_t operator()(const Site& s) const {
-    if (s.kind == SiteKind::lm_head) return layers * per_layer();
-    const int32_t base = s.layer * per_layer();
     const auto kind = static_cast<int32_t>(s.kind);
+    if (!in_layer(s.kind))
+      return layers * per_layer() + kind - static_cast<int32_t>(SiteKind::embed);
+    const int32_t base = s.layer * per_layer();
     if (s.expert < 0) return base + kind;
-    return base + 6 + (kind - static_cast<int32_t>(SiteKind::gate)) * experts + s.expert;
+    return base + 8 + (kind - static_cast<int32_t>(SiteKind::gate)) * experts + s.expert;
   }
 };
 
@@ -43,6 +66,8 @@ struct SiteIndex {
 struct SiteInfo {
   std::string module;  // PEFT's module path without "base_model.model.", e.g. "lm_head"
   Site site;
+  // Of a linear. The embedding: in = V, out = D, its matrix is stored [in, out]. A norm: in = 1,
+  // out = D.
   int64_t in = 0, out = 0;
 };
 
@@ -68,20 +93,41 @@ struct SiteTable {
   SiteIndex index;
   std::vector<SiteInfo> sites;
   std::vector<FusedParameter> fused;
+  bool tied_head = false;  // lm_head is the embedding: rows of it that are replaced are in both
 };
 
-// One packed pair on the device; rank 0: the adapter leaves this site alone.
-// A and B are in the backend's layout (Ops::pack_lora_a, pack_lora_b).
-struct LoraPair {
+// What an adapter does at a site beside adding a pair. Most adapters do nothing of it.
+struct SiteChange {
+  // Takes the place of the base matrix: of a linear as Ops::pack_matrix packs it; of the embedding
+  // act [V, D]; of a norm f32 [D].
+  const std::byte* weight = nullptr;
+  // One factor per output, f32 [round_up(out, 64)]; the last, as y = gain * (W x + scale B A x).
+  const float* gain = nullptr;
+  // Single outputs that take the place of all that (of the embedding: rows): ids ascending, the new
+  // rows in their order, of lm_head packed by Ops::pack_matrix, of the embedding act [n, D].
+  const int32_t* tokens = nullptr;
+  const std::byte* token_rows = nullptr;
+  int32_t n_tokens = 0;
+};
+
+// What an adapter does at one site: y = W x + scale * B (A x), W the base matrix, and more where
+// there is a change. A neutral patch leaves the site alone; a norm's has no pair.
+// A and B of a linear are in the backend's layout (Ops::pack_lora_a, pack_lora_b); of the embedding
+// A is act [V, rank] (transposed: a row for each token) and B as of a linear.
+struct SitePatch {
   const std::byte* a = nullptr;
   const std::byte* b = nullptr;
-  int32_t rank = 0;
+  int32_t rank = 0;  // 0: no pair
   float scale = 0;
+  const SiteChange* change = nullptr;
+
+  bool neutral() const { return rank == 0 && change == nullptr; }
 };
 
-// An adapter as the backend reads it: a pair for each site of the SiteIndex.
+// An adapter as the backend reads it: a patch for each site of the SiteIndex.
 struct AdapterView {
-  std::span<const LoraPair> pairs;
+  std::span<const SitePatch> patches;
+  bool norms = false;  // some norm has a patch
 };
 
 // Rows [begin, end) of a batch (or of one expert's share of it) that use one adapter.
@@ -96,15 +142,24 @@ struct LoraPlan {
   std::span<const AdapterView> adapters;
   std::span<const int32_t> row_adapter;   // [T], -1: none
   std::span<const LoraSegment> segments;  // maximal runs of row_adapter, rows without one left out
+  bool norms = false;                     // one of the adapters has a patch for a norm
+
+  const SitePatch& patch(const LoraSegment& segment, int32_t site) const {
+    return adapters[static_cast<size_t>(segment.adapter)].patches[static_cast<size_t>(site)];
+  }
 };
 
-// Where a linear's output takes a pair's result.
+// Where a linear's output takes a site's result.
 struct LoraSite {
   int32_t first = 0;          // site index of group 0
   int32_t group_stride = 0;   // site index step per group (1 for experts)
-  int64_t in = 0, out = 0;    // of the pair
-  int64_t column = 0;         // output column of the pair's first panel of 64 outputs
+  int64_t in = 0, out = 0;    // of the site
+  int64_t column = 0;         // output column of the site's first panel of 64 outputs
   int64_t panel_stride = 64;  // output columns from one panel to the next (gate and up: 128)
+
+  int32_t index(int32_t group) const { return first + group_stride * group; }
+  // Output column of output `o`.
+  int64_t column_of(int64_t o) const { return column + o / 64 * panel_stride + o % 64; }
 };
 
 }  // namespace lorry

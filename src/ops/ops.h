@@ -97,13 +97,18 @@ class Ops {
  public:
   virtual ~Ops() = default;
 
-  // ---- load time ----
+  // ---- load time; const members may be called from any thread ----
   virtual Dtype act() const = 0;  // bf16 or f32
   // Describes the packed form of `groups` Linears [out, in]; data is null.
   virtual Weight weight_layout(int64_t groups, int64_t out, int64_t in) const = 0;
   // Rows [first, first + n) of group g from src [n, in] (f32, f16 or bf16, any pitch), rounded to
   // act.
   virtual void pack(Weight& w, int64_t group, int64_t first, Tensor src) = 0;
+  // One Linear [out, in] whole, as a group of weight_layout(1, out, in); on the calling thread.
+  virtual void pack_matrix(std::byte* dst, Tensor src) const = 0;
+  // y [n, in] f32 <- rows [first, first + n) of group g, as linear() multiplies by them; on the
+  // calling thread.
+  virtual void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const = 0;
   // A [rank, in] and B [out, rank] of one LoRA pair; bytes, then packing from f32/f16/bf16.
   virtual size_t lora_a_bytes(int64_t rank, int64_t in) const = 0;
   virtual size_t lora_b_bytes(int64_t out, int64_t rank) const = 0;
@@ -112,7 +117,7 @@ class Ops {
   // One layer's K or V for `blocks` blocks: shape and dtype with a null data pointer.
   virtual Tensor kv_layout(int64_t blocks, const AttentionSpec& spec) const = 0;
   virtual size_t attention_scratch_bytes(int64_t max_rows, const AttentionSpec& spec) const = 0;
-  // f32 elements that add_lora needs for `rows` rows, `sites` sites and ranks up to max_rank.
+  // f32 elements that adapt needs for `rows` rows, `sites` sites and ranks up to max_rank.
   static int64_t lora_scratch_size(int64_t rows, int64_t sites, int64_t max_rank) {
     return rows * sites * ((max_rank + 15) / 16 * 16);
   }
@@ -124,11 +129,16 @@ class Ops {
   virtual void norm(Tensor y, Tensor x, const Norm& n) = 0;
   // y [T, out] f32 <- x [T, in] act times W of each row's group, transposed.
   virtual void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) = 0;
-  // y [T, *] f32 += scale * B (A x) for the rows of each segment and each site of the linear.
-  // scratch: f32, lora_scratch_size.
-  virtual void add_lora(Tensor y, Tensor x, std::span<const LoraSite> sites,
-                        std::span<const LoraSegment> segments, const LoraPlan& plan,
-                        Tensor scratch) = 0;
+  // y [T, *] f32 <- what the patch of each segment's adapter makes of it, for the rows of the
+  // segment and each site of the linear: W' x in place of W x, + scale * B (A x), * gain, then the
+  // single outputs. scratch: f32, lora_scratch_size.
+  virtual void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
+                     std::span<const LoraSegment> segments, const LoraPlan& plan,
+                     Tensor scratch) = 0;
+  // The same for y [T, D] f32 that embed() made of ids [T]; site: in = V, out = D.
+  virtual void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
+                               std::span<const LoraSegment> segments, const LoraPlan& plan,
+                               Tensor scratch) = 0;
   // x [T, n] f32 to [-limit, limit], in place.
   virtual void clamp(Tensor x, float limit) = 0;
   // x [T, heads * d] f32 rotated in place, halves a, b of each head: (a cos - b sin, b cos + a

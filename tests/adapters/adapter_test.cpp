@@ -26,8 +26,8 @@ class AdapterLoad : public testing::Test {
   void refused(Code code, const std::vector<std::string>& parts, Draft draft) {
     test::expect_error(code, parts, [&] { load(draft); });
   }
-  LoraPair pair(const Adapter& adapter, const Site& site) const {
-    return adapter.view().pairs[static_cast<size_t>(table_.index(site))];
+  SitePatch pair(const Adapter& adapter, const Site& site) const {
+    return adapter.view().patches[static_cast<size_t>(table_.index(site))];
   }
 
   const std::string q0_ = "model.layers.0.self_attn.q_proj";
@@ -51,15 +51,15 @@ TEST_F(AdapterLoad, OneModuleOfOneLayerIsApplied) {
   EXPECT_EQ(adapter->max_rank(), 2);
   EXPECT_EQ(pair(*adapter, {SiteKind::q, 0}).scale, 2.0F);
   EXPECT_EQ(pair(*adapter, {SiteKind::q, 1}).rank, 0);
-  EXPECT_EQ(adapter->view().pairs.size(), static_cast<size_t>(table_.index.size()));
+  EXPECT_EQ(adapter->view().patches.size(), static_cast<size_t>(table_.index.size()));
 }
 
-TEST_F(AdapterLoad, F1FolderThatDoesNotExist) {
+TEST_F(AdapterLoad, F1_folder_that_does_not_exist) {
   test::expect_error(Code::not_found, {"/none", "no such folder"},
                      [&] { load_adapter(temp_.path() + "/none", {&table_, &ops_}); });
 }
 
-TEST_F(AdapterLoad, F2MissingOrBrokenConfig) {
+TEST_F(AdapterLoad, F2_missing_or_broken_config) {
   const std::string folder = temp_.path() + "/a";
   std::filesystem::create_directories(folder);
   const auto open = [&] { load_adapter(folder, {&table_, &ops_}); };
@@ -73,7 +73,7 @@ TEST_F(AdapterLoad, F2MissingOrBrokenConfig) {
   test::expect_error(Code::unsupported, {"no LoRA adapter"}, open);
 }
 
-TEST_F(AdapterLoad, F4WrongShapes) {
+TEST_F(AdapterLoad, F4_wrong_shapes) {
   const std::string a = "base_model.model." + q0_ + ".lora_A.weight";
   const std::string b = "base_model.model." + q0_ + ".lora_B.weight";
   refused(Code::bad_file, {a, "expected shape [2, 8]", "found [2, 7]"}, Draft{}.pair(q0_, 2, 7, 8));
@@ -84,7 +84,7 @@ TEST_F(AdapterLoad, F4WrongShapes) {
           Draft{}.add(q0_ + ".lora_A.weight", {16}).add(q0_ + ".lora_B.weight", {8, 2}));
 }
 
-TEST_F(AdapterLoad, F4NamesThatFitNowhere) {
+TEST_F(AdapterLoad, F4_names_that_fit_nowhere) {
   for (const char* module :
        {"model.layers.2.self_attn.q_proj", "model.layers.0.block_sparse_moe.experts.4.w1",
         "model.layers.0.self_attn.qkv", "model.norm", "model.layers.00.self_attn.q_proj", ""}) {
@@ -94,33 +94,32 @@ TEST_F(AdapterLoad, F4NamesThatFitNowhere) {
   Draft good;
   good.pair(q0_, 2, 8, 8);
   refused(Code::bad_file, {"fits nowhere"}, Draft(good).add(q0_ + ".lora_C.weight", {2}));
-  refused(Code::unsupported, {"DoRA"}, Draft(good).add(q0_ + ".lora_magnitude_vector", {8}));
+  refused(Code::bad_file, {"lora_magnitude_vector", "use_dora"},
+          Draft(good).add(q0_ + ".lora_magnitude_vector", {8}));
   refused(Code::unsupported, {"bias"}, Draft(good).add(q0_ + ".lora_B.bias", {8}));
-  refused(Code::unsupported, {"embedding"},
-          Draft(good).add("model.embed_tokens.lora_embedding_A", {2, 10}));
-  refused(Code::unsupported, {"lm_head.weight", "modules_to_save"},
-          Draft(good).add("lm_head.weight", {10, 8}));
+  refused(Code::bad_file, {"model.layers.9.norm.weight", "no weight", "fits nowhere"},
+          Draft(good).add("model.layers.9.norm.weight", {8}));
   Draft unprefixed = good;
   unprefixed.tensors[q0_ + ".lora_A.weight"] = {{1}, {0.0F}};
   refused(Code::bad_file, {q0_, "starts with \"base_model.model.\""}, unprefixed);
-  refused(Code::bad_file, {"no LoRA tensor"}, Draft{});
+  refused(Code::bad_file, {"holds no tensor"}, Draft{});
 }
 
-TEST_F(AdapterLoad, F4AWithoutB) {
+TEST_F(AdapterLoad, F4_a_without_b) {
   refused(Code::bad_file, {q0_ + ".lora_A.weight", "found only this one"},
           Draft{}.add(q0_ + ".lora_A.weight", {2, 8}));
   refused(Code::bad_file, {q0_ + ".lora_B.weight", "found only this one"},
           Draft{}.add(q0_ + ".lora_B.weight", {8, 2}));
 }
 
-TEST_F(AdapterLoad, F4TwoNamesOfOneWeight) {
+TEST_F(AdapterLoad, F4_two_names_of_one_weight) {
   refused(Code::bad_file, {"mlp.gate.lora_B.weight", "already adapted", "block_sparse_moe.gate"},
           Draft{}
               .pair("model.layers.0.block_sparse_moe.gate", 2, 8, 4)
               .pair("model.layers.0.mlp.gate", 2, 8, 4));
 }
 
-TEST_F(AdapterLoad, F4ParametersThatTheConfigDoesNotName) {
+TEST_F(AdapterLoad, F4_parameters_that_the_config_does_not_name) {
   const std::string experts = "model.layers.0.mlp.experts";
   Draft draft;
   draft.pair(experts, 8, 8, 12);
@@ -137,7 +136,21 @@ TEST_F(AdapterLoad, F4ParametersThatTheConfigDoesNotName) {
   refused(Code::bad_file, {experts + ".base_layer", "at most 0 base_layer"}, deep);
 }
 
-TEST_F(AdapterLoad, F4NotANumber) {
+TEST_F(AdapterLoad, InvocationTokensAreOfTheVocabulary) {
+  Draft draft;
+  draft.pair(q0_, 2, 8, 8);
+  EXPECT_TRUE(load(draft)->invocation_tokens().empty());
+  const Digest plain = load(draft)->digest();
+  draft.config = config(R"("alora_invocation_tokens": [3, 9, 3])");
+  const auto adapter = load(draft);
+  const auto ids = adapter->invocation_tokens();
+  EXPECT_EQ(std::vector<int32_t>(ids.begin(), ids.end()), (std::vector<int32_t>{3, 9, 3}));
+  EXPECT_NE(adapter->digest(), plain);
+  draft.config = config(R"("alora_invocation_tokens": [3, 10])");
+  refused(Code::bad_file, {"alora_invocation_tokens holds 10", "0 to 9"}, draft);
+}
+
+TEST_F(AdapterLoad, F4_not_a_number) {
   for (const float x :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
         -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::max()}) {
@@ -148,7 +161,7 @@ TEST_F(AdapterLoad, F4NotANumber) {
   }
 }
 
-TEST_F(AdapterLoad, F4TypesOtherThanFloats) {
+TEST_F(AdapterLoad, F4_types_other_than_floats) {
   Draft draft;
   draft.pair(q0_, 2, 8, 8);
   const std::string folder = draft.write(temp_.path() + "/a");
@@ -161,7 +174,7 @@ TEST_F(AdapterLoad, F4TypesOtherThanFloats) {
                      [&] { load_adapter(folder, {&table_, &ops_}); });
 }
 
-TEST_F(AdapterLoad, F5PickleOnly) {
+TEST_F(AdapterLoad, F5_pickle_only) {
   Draft draft;
   draft.pair(q0_, 2, 8, 8);
   const std::string folder = draft.write(temp_.path() + "/a");
@@ -170,7 +183,7 @@ TEST_F(AdapterLoad, F5PickleOnly) {
                      [&] { load_adapter(folder, {&table_, &ops_}); });
 }
 
-TEST_F(AdapterLoad, F8LargerThanTheLimit) {
+TEST_F(AdapterLoad, F8_larger_than_the_limit) {
   Draft draft;
   draft.pair(q0_, 2, 8, 8);
   AdapterLimits limits;
@@ -183,7 +196,7 @@ TEST_F(AdapterLoad, F8LargerThanTheLimit) {
                      [&] { load_adapter(folder, {&table_, &ops_}); });
 }
 
-TEST_F(AdapterLoad, F8ManyTinyTensors) {
+TEST_F(AdapterLoad, F8_many_tiny_tensors) {
   Draft draft;
   for (int i = 0; i < 20000; ++i) draft.tensors[fmt::format("t{}", i)] = {{0}, {}};
   refused(Code::bad_file, {"tensor t"}, draft);
@@ -207,7 +220,7 @@ TEST_F(AdapterLoad, AnyRankIsExact) {
         R"({{"peft_type": "LORA", "r": {}, "lora_alpha": 7, "use_rslora": true}})", rank);
     draft.pair(q0_, rank, 8, 8);
     const auto adapter = load(draft);
-    const LoraPair p = pair(*adapter, {SiteKind::q, 0});
+    const SitePatch p = pair(*adapter, {SiteKind::q, 0});
     EXPECT_EQ(p.rank, rank);
     EXPECT_FLOAT_EQ(p.scale, 7.0F / std::sqrt(static_cast<float>(rank)));
   }
@@ -251,8 +264,8 @@ TEST_P(SquareStack, DownProjIsTheSumOfOuterProducts) {
   const auto& b = draft.tensors.at("base_model.model." + experts + ".lora_B.weight").second;
   const auto adapter = load_adapter(draft.write(temp.path() + "/a"), {&table, &ops});
   for (int32_t e = 0; e < kExperts; ++e) {
-    const LoraPair& pair =
-        adapter->view().pairs[static_cast<size_t>(table.index({SiteKind::down, 0, e}))];
+    const SitePatch& pair =
+        adapter->view().patches[static_cast<size_t>(table.index({SiteKind::down, 0, e}))];
     const std::vector<double> delta = test::delta_of(pair, kSize, kSize);
     for (int64_t o = 0; o < kSize; ++o) {
       for (int64_t i = 0; i < kSize; ++i) {

@@ -58,6 +58,23 @@ TEST(PeftConfig, TargetParametersMatchBySuffix) {
   EXPECT_FALSE(c.targets("model.layers.0.mlp.experts", "xdown_proj"));
 }
 
+TEST(PeftConfig, InvocationTokensAreAListOfIds) {
+  EXPECT_EQ(parse(R"("alora_invocation_tokens": [5, 0, 319])").invocation_tokens(),
+            (std::vector<int32_t>{5, 0, 319}));
+  for (const char* none : {"null", "[]"}) {
+    EXPECT_TRUE(
+        parse(fmt::format("\"alora_invocation_tokens\": {}", none)).invocation_tokens().empty());
+  }
+  for (const char* bad : {"[-1]", "[1.5]", "[\"a\"]", "[true]", "[1e10]", "3", "\"a\"", "{}"}) {
+    expect_refused(Code::bad_file, {"alora_invocation_tokens", "token id"},
+                   fmt::format("\"alora_invocation_tokens\": {}", bad));
+  }
+  std::string many = "0";
+  for (size_t i = 0; i < kMaxInvocationTokens; ++i) many += ",1";
+  expect_refused(Code::unsupported, {"alora_invocation_tokens has 65", "at most 64"},
+                 "\"alora_invocation_tokens\": [" + many + "]");
+}
+
 TEST(PeftConfig, VersionDecidesTheOldStacking) {
   EXPECT_TRUE(parse("").old_stacking());
   EXPECT_TRUE(parse(R"("peft_version": "0.18.1")").old_stacking());
@@ -66,14 +83,14 @@ TEST(PeftConfig, VersionDecidesTheOldStacking) {
   expect_refused(Code::bad_file, {"peft_version", "new"}, R"("peft_version": "new")");
 }
 
-TEST(PeftConfig, F2PeftTypeOtherThanLora) {
+TEST(PeftConfig, F2_peft_type_other_than_lora) {
   expect_bad(R"({"peft_type": "LOHA"})", Code::unsupported, {"peft_type", "LOHA", "LORA"});
   expect_bad(R"({"r": 8})", Code::unsupported, {"peft_type", "null"});
   expect_bad(R"([1])", Code::bad_file, {"object"});
   expect_bad(R"({"medusa_num_heads": 3})", Code::unsupported, {"medusa"});
 }
 
-TEST(PeftConfig, F3RankOutOfRange) {
+TEST(PeftConfig, F3_rank_out_of_range) {
   for (const char* r : {"0", "-1", "513", "1e9", "2.5", "\"8\"", "null", "true"}) {
     expect_bad(fmt::format(R"({{"peft_type": "LORA", "r": {}, "lora_alpha": 1}})", r),
                Code::bad_file, {"config: r is", "1 to 512"});
@@ -82,7 +99,7 @@ TEST(PeftConfig, F3RankOutOfRange) {
                  R"("rank_pattern": {"q": 600})");
 }
 
-TEST(PeftConfig, F3AlphaNotFinite) {
+TEST(PeftConfig, F3_alpha_not_finite) {
   for (const char* alpha : {"\"16\"", "null", "1e300", "-1e31"}) {
     expect_bad(fmt::format(R"({{"peft_type": "LORA", "r": 8, "lora_alpha": {}}})", alpha),
                Code::bad_file, {"lora_alpha is", "finite"});
@@ -94,16 +111,12 @@ TEST(PeftConfig, F3AlphaNotFinite) {
                  R"("alpha_pattern": {"q": true})");
 }
 
-TEST(PeftConfig, F3UnsupportedOptionsAreNamedWithTheirValue) {
+TEST(PeftConfig, F3_unsupported_options_are_named_with_their_value) {
   const std::vector<std::pair<std::string, std::string>> set = {
-      {"use_dora", "true"},
-      {"modules_to_save", R"(["lm_head"])"},
       {"bias", R"("all")"},
       {"lora_bias", "true"},
       {"fan_in_fan_out", "true"},
-      {"trainable_token_indices", "[1,2]"},
       {"layer_replication", "[[0,4]]"},
-      {"alora_invocation_tokens", "[3]"},
       {"use_bdlora", "true"},
       {"use_qalora", "true"},
       {"arrow_config", R"({"top_k":3})"},

@@ -15,8 +15,8 @@ class RegistryMemory : public test::RegistryTest {
  protected:
   // What the adapter does to q, as the backend would read it now.
   std::vector<double> delta(AdapterHandle h) {
-    const LoraPair& pair =
-        adapter(h)->view().pairs[static_cast<size_t>(table_.index({SiteKind::q, 0}))];
+    const SitePatch& pair =
+        adapter(h)->view().patches[static_cast<size_t>(table_.index({SiteKind::q, 0}))];
     return test::delta_of(pair, 8, 8);
   }
   // As the engine: all pins of the content that is named are given up.
@@ -77,7 +77,7 @@ TEST_F(RegistryMemory, images_keep_their_values_wherever_they_go) {
     const std::string folder = write(fmt::format("a{}", i), static_cast<float>(i));
     const auto alone = load_adapter(folder, {&table_, &ops_});
     expected.push_back(test::delta_of(
-        alone->view().pairs[static_cast<size_t>(table_.index({SiteKind::q, 0}))], 8, 8));
+        alone->view().patches[static_cast<size_t>(table_.index({SiteKind::q, 0}))], 8, 8));
   }
   std::vector<AdapterHandle> h;
   for (int i = 0; i < 4; ++i) h.push_back(run(fmt::format("a{}", i)));

@@ -70,7 +70,11 @@ class PackOps : public Ops {
     changed_.wait(lock, [&] { return packing_ >= n; });
   }
 
-  Weight weight_layout(int64_t, int64_t, int64_t) const override { return unused<Weight>(); }
+  Weight weight_layout(int64_t groups, int64_t out, int64_t in) const override {
+    return {nullptr, Dtype::f32, groups, out, in, out * in * 4};
+  }
+  void pack_matrix(std::byte* dst, Tensor src) const override { copy(dst, src); }
+  void unpack(Tensor, const Weight&, int64_t, int64_t) const override { unused<int>(); }
   void pack(Weight&, int64_t, int64_t, Tensor) override { unused<int>(); }
   Tensor kv_layout(int64_t, const AttentionSpec&) const override { return unused<Tensor>(); }
   size_t attention_scratch_bytes(int64_t, const AttentionSpec&) const override {
@@ -79,8 +83,12 @@ class PackOps : public Ops {
   void embed(Tensor, Tensor, Tensor) override { unused<int>(); }
   void norm(Tensor, Tensor, const Norm&) override { unused<int>(); }
   void linear(Tensor, Tensor, const Weight&, const RowGroups&) override { unused<int>(); }
-  void add_lora(Tensor, Tensor, std::span<const LoraSite>, std::span<const LoraSegment>,
-                const LoraPlan&, Tensor) override {
+  void adapt(Tensor, Tensor, std::span<const LoraSite>, std::span<const LoraSegment>,
+             const LoraPlan&, Tensor) override {
+    unused<int>();
+  }
+  void adapt_embedding(Tensor, Tensor, const LoraSite&, std::span<const LoraSegment>,
+                       const LoraPlan&, Tensor) override {
     unused<int>();
   }
   void clamp(Tensor, float) override { unused<int>(); }
@@ -152,7 +160,11 @@ inline SiteTable mixtral_sites(const Sizes& s) {
         {experts, "gate_up_proj", Form::stacked_gate_up, 0, l, s.hidden, 2 * s.width});
     t.fused.push_back({experts, "down_proj", Form::stacked_down, 1, l, s.width, s.hidden});
     t.fused.push_back({layer + "mlp.gate", "weight", Form::plain, 0, l, s.hidden, s.experts});
+    t.sites.push_back({layer + "input_layernorm", {SiteKind::attn_norm, l}, 1, s.hidden});
+    t.sites.push_back({layer + "post_attention_layernorm", {SiteKind::ffn_norm, l}, 1, s.hidden});
   }
+  t.sites.push_back({"model.embed_tokens", {SiteKind::embed}, s.vocab, s.hidden});
+  t.sites.push_back({"model.norm", {SiteKind::final_norm}, 1, s.hidden});
   t.sites.push_back({"lm_head", {SiteKind::lm_head}, s.hidden, s.vocab});
   return t;
 }
@@ -171,13 +183,17 @@ inline SiteTable dbrx_sites(const Sizes& s) {
     t.fused.push_back({mlp, "w1", Form::rows_gate, 0, l, s.hidden, s.width});
     t.fused.push_back({mlp, "v1", Form::rows_up, 1, l, s.hidden, s.width});
     t.fused.push_back({mlp, "w2", Form::rows_down_transposed, 2, l, s.width, s.hidden});
+    t.sites.push_back({block + "norm_attn_norm.norm_1", {SiteKind::attn_norm, l}, 1, s.hidden});
+    t.sites.push_back({block + "norm_attn_norm.norm_2", {SiteKind::ffn_norm, l}, 1, s.hidden});
   }
+  t.sites.push_back({"transformer.wte", {SiteKind::embed}, s.vocab, s.hidden});
+  t.sites.push_back({"transformer.norm_f", {SiteKind::final_norm}, 1, s.hidden});
   t.sites.push_back({"lm_head", {SiteKind::lm_head}, s.hidden, s.vocab});
   return t;
 }
 
 // The delta [out, in] that a pair packed by PackOps stands for, row-major.
-inline std::vector<double> delta_of(const LoraPair& pair, int64_t in, int64_t out) {
+inline std::vector<double> delta_of(const SitePatch& pair, int64_t in, int64_t out) {
   const auto* a = reinterpret_cast<const float*>(pair.a);
   const auto* b = reinterpret_cast<const float*>(pair.b);
   std::vector<double> delta(static_cast<size_t>(in * out));

@@ -96,12 +96,14 @@ TEST(Logits, ErrorsNameThePromptAndTheAdapterAndLeaveNoFile) {
     EXPECT_THAT(r.err, HasSubstr(text));
     EXPECT_FALSE(file_exists(f.folder.path("none")));
   };
-  const std::string dora = "dora=" + golden(kCase + "adapters/dora-qv-r8");
-  const std::string two = R"([{"tokens":[1,2]},{"tokens":[1,2],"adapter":"dora"}])";
+  f.folder.write("adapter_config.json",
+                 R"({"peft_type": "LORA", "r": 8, "lora_alpha": 8, "bias": "all"})");
+  const std::string biased = "biased=" + f.folder.path(".");
+  const std::string two = R"([{"tokens":[1,2]},{"tokens":[1,2],"adapter":"biased"}])";
   for (const char* how : {"--threads=1", "--one-by-one"}) {
-    fails(two, {"--adapter", dora, how}, "prompt 1 with adapter \"dora\"");
-    fails(two, {"--adapter", dora, how}, "use_dora");
-    fails(two, {how}, "dora");
+    fails(two, {"--adapter", biased, how}, "prompt 1 with adapter \"biased\"");
+    fails(two, {"--adapter", biased, how}, "bias is \"all\"");
+    fails(two, {how}, "biased");
     fails(R"([{"tokens":[1]},{"tokens":[99999]}])", {how}, "prompt 1");
   }
   fails("[]", {}, "expected a list");

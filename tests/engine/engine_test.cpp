@@ -9,7 +9,8 @@ namespace lorry::test {
 namespace {
 
 EngineOptions options() {
-  EngineOptions o = golden_options("mixtral-base", {"attn-r8", "dora-qv-r8"});
+  EngineOptions o = golden_options("mixtral-base", {"attn-r8"});
+  o.adapters.emplace_back("of-another-model", golden("dbrx-base/adapters/attn-r8"));
   o.dtype = Dtype::bf16;
   return o;
 }
@@ -47,11 +48,11 @@ TEST(Engine, refuses_what_can_never_run) {
 TEST(Engine, an_adapter_that_fails_fails_its_request_alone) {
   TestEngine engine(options());
   const auto got =
-      engine.run({greedy_request({kPrompt.tokens, "dora-qv-r8"}, 4),
+      engine.run({greedy_request({kPrompt.tokens, "of-another-model"}, 4),
                   greedy_request({kPrompt.tokens, "no-such-adapter"}, 4),
                   greedy_request({kPrompt.tokens, "attn-r8"}, 4), greedy_request(kPrompt, 4)});
   EXPECT_EQ(got[0]->finish->reason, FinishReason::failed);
-  EXPECT_EQ(got[0]->finish->error->code(), Code::unsupported);
+  EXPECT_EQ(got[0]->finish->error->code(), Code::bad_file);
   EXPECT_EQ(got[1]->finish->reason, FinishReason::failed);
   EXPECT_EQ(got[1]->finish->error->code(), Code::not_found);
   EXPECT_EQ(got[2]->tokens.size(), 4U);

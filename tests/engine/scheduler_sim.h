@@ -19,6 +19,7 @@ struct SimConfig {
   SchedulerLimits limits;
   int32_t n_blocks = 32;
   int32_t n_tenants = 4;
+  int32_t n_adapters = 3;    // of a tenant
   int32_t max_live = 16;     // sequences in the scheduler
   int32_t max_tokens = 128;  // of a sequence
   int32_t max_drafts = 0;
@@ -54,6 +55,7 @@ class Sim {
     int32_t n_drafted = 0;          // drafts pushed for this step
   };
 
+  int64_t turns_of_oldest() const;
   bool chance(int32_t percent) { return below(100) < percent; }
   int32_t below(int32_t bound) {
     return static_cast<int32_t>(random_() % static_cast<uint32_t>(bound));
@@ -65,6 +67,7 @@ class Sim {
   void draft();
   void step();
   void check_plan(const StepPlan& plan);
+  void check_oldest(const StepPlan& plan);
   void check_chunk(const Chunk& chunk);
   void write(const Chunk& chunk);
   void read(const Chunk& chunk);
@@ -81,6 +84,8 @@ class Sim {
   std::vector<std::vector<int32_t>> beginnings_;  // of prompts
   std::vector<uint64_t> slots_;
   uint64_t n_ids_ = 0;
+  uint64_t oldest_ = 0;       // its id
+  int64_t oldest_waits_ = 0;  // prompt rows of others since its last row
   SimCounts counts_;
 };
 

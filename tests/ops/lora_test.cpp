@@ -1,4 +1,4 @@
-// add_lora: the pairs of several adapters on the rows that use them.
+// adapt: the pairs of several adapters on the rows that use them.
 #include <gtest/gtest.h>
 
 #include "ops/support.h"
@@ -12,7 +12,7 @@ class LoraTest : public testing::TestWithParam<Dtype> {};
 struct Adapter {
   std::vector<Matrix> a, b;
   std::vector<Buffer> packed;
-  std::vector<LoraPair> pairs;
+  std::vector<SitePatch> patches;
 };
 
 struct PairSpec {
@@ -26,15 +26,16 @@ Adapter make_adapter(const std::vector<PairSpec>& specs, unsigned seed) {
     const int64_t rank = std::max(1, s.rank);
     adapter.a.push_back(random_matrix(Dtype::f32, rank, s.in, ++seed, 0.2));
     adapter.b.push_back(random_matrix(Dtype::bf16, s.out, rank, ++seed, 0.2));
-    adapter.pairs.push_back({nullptr, nullptr, s.rank, 0.5F + 0.25F * static_cast<float>(s.rank)});
+    adapter.patches.push_back(
+        {nullptr, nullptr, s.rank, 0.5F + 0.25F * static_cast<float>(s.rank), nullptr});
   }
   return adapter;
 }
 
 void pack(Adapter& adapter, Ops& ops) {
   adapter.packed.clear();
-  for (size_t i = 0; i < adapter.pairs.size(); ++i) {
-    LoraPair& p = adapter.pairs[i];
+  for (size_t i = 0; i < adapter.patches.size(); ++i) {
+    SitePatch& p = adapter.patches[i];
     if (p.rank == 0) continue;
     Buffer a(ops.lora_a_bytes(p.rank, adapter.a[i]().cols()));
     Buffer b(ops.lora_b_bytes(adapter.b[i]().rows(), p.rank));
@@ -47,9 +48,9 @@ void pack(Adapter& adapter, Ops& ops) {
   }
 }
 
-// What add_lora adds to row r at output o of a pair.
+// What adapt adds to row r at output o of a pair.
 double delta(const Adapter& adapter, size_t pair, const Tensor& x, int64_t r, int64_t o) {
-  const LoraPair& p = adapter.pairs[pair];
+  const SitePatch& p = adapter.patches[pair];
   double sum = 0;
   for (int64_t i = 0; i < p.rank; ++i) {
     double t = 0;
@@ -81,9 +82,9 @@ TEST_P(LoraTest, equals_the_reference_on_every_instruction_set) {
   same_everywhere(GetParam(), [&](Ops& ops) {
     std::vector<AdapterView> views;
     for (Adapter& a : adapters) pack(a, ops);
-    for (const Adapter& a : adapters) views.push_back({a.pairs});
+    for (const Adapter& a : adapters) views.push_back({a.patches, false});
     fill(y(), 6);
-    ops.add_lora(y(), x(), sites, segments, {views, {}, segments}, scratch());
+    ops.adapt(y(), x(), sites, segments, {views, {}, segments}, scratch());
     return bytes_of(y());
   });
   const Matrix base(Dtype::f32, 50, 214);
@@ -97,7 +98,7 @@ TEST_P(LoraTest, equals_the_reference_on_every_instruction_set) {
       const size_t site = c < 130 ? 0 : c < 194 ? 1 : 2;
       const int a = adapter_of[static_cast<size_t>(r)];
       const double before = get(base(), r, c);
-      if (a < 0 || adapters[static_cast<size_t>(a)].pairs[site].rank == 0) {
+      if (a < 0 || adapters[static_cast<size_t>(a)].patches[site].rank == 0) {
         ASSERT_EQ(get(y(), r, c), before) << "row " << r << " column " << c;
         continue;
       }
@@ -125,9 +126,9 @@ TEST_P(LoraTest, interleaved_sites_of_experts) {
   const Matrix scratch(Dtype::f32, 1, Ops::lora_scratch_size(11, 2, 16));
   same_everywhere(GetParam(), [&](Ops& ops) {
     pack(adapter, ops);
-    const std::vector<AdapterView> views{{adapter.pairs}};
+    const std::vector<AdapterView> views{{adapter.patches, false}};
     fill(y(), 6);
-    ops.add_lora(y(), x(), sites, segments, {views, {}, {}}, scratch());
+    ops.adapt(y(), x(), sites, segments, {views, {}, {}}, scratch());
     return bytes_of(y());
   });
   const Matrix base(Dtype::f32, 11, 256);
@@ -151,19 +152,19 @@ TEST_P(LoraTest, a_row_has_the_same_bits_alone_and_among_others) {
     const auto ops = checked_cpu_ops(GetParam(), pool, isa);
     Adapter adapter = make_adapter({{75, 90, 20}}, 30);
     pack(adapter, *ops);
-    const std::vector<AdapterView> views{{adapter.pairs}};
+    const std::vector<AdapterView> views{{adapter.patches, false}};
     const std::vector<LoraSite> sites{{.first = 0, .in = 75, .out = 90}};
     const Matrix x = random_matrix(GetParam(), 64, 75, 5);
     const Matrix alone = random_matrix(Dtype::f32, 64, 90, 6);
     const Matrix scratch(Dtype::f32, 1, Ops::lora_scratch_size(64, 1, 20));
     for (int64_t r = 0; r < 64; ++r) {
       const std::vector<LoraSegment> one{{0, 1, 0}};
-      ops->add_lora(rows(alone(), r, 1), rows(x(), r, 1), sites, one, {views, {}, {}}, scratch());
+      ops->adapt(rows(alone(), r, 1), rows(x(), r, 1), sites, one, {views, {}, {}}, scratch());
     }
     for (const int32_t n : {2, 7, 64}) {
       const Matrix y = random_matrix(Dtype::f32, 64, 90, 6);
       const std::vector<LoraSegment> all{{0, n, 0}};
-      ops->add_lora(rows(y(), 0, n), rows(x(), 0, n), sites, all, {views, {}, {}}, scratch());
+      ops->adapt(rows(y(), 0, n), rows(x(), 0, n), sites, all, {views, {}, {}}, scratch());
       EXPECT_TRUE(bytes_of(rows(y(), 0, n)) == bytes_of(rows(alone(), 0, n)))
           << to_string(isa) << ", " << n << " rows";
     }

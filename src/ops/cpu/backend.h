@@ -1,5 +1,5 @@
 // CpuOps: spreads each operation over the pool and calls the kernels. One file per family of
-// operations: pack, linear, lora, attention, routing, rows.
+// operations: pack, linear, lora, change, attention, routing, rows.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -24,7 +24,7 @@ struct AttentionTile {
 };
 
 struct LoraTask {
-  const LoraPair* pair;
+  const SitePatch* patch;
   int32_t site;
   int32_t row, rows;
   int32_t panel, panels;
@@ -41,6 +41,8 @@ class CpuOps final : public Ops {
   Dtype act() const override { return act_; }
   Weight weight_layout(int64_t groups, int64_t out, int64_t in) const override;
   void pack(Weight& w, int64_t group, int64_t first, Tensor src) override;
+  void pack_matrix(std::byte* dst, Tensor src) const override;
+  void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override;
   size_t lora_a_bytes(int64_t rank, int64_t in) const override;
   size_t lora_b_bytes(int64_t out, int64_t rank) const override;
   void pack_lora_a(std::byte* dst, Tensor a) const override;
@@ -51,9 +53,11 @@ class CpuOps final : public Ops {
   void embed(Tensor y, Tensor table, Tensor ids) override;
   void norm(Tensor y, Tensor x, const Norm& n) override;
   void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) override;
-  void add_lora(Tensor y, Tensor x, std::span<const LoraSite> sites,
-                std::span<const LoraSegment> segments, const LoraPlan& plan,
-                Tensor scratch) override;
+  void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
+             std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) override;
+  void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
+                       std::span<const LoraSegment> segments, const LoraPlan& plan,
+                       Tensor scratch) override;
   void clamp(Tensor x, float limit) override;
   void rope(Tensor x, Tensor cos, Tensor sin) override;
   void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
@@ -77,10 +81,20 @@ class CpuOps final : public Ops {
   // k of a packed row: bf16 pairs are complete.
   int64_t padded(int64_t in) const { return act_ == Dtype::bf16 ? round_up(in, 2) : in; }
   int64_t panel_bytes(int64_t in) const { return padded(in) * kPanel * element(); }
+  void pack_panel(std::byte* group, int64_t p, Tensor src, int64_t first, int64_t out) const;
   void plan_linear(const RowGroups& groups);
-  void plan_shrink(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
-                   const LoraPlan& plan);
+  void plan_patches(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
+                    const LoraPlan& plan);
+  void plan_change(const SitePatch& patch, int32_t site, const LoraSegment& segment);
   void plan_expand(std::span<const LoraSite> sites);
+  template <class Outputs, class F>
+  void each_panel(Outputs&& outputs, F&& f);
+  void multiply_panel(const LoraTask& t, Tensor x, const std::byte* weight, Tensor y, int64_t cols);
+  void replace(Tensor y, Tensor x, std::span<const LoraSite> sites);
+  void add_pairs(Tensor y, Tensor x, std::span<const LoraSite> sites, Tensor scratch);
+  void scale(Tensor y, std::span<const LoraSite> sites);
+  void replace_outputs(Tensor y, Tensor x, std::span<const LoraSite> sites);
+  void adapt_token(Tensor y, float* t, int32_t id, const SitePatch& patch);
   struct Attend;
   void plan_attention(const AttentionPlan& plan, const AttentionSpec& spec);
   void attend_by_splits(const Attend& a, std::byte* scratch, int64_t rows);
@@ -100,16 +114,21 @@ class CpuOps final : public Ops {
   }
 
   // f(task, next) with the task that the same thread takes afterwards, or -1: each thread takes
-  // its tasks one ahead, so that it can prefetch.
+  // its tasks one ahead, so that it can prefetch. The first ones are set aside for as many threads;
+  // those of threads that do not come are left to the others.
   template <class F>
   void parallel_ahead(int64_t n, F&& f) {
-    std::atomic<int64_t> counter{pool_.size()};
-    const auto work = [&](int thread) {
+    const int64_t set_aside = std::min<int64_t>(n, pool_.size());
+    std::atomic<int64_t> first{0};
+    std::atomic<int64_t> ahead{set_aside};
+    const auto work = [&](int) {
       const FlushDenormals flush;
-      for (int64_t task = thread; task < n;) {
-        const int64_t next = counter.fetch_add(1, std::memory_order_relaxed);
-        f(task, next < n ? next : -1);
-        task = next;
+      for (int64_t task; (task = first.fetch_add(1, std::memory_order_relaxed)) < set_aside;) {
+        while (task >= 0) {
+          const int64_t next = ahead.fetch_add(1, std::memory_order_relaxed);
+          f(task, next < n ? next : -1);
+          task = next < n ? next : -1;
+        }
       }
     };
     if (n <= 1 && pool_.size() > 1) {
@@ -139,7 +158,7 @@ class CpuOps final : public Ops {
   const ActKernels& act_kernels_;
   // Lists of tasks: contents live for one call, the memory for good.
   std::vector<Chunk> chunks_;
-  std::vector<LoraTask> lora_tasks_, expand_tasks_;
+  std::vector<LoraTask> lora_tasks_, panel_tasks_, change_tasks_;
   std::vector<AttentionTile> tiles_;
   std::vector<int32_t> counts_, order_;
 };

@@ -85,6 +85,7 @@ struct ActKernels {
 struct Kernels {
   ActKernels bf16, f32;
   void (*add)(float* x, const float* y, int64_t n);
+  void (*multiply)(float* x, const float* y, int64_t n);
   void (*clamp)(float* x, float limit, int64_t n);
   // One head: halves of x [2 * half].
   void (*rope)(float* x, const float* cos, const float* sin, int64_t half);

@@ -1,6 +1,7 @@
-// add_lora: first all shrinks, t = scale * A x, then all expands, y += B t. Tasks are
+// adapt, the pairs: first all shrinks, t = scale * A x, then all expands, y += B t. Tasks are
 // (segment, site, panel, rows), so that one row with many sites, many adapters with one row each
-// and one adapter with many rows all spread over the threads.
+// and one adapter with many rows all spread over the threads. What patches do beside their pairs
+// is in change.cpp.
 #include "ops/cpu/backend.h"
 
 namespace lorry::cpu {
@@ -11,18 +12,19 @@ constexpr int32_t kTaskRows = 24;
 
 }  // namespace
 
-void CpuOps::plan_shrink(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
-                         const LoraPlan& plan) {
+void CpuOps::plan_patches(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
+                          const LoraPlan& plan) {
   lora_tasks_.clear();
+  change_tasks_.clear();
   for (const LoraSegment& segment : segments) {
     for (size_t s = 0; s < sites.size(); ++s) {
-      const int32_t site = sites[s].first + sites[s].group_stride * segment.group;
-      const LoraPair& pair =
-          plan.adapters[static_cast<size_t>(segment.adapter)].pairs[static_cast<size_t>(site)];
-      for (int32_t r = segment.begin; pair.rank > 0 && r < segment.end; r += kTaskRows) {
+      const SitePatch& patch = plan.patch(segment, sites[s].index(segment.group));
+      const auto site = static_cast<int32_t>(s);
+      if (patch.change != nullptr) plan_change(patch, site, segment);
+      for (int32_t r = segment.begin; patch.rank > 0 && r < segment.end; r += kTaskRows) {
         const int32_t rows = std::min(kTaskRows, segment.end - r);
-        for (int32_t p = 0; 16 * p < pair.rank; ++p) {
-          lora_tasks_.push_back({&pair, static_cast<int32_t>(s), r, rows, p, 1});
+        for (int32_t p = 0; 16 * p < patch.rank; ++p) {
+          lora_tasks_.push_back({&patch, site, r, rows, p, 1});
         }
       }
     }
@@ -31,25 +33,34 @@ void CpuOps::plan_shrink(std::span<const LoraSite> sites, std::span<const LoraSe
 
 // One task for each of the shrinks' (segment, site, rows) and a range of output panels.
 void CpuOps::plan_expand(std::span<const LoraSite> sites) {
-  expand_tasks_.clear();
+  panel_tasks_.clear();
   for (const LoraTask& t : lora_tasks_) {
     if (t.panel != 0) continue;
     const auto total =
         static_cast<int32_t>(ceil_div(sites[static_cast<size_t>(t.site)].out, kPanel));
     // About 32 KiB of B or half a million operations, whichever is less.
-    const int32_t step = std::max(1, std::min(256 / t.pair->rank, 4096 / (t.rows * t.pair->rank)));
+    const int32_t rank = t.patch->rank;
+    const int32_t step = std::max(1, std::min(256 / rank, 4096 / (t.rows * rank)));
     for (int32_t p = 0; p < total; p += step) {
-      expand_tasks_.push_back({t.pair, t.site, t.row, t.rows, p, std::min(step, total - p)});
+      panel_tasks_.push_back({t.patch, t.site, t.row, t.rows, p, std::min(step, total - p)});
     }
   }
 }
 
-void CpuOps::add_lora(Tensor y, Tensor x, std::span<const LoraSite> sites,
-                      std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) {
-  plan_shrink(sites, segments, plan);
-  if (lora_tasks_.empty()) return;
+void CpuOps::adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
+                   std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) {
+  plan_patches(sites, segments, plan);
+  if (!change_tasks_.empty()) replace(y, x, sites);
+  if (!lora_tasks_.empty()) add_pairs(y, x, sites, scratch);
+  if (!change_tasks_.empty()) {
+    scale(y, sites);
+    replace_outputs(y, x, sites);
+  }
+}
+
+void CpuOps::add_pairs(Tensor y, Tensor x, std::span<const LoraSite> sites, Tensor scratch) {
   int32_t rank = 0;
-  for (const LoraTask& t : lora_tasks_) rank = std::max(rank, t.pair->rank);
+  for (const LoraTask& t : lora_tasks_) rank = std::max(rank, t.patch->rank);
   const int64_t pitch = round_up(rank, 16);
   const int64_t rows = x.rows();
   LORRY_CHECK(scratch.shape.size() >= rows * static_cast<int64_t>(sites.size()) * pitch,
@@ -64,25 +75,25 @@ void CpuOps::add_lora(Tensor y, Tensor x, std::span<const LoraSite> sites,
     act_kernels_.shrink({
         .x = x.data + t.row * x.pitch * element(),
         .x_pitch = x.pitch,
-        .a = t.pair->a + 16 * t.panel * padded(in) * element(),
+        .a = t.patch->a + 16 * t.panel * padded(in) * element(),
         .in = in,
-        .width = std::min(16, t.pair->rank - 16 * t.panel),
+        .width = std::min(16, t.patch->rank - 16 * t.panel),
         .rows = t.rows,
-        .scale = t.pair->scale,
+        .scale = t.patch->scale,
         .t = sums(t) + 16 * t.panel,
         .t_pitch = pitch,
     });
   });
   plan_expand(sites);
-  parallel(static_cast<int64_t>(expand_tasks_.size()), [&](int64_t task, int) {
-    const LoraTask& t = expand_tasks_[static_cast<size_t>(task)];
+  parallel(static_cast<int64_t>(panel_tasks_.size()), [&](int64_t task, int) {
+    const LoraTask& t = panel_tasks_[static_cast<size_t>(task)];
     const LoraSite& site = sites[static_cast<size_t>(t.site)];
     for (int32_t p = t.panel; p < t.panel + t.panels; ++p) {
       act_kernels_.expand({
           .t = sums(t),
           .t_pitch = pitch,
-          .b = t.pair->b + p * kPanel * t.pair->rank * element(),
-          .rank = t.pair->rank,
+          .b = t.patch->b + p * kPanel * t.patch->rank * element(),
+          .rank = t.patch->rank,
           .rows = t.rows,
           .cols = static_cast<int32_t>(std::min<int64_t>(kPanel, site.out - p * kPanel)),
           .y = y.row<float>(t.row) + site.column + p * site.panel_stride,

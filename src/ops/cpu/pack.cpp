@@ -71,6 +71,20 @@ void pack_columns(To* panel, int64_t width, int64_t column, Tensor src, int64_t 
   }
 }
 
+// Rows [first, first + n) of group data packed so, to y.
+template <class From>
+void unpack_rows(Tensor y, const std::byte* data, int64_t panel_bytes, int64_t first) {
+  constexpr int64_t kStep = std::is_same_v<From, bf16> ? 2 : 1;
+  for (int64_t r = 0; r < y.rows(); ++r) {
+    const int64_t row = first + r;
+    const auto* panel = reinterpret_cast<const From*>(data + row / kPanel * panel_bytes);
+    float* to = y.row<float>(r);
+    for (int64_t k = 0; k < y.cols(); ++k) {
+      to[k] = as_float(panel[k / kStep * kStep * kPanel + row % kPanel * kStep + k % kStep]);
+    }
+  }
+}
+
 template <class To>
 void zero_columns(To* panel, int64_t from, int64_t to, int64_t in) {
   constexpr int64_t kStep = std::is_same_v<To, bf16> ? 2 : 1;
@@ -91,6 +105,21 @@ Weight CpuOps::weight_layout(int64_t groups, int64_t out, int64_t in) const {
   return w;
 }
 
+// Panel p of a matrix [out, in] from those of its rows [first, first + src.rows()) that lie in it.
+void CpuOps::pack_panel(std::byte* group, int64_t p, Tensor src, int64_t first, int64_t out) const {
+  with_act(act_, [&](auto* to) {
+    using To = std::remove_pointer_t<decltype(to)>;
+    with_source(src.dtype, [&](auto* from) {
+      using From = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
+      auto* panel = reinterpret_cast<To*>(group + p * panel_bytes(src.cols()));
+      const int64_t begin = std::max(first, p * kPanel);
+      const int64_t end = std::min(first + src.rows(), (p + 1) * kPanel);
+      pack_columns<To, From>(panel, kPanel, begin - p * kPanel, src, begin - first, end - first);
+      if (end == out) zero_columns(panel, end - p * kPanel, kPanel, src.cols());
+    });
+  });
+}
+
 void CpuOps::pack(Weight& w, int64_t group, int64_t first, Tensor src) {
   const int64_t n = src.rows();
   LORRY_CHECK(src.cols() == w.in && first >= 0 && first + n <= w.out && group < w.groups,
@@ -99,19 +128,18 @@ void CpuOps::pack(Weight& w, int64_t group, int64_t first, Tensor src) {
   const int64_t first_panel = first / kPanel;
   const int64_t panels = ceil_div(first + n, kPanel) - first_panel;
   std::byte* data = w.data + group * w.group_bytes;
-  with_act(act_, [&](auto* to) {
-    using To = std::remove_pointer_t<decltype(to)>;
-    with_source(src.dtype, [&](auto* from) {
-      using From = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
-      pool_.for_each(panels, [&](int64_t task) {
-        const int64_t p = first_panel + task;
-        auto* panel = reinterpret_cast<To*>(data + p * panel_bytes(w.in));
-        const int64_t begin = std::max(first, p * kPanel);
-        const int64_t end = std::min(first + n, (p + 1) * kPanel);
-        pack_columns<To, From>(panel, kPanel, begin - p * kPanel, src, begin - first, end - first);
-        if (end == w.out) zero_columns(panel, end - p * kPanel, kPanel, w.in);
-      });
-    });
+  pool_.for_each(panels,
+                 [&](int64_t task) { pack_panel(data, first_panel + task, src, first, w.out); });
+}
+
+void CpuOps::pack_matrix(std::byte* dst, Tensor src) const {
+  for (int64_t p = 0; p * kPanel < src.rows(); ++p) pack_panel(dst, p, src, 0, src.rows());
+}
+
+void CpuOps::unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const {
+  const std::byte* data = w.data + group * w.group_bytes;
+  with_act(act_, [&](auto* from) {
+    unpack_rows<std::remove_pointer_t<decltype(from)>>(y, data, panel_bytes(w.in), first);
   });
 }
 

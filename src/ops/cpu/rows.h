@@ -122,6 +122,12 @@ void add_row(float* x, const float* y, int64_t size) {
   });
 }
 
+void multiply_row(float* x, const float* y, int64_t size) {
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    store_some(x + i, mul(load_some(x + i, n), load_some(y + i, n)), n);
+  });
+}
+
 // The order of the operands lets NaN through.
 void clamp_row(float* x, float limit, int64_t size) {
   for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {

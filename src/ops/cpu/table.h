@@ -32,6 +32,7 @@ constexpr Kernels table(const Probes& probes, bool wide) {
   return {.bf16 = bf16,
           .f32 = act_table<F32>(),
           .add = add_row,
+          .multiply = multiply_row,
           .clamp = clamp_row,
           .rope = rope_head,
           .scale = scale_row,

@@ -1,0 +1,85 @@
+#include "models/base_rows.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "weights/slice.h"
+
+namespace lorry {
+
+namespace {
+
+const Linear& linear_of(const ModelWeights& w, const Site& site) {
+  if (site.kind == SiteKind::lm_head) return w.head;
+  const DecoderLayer& l = w.layers[static_cast<size_t>(site.layer)];
+  switch (site.kind) {
+    case SiteKind::o:
+      return l.wo;
+    case SiteKind::router:
+      return l.router;
+    case SiteKind::gate:
+    case SiteKind::up:
+      return l.gate_up;
+    case SiteKind::down:
+      return l.down;
+    default:
+      return l.wqkv;
+  }
+}
+
+const SiteNorm& norm_of(const ModelWeights& w, const Site& site) {
+  if (site.kind == SiteKind::final_norm) return w.final_norm;
+  const DecoderLayer& l = w.layers[static_cast<size_t>(site.layer)];
+  return site.kind == SiteKind::attn_norm ? l.attn_norm : l.ffn_norm;
+}
+
+}  // namespace
+
+void base_rows(Tensor y, const ModelWeights& weights, const SiteIndex& index, const Ops& ops,
+               const Site& site, int64_t first) {
+  if (site.kind == SiteKind::embed) return copy(y, rows(weights.embed, first, y.rows()));
+  if (is_norm(site.kind)) return copy(y, norm_of(weights, site).norm.weight);
+  const Linear& linear = linear_of(weights, site);
+  const int32_t group = std::max(0, site.expert);
+  const auto place = std::find_if(linear.sites.begin(), linear.sites.end(),
+                                  [&](const LoraSite& s) { return s.index(group) == index(site); });
+  LORRY_CHECK(place != linear.sites.end(), "site {} is not of its linear", index(site));
+  for (int64_t done = 0; done < y.rows();) {
+    // As far as the outputs lie side by side.
+    const int64_t o = first + done;
+    const int64_t n = std::min(y.rows() - done, kPanel - o % kPanel);
+    ops.unpack(rows(y, done, n), linear.w, group, place->column_of(o));
+    done += n;
+  }
+}
+
+Slice slice_of(const Architecture& architecture, const Spec& spec, const Site& site,
+               const Architecture::Has& has) {
+  if (!in_layer(site.kind)) {
+    const ModelSlices m = architecture.model(spec);
+    return site.kind == SiteKind::embed        ? m.embed
+           : site.kind == SiteKind::final_norm ? m.final_norm
+                                               : m.head;
+  }
+  const LayerSlices l = architecture.layer(spec, site.layer, has);
+  switch (site.kind) {
+    case SiteKind::attn_norm:
+      return l.attn_norm;
+    case SiteKind::ffn_norm:
+      return l.ffn_norm;
+    case SiteKind::o:
+      return l.o;
+    case SiteKind::router:
+      return l.router;
+    case SiteKind::gate:
+      return l.experts[static_cast<size_t>(site.expert)].gate;
+    case SiteKind::up:
+      return l.experts[static_cast<size_t>(site.expert)].up;
+    case SiteKind::down:
+      return l.experts[static_cast<size_t>(site.expert)].down;
+    default:  // q, k, v in their order, or qkv alone
+      return l.qkv[site.kind == SiteKind::qkv ? 0 : static_cast<size_t>(site.kind)];
+  }
+}
+
+}  // namespace lorry
