@@ -4,8 +4,8 @@
 // A whole weight that equals the base model's, as PEFT saves beside LoRA of an embedding, is left
 // out; a file with whole weights is therefore read once by open too. Everything in the folder is
 // applied exactly or loading fails with a sentence that names the field or tensor. Distinct objects
-// may be used by distinct threads. An Adapter is immutable but for rebase(): all that a backend reads
-// is one block of memory, its image, which may be moved.
+// may be used by distinct threads. An Adapter is immutable but for rebase(): all that a backend
+// reads is one block of memory, its image, which may be moved.
 #pragma once
 #include <cstdint>
 #include <functional>

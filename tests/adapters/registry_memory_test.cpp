@@ -176,80 +176,94 @@ TEST_F(RegistryMemory, at_most_max_active_run_at_once) {
 
 // Random traffic over names that come, fail, change and vanish, of two sizes and three sources,
 // with requests that run, step aside and leave; every count is checked each step.
-class RegistryTraffic : public RegistryMemory, public testing::WithParamInterface<size_t> {};
+class RegistryTraffic : public RegistryMemory, public testing::WithParamInterface<size_t> {
+ protected:
+  RegistryTraffic() {
+    options_.device_bytes = 5 * kOne;
+    options_.host_bytes = GetParam() * kOne;
+    options_.max_failures = 4;
+    options_.max_active = 3;
+    options_.fetch_memory = 20s;
+    options_.fetch = [folder = temp_.path()](const AdapterPart& part,
+                                             const std::atomic<bool>& cancelled) {
+      std::this_thread::sleep_for(100us);
+      if (cancelled || part.name == "a7") fail(Code::unavailable, "not now");
+      return FetchedAdapter{folder + "/fixed-" + part.name, "1"};
+    };
+    write_many(6);
+    for (int i = 0; i < 6; ++i) write(fmt::format("fixed-a{}", i), static_cast<float>(i / 2), 80);
+  }
 
-TEST_P(RegistryTraffic, keeps_the_counts) {
-  options_.device_bytes = 5 * kOne;
-  options_.host_bytes = GetParam() * kOne;
-  options_.max_failures = 4;
-  options_.max_active = 3;
-  options_.fetch_memory = 20s;
-  options_.fetch = [this](const AdapterPart& part, const std::atomic<bool>& cancelled) {
-    std::this_thread::sleep_for(100us);
-    if (cancelled || part.name == "a7") fail(Code::unavailable, "not now");
-    return FetchedAdapter{temp_.path() + "/fixed-" + part.name, "1"};
-  };
-  write_many(6);
-  for (int i = 0; i < 6; ++i) write(fmt::format("fixed-a{}", i), static_cast<float>(i / 2), 80);
-  std::mt19937 random(7);
-  const auto below = [&](int n) { return static_cast<int>(random() % static_cast<uint32_t>(n)); };
-  std::vector<AdapterHandle> waiting;
-  std::vector<AdapterHandle> pinned;
-  int64_t served = 0;
-  for (int step = 0; step < 6000; ++step) {
+  int below(int n) { return static_cast<int>(random_() % static_cast<uint32_t>(n)); }
+  // Takes one of them out.
+  AdapterHandle take_any(std::vector<AdapterHandle>& from) {
+    const auto at = from.begin() + below(static_cast<int>(from.size()));
+    const AdapterHandle h = *at;
+    from.erase(at);
+    return h;
+  }
+  void arrive(const AdapterRef& ref) {
+    if (waiting_.size() + pinned_.size() < 12) waiting_.push_back(registry().acquire(ref));
+  }
+  void act() {
     AdapterRef ref(fmt::format("a{}", below(9)));  // a6, a7, a8 do not exist
     if (below(3) == 0) ref.parts[0].source = AdapterSource::hub;
     if (below(3) == 0) ref.parts[0].api_token = fmt::format("t{}", below(3));
     const int action = below(100);
-    if (action < 45 && waiting.size() + pinned.size() < 12) {
-      waiting.push_back(registry().acquire(ref));
-    }
-    if (action >= 45 && action < 60 && !waiting.empty()) {
-      const auto leaves = waiting.begin() + below(static_cast<int>(waiting.size()));
-      registry().release(*leaves);
-      waiting.erase(leaves);
-    }
-    if (action >= 50 && action < 90 && !pinned.empty()) {
-      const auto ends = pinned.begin() + below(static_cast<int>(pinned.size()));
-      ++served;
-      end(*ends);
-      pinned.erase(ends);
+    if (action < 45) arrive(ref);
+    if (action >= 45 && action < 60 && !waiting_.empty()) registry().release(take_any(waiting_));
+    if (action >= 50 && action < 90 && !pinned_.empty()) {
+      ++served_;
+      end(take_any(pinned_));
     }
     if (action >= 90 && action < 92) registry().reload(ref.parts[0].name);
-    if (action == 93) write("a0", static_cast<float>(step));
+    if (action == 93) write("a0", static_cast<float>(served_));
     if (action >= 94) now_ += 700ms * below(20);
     if (action % 8 == 0) std::this_thread::sleep_for(50us);
-    registry().poll();
-    registry().check_integrity();
+  }
+  void step_aside() {
     while (const auto content = registry().rotate()) {
-      for (size_t i = 0; i < pinned.size();) {
-        if (registry().content(pinned[i]) != *content) {
-          ++i;
-          continue;
-        }
-        registry().unpin(pinned[i]);
-        waiting.push_back(pinned[i]);
-        pinned.erase(pinned.begin() + static_cast<std::ptrdiff_t>(i));
-      }
+      std::erase_if(pinned_, [&](AdapterHandle h) {
+        if (registry().content(h) != *content) return false;
+        registry().unpin(h);
+        waiting_.push_back(h);
+        return true;
+      });
       registry().poll();
       registry().check_integrity();
     }
-    std::erase_if(waiting, [&](AdapterHandle h) {
+  }
+  void admit() {
+    std::erase_if(waiting_, [&](AdapterHandle h) {
       if (state(h) == AdapterState::failed) {
         registry().release(h);
         return true;
       }
       if (registry().pin(h) == nullptr) return false;
-      pinned.push_back(h);
+      pinned_.push_back(h);
       return true;
     });
     registry().check_integrity();
   }
-  for (const AdapterHandle h : pinned) end(h);
-  for (const AdapterHandle h : waiting) registry().release(h);
+
+  std::mt19937 random_{7};
+  std::vector<AdapterHandle> waiting_, pinned_;
+  int64_t served_ = 0;
+};
+
+TEST_P(RegistryTraffic, keeps_the_counts) {
+  for (int step = 0; step < 6000; ++step) {
+    act();
+    registry().poll();
+    registry().check_integrity();
+    step_aside();
+    admit();
+  }
+  for (const AdapterHandle h : pinned_) end(h);
+  for (const AdapterHandle h : waiting_) registry().release(h);
   registry().check_integrity();
   const AdapterSnapshot s = registry().snapshot();
-  EXPECT_GT(served, 100);
+  EXPECT_GT(served_, 100);
   EXPECT_GT(s.memory.device.evictions, 10);
   EXPECT_GT(s.memory.rotations, 5);
   EXPECT_GT(s.loads_failed, 10);
