@@ -2,22 +2,17 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
-#include <optional>
 
-#include "base/checked.h"
+#include "adapters/merge.h"
+#include "adapters/tensor_set.h"
 #include "base/error.h"
 #include "base/files.h"
-#include "base/float16.h"
-#include "weights/safetensors.h"
 
 namespace lorry {
 
 namespace {
 
 constexpr size_t kAlign = 64;
-// The largest finite bf16: what lies beyond would be infinite once packed.
-constexpr float kLargest = 0x1.fep127F;
 
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -31,27 +26,6 @@ std::string weight_file(const std::string& folder) {
          folder);
   }
   fail(Code::not_found, "{}: expected adapter_model.safetensors, found none", folder);
-}
-
-float element(const Tensor& t, int64_t i) {
-  switch (t.dtype) {
-    case Dtype::f32:
-      return reinterpret_cast<const float*>(t.data)[i];
-    case Dtype::f16:
-      return to_float(reinterpret_cast<const f16*>(t.data)[i]);
-    default:
-      return to_float(reinterpret_cast<const bf16*>(t.data)[i]);
-  }
-}
-
-void check_values(const Tensor& t, const std::string& file, const std::string& name) {
-  const int64_t n = t.shape.size();
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = element(t, i);
-    if (std::abs(x) <= kLargest) continue;
-    fail(Code::bad_file, "{}: tensor {}: element {} is {}; expected finite numbers (bf16 range)",
-         file, name, i, x);
-  }
 }
 
 // Copies a strided piece to a dense matrix of the same type in `scratch`.
@@ -83,15 +57,30 @@ void hash_value(Sha256& hash, const T& value) {
   hash.update(std::as_bytes(std::span(&value, 1)));
 }
 
+// The headers of one folder, checked.
+MergeSource open_source(const MergePart& part, const AdapterTarget& target,
+                        const AdapterLimits& limits) {
+  LORRY_CHECK(target.sites != nullptr && target.ops != nullptr);
+  const std::string& folder = part.folder;
+  if (!is_directory(folder)) fail(Code::not_found, "{}: no such folder", folder);
+  const std::string config_path = join_path(folder, "adapter_config.json");
+  if (!file_exists(config_path)) {
+    const bool medusa = file_exists(join_path(folder, "config.json"));
+    fail(medusa ? Code::unsupported : Code::not_found, "{}: expected adapter_config.json, found {}",
+         folder, medusa ? "config.json: this is no LoRA adapter" : "none");
+  }
+  PeftConfig config = PeftConfig::read(config_path, limits.max_rank);
+  std::unique_ptr<TensorSet> tensors = open_tensors(weight_file(folder), limits.max_bytes);
+  LoraMap map = map_lora(config, *target.sites, tensors->tensors(), tensors->path());
+  return {part.label, part.weight, std::move(config), std::move(tensors), std::move(map)};
+}
+
 }  // namespace
 
 struct AdapterFolder::Files {
   AdapterTarget target;
-  int64_t max_bytes = 0;
   PeftConfig config;
-  // First only the header is read: the mapping of the data is never touched, since a mapped file
-  // that shrinks kills the process. read() replaces it by the content in own memory.
-  SafetensorsFile weights;
+  std::unique_ptr<TensorSet> weights;  // loaded by read()
   LoraMap map;
   std::vector<size_t> offset = {};  // of each piece in the adapter's memory
 };
@@ -101,21 +90,46 @@ AdapterFolder::~AdapterFolder() = default;
 
 std::unique_ptr<AdapterFolder> AdapterFolder::open(const std::string& folder, AdapterTarget target,
                                                    const AdapterLimits& limits) {
-  LORRY_CHECK(target.sites != nullptr && target.ops != nullptr);
-  if (!is_directory(folder)) fail(Code::not_found, "{}: no such folder", folder);
-  const std::string config_path = join_path(folder, "adapter_config.json");
-  if (!file_exists(config_path)) {
-    const bool medusa = file_exists(join_path(folder, "config.json"));
-    fail(medusa ? Code::unsupported : Code::not_found, "{}: expected adapter_config.json, found {}",
-         folder, medusa ? "config.json: this is no LoRA adapter" : "none");
+  MergeSource source = open_source({folder, 1, folder}, target, limits);
+  std::unique_ptr<AdapterFolder> result(new AdapterFolder);
+  result->files_ = std::make_unique<Files>(Files{std::move(target), std::move(source.config),
+                                                 std::move(source.tensors), std::move(source.map)});
+  result->plan(limits);
+  return result;
+}
+
+std::unique_ptr<AdapterFolder> AdapterFolder::open_merged(std::span<const MergePart> parts,
+                                                          const MergeSpec& spec,
+                                                          AdapterTarget target,
+                                                          const AdapterLimits& limits) {
+  AdapterRef ref;
+  ref.is_merge = true;
+  ref.merge = spec;
+  std::vector<float> weights;
+  for (const MergePart& p : parts) {
+    ref.parts.push_back({p.label, AdapterSource::local, "", p.weight});
+    weights.push_back(p.weight);
   }
-  PeftConfig config = PeftConfig::read(config_path, limits.max_rank);
-  SafetensorsFile weights =
-      SafetensorsFile::open(weight_file(folder), Access::mapped, limits.max_bytes);
-  LoraMap map = map_lora(config, *target.sites, weights.tensors(), weights.path());
+  check_merge(parts.size(), weights, spec);
+  std::vector<MergeSource> sources;
+  int64_t bytes = 0;
+  for (const MergePart& p : parts) {
+    sources.push_back(open_source(p, target, limits));
+    bytes += sources.back().tensors->bytes();
+    if (bytes > limits.max_bytes) {
+      fail(Code::over_capacity, "{}: the files are larger than {} bytes together", ref.label(),
+           limits.max_bytes);
+    }
+  }
+  MergePlan merge =
+      plan_merge(sources, spec, target.sites->index, {limits.max_bytes, limits.max_rank});
+  PeftConfig config = std::move(sources.front().config);
+  LoraMap map = std::move(merge.map);
   std::unique_ptr<AdapterFolder> result(new AdapterFolder);
   result->files_ = std::make_unique<Files>(Files{
-      std::move(target), limits.max_bytes, std::move(config), std::move(weights), std::move(map)});
+      std::move(target), std::move(config),
+      std::make_unique<MergedTensors>(ref.label(), std::move(sources), spec, std::move(merge)),
+      std::move(map)});
   result->plan(limits);
   return result;
 }
@@ -128,21 +142,15 @@ void AdapterFolder::plan(const AdapterLimits& limits) {
         aligned(p.is_b ? ops.lora_b_bytes(p.rows, p.cols) : ops.lora_a_bytes(p.rows, p.cols));
     if (packed_bytes_ > static_cast<size_t>(limits.max_bytes)) {
       fail(Code::over_capacity, "{}: takes more than the {} bytes that one adapter may take",
-           files_->weights.path(), limits.max_bytes);
+           files_->weights->path(), limits.max_bytes);
     }
   }
   packed_bytes_ = Buffer::size_for(packed_bytes_);
 }
 
 std::unique_ptr<Adapter> AdapterFolder::read() {
-  const std::string path = files_->weights.path();
-  const Digest planned = files_->weights.header_digest();
-  files_->weights = SafetensorsFile::open(path, Access::read, files_->max_bytes);
-  const SafetensorsFile& file = files_->weights;
-  if (file.header_digest() != planned) {
-    fail(Code::bad_file, "{}: the file changed while it was loaded; load it again", path);
-  }
-  for (const TensorInfo& t : file.tensors()) check_values(file.tensor(t), path, t.name);
+  files_->weights->load();
+  const TensorSet& file = *files_->weights;
   check_base_copies();
 
   std::unique_ptr<Adapter> adapter(new Adapter);
@@ -175,7 +183,7 @@ std::unique_ptr<Adapter> AdapterFolder::read() {
 }
 
 void AdapterFolder::check_base_copies() const {
-  const SafetensorsFile& file = files_->weights;
+  const TensorSet& file = *files_->weights;
   for (const LoraMap::BaseCopy& copy : files_->map.base_copies) {
     const TensorInfo& info = file.tensors()[static_cast<size_t>(copy.tensor)];
     const SameAsBase& same = files_->target.same_as_base;
@@ -191,7 +199,7 @@ void AdapterFolder::check_base_copies() const {
 // What is applied (site, rank, scale, and which part of which tensor), then the tensors themselves
 // by name, so that neither their order in the file nor the training options in the config count.
 Digest AdapterFolder::digest() const {
-  const SafetensorsFile& file = files_->weights;
+  const TensorSet& file = *files_->weights;
   const LoraMap& map = files_->map;
   Sha256 hash;
   hash.update("lorry adapter 1");

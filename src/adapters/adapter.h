@@ -1,15 +1,18 @@
 // Adapter: a LoRA adapter in memory, packed for one backend and ready to be applied.
-// AdapterFolder: a PEFT folder whose names and shapes have been checked against a model and whose
-// size is known, before a weight is read. Loading is: open (checks, plan), then read (weights).
-// Everything in the folder is applied exactly or loading fails with a sentence that names the
-// field or tensor. Distinct objects may be used by distinct threads; an Adapter is immutable.
+// AdapterFolder: a PEFT folder, or several to be merged, whose names and shapes have been checked
+// against a model and whose size is known, before a weight is read. Loading is: open (checks,
+// plan), then read (weights). Everything in the folder is applied exactly or loading fails with a
+// sentence that names the field or tensor. Distinct objects may be used by distinct threads; an
+// Adapter is immutable.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "adapters/adapter_ref.h"
 #include "adapters/lora_map.h"
 #include "adapters/peft_config.h"
 #include "base/memory.h"
@@ -67,16 +70,30 @@ class Adapter {
   std::string base_model_;
 };
 
+// One of the folders that open_merged makes one adapter of.
+struct MergePart {
+  std::string folder;
+  float weight = 1;
+  std::string label;  // the name that messages use
+};
+
 class AdapterFolder {
  public:
   // Throws Error(not_found | bad_file | unsupported | over_capacity).
   static std::unique_ptr<AdapterFolder> open(const std::string& folder, AdapterTarget target,
                                              const AdapterLimits& limits);
+  // The adapter that merging these gives (merge.h); it was made for the first one's base model.
+  // max_bytes bounds the sum of the files, max_rank that of each merged linear. Throws as open, and
+  // Error(invalid_argument | unsupported) for what cannot be merged.
+  static std::unique_ptr<AdapterFolder> open_merged(std::span<const MergePart> parts,
+                                                    const MergeSpec& spec, AdapterTarget target,
+                                                    const AdapterLimits& limits);
   ~AdapterFolder();
 
   // Bytes that the Adapter will take.
   size_t packed_bytes() const { return packed_bytes_; }
   // Throws Error(bad_file) for values that are NaN or infinite, or a base copy that differs.
+  // Called once.
   std::unique_ptr<Adapter> read();
 
  private:
