@@ -37,6 +37,9 @@ void refuse_unmergeable(const MergeSource& source) {
   }
 }
 
+// Where a piece's rank runs along its rows.
+bool rank_is_rows(const LoraPiece& p) { return !p.is_b; }
+
 class Planner {
  public:
   Planner(std::span<const MergeSource> sources, const MergeSpec& spec, const SiteIndex& index,
@@ -124,27 +127,31 @@ class Planner {
   // The index of the merged piece, which is also its tensor's. Sites whose pieces are the same
   // (the A that a fused parameter's experts share) share the merged one.
   int32_t add_matrix(int32_t site, const std::vector<Part>& parts, bool is_b, int64_t rank) {
-    MergePlan::Recipe m;
-    m.site = site;
-    m.is_b = is_b;
+    MergePlan::Recipe recipe;
+    recipe.site = site;
+    recipe.is_b = is_b;
+    for (const Part& p : parts) recipe.pieces.emplace_back(p.source, is_b ? p.pair->b : p.pair->a);
+    const auto [known, is_new] =
+        by_pieces_.emplace(recipe.pieces, static_cast<int32_t>(plan_.tensors.size()));
+    if (!is_new) return known->second;
+    const auto [s, first] = recipe.pieces.front();
+    LoraPiece merged = piece(s, first);
+    const std::string& name = header(s, merged.tensor).name;
+    const bool in_rows = rank_is_rows(merged);
+    (in_rows ? merged.rows : merged.cols) = rank;
+    merged.tensor = add_tensor(name, Dtype::f32, {merged.rows, merged.cols});
+    merged.offset = 0;
+    merged.row_stride = merged.cols;
+    merged.col_stride = 1;
     int64_t at = 0;  // along the rank, for cat
     for (const Part& p : parts) {
-      m.pieces.emplace_back(p.source, is_b ? p.pair->b : p.pair->a);
-      m.terms.push_back(term(p, is_b));
-      if (strategy_ != Strategy::cat) continue;
-      (is_b ? m.terms.back().col : m.terms.back().row) = at;
-      at += p.pair->rank;
+      MergeTerm& t = recipe.terms.emplace_back(term(p, is_b));
+      (in_rows ? t.row : t.col) = at;
+      if (strategy_ == Strategy::cat) at += p.pair->rank;
     }
-    const auto [known, is_new] =
-        by_pieces_.emplace(m.pieces, static_cast<int32_t>(plan_.tensors.size()));
-    if (!is_new) return known->second;
-    const auto [s, first] = m.pieces.front();
-    const LoraPiece& p = piece(s, first);
-    const Shape shape = is_b ? Shape{p.rows, rank} : Shape{rank, p.cols};
-    const int32_t tensor = add_tensor(header(s, p.tensor).name, Dtype::f32, shape);
-    plan_.map.pieces.push_back({tensor, is_b, shape[0], shape[1], 0, shape[1], 1});
-    plan_.recipes.push_back(std::move(m));
-    return tensor;
+    plan_.map.pieces.push_back(merged);
+    plan_.recipes.push_back(std::move(recipe));
+    return merged.tensor;
   }
 
   MergeTerm term(const Part& p, bool is_b) const {
