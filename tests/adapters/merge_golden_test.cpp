@@ -83,8 +83,8 @@ void expect_equal(const Tensor& got, const Tensor& want) {
   }
 }
 
-// Compares the tensors that the case holds of one merge; how many there are.
-int compare(const Case& c, const json::object& merge, const SafetensorsFile& golden) {
+// Compares the tensors that the case holds of one merge: the A and B of some modules.
+void compare(const Case& c, const json::object& merge, const SafetensorsFile& golden) {
   std::vector<MergeSource> sources = sources_of(c, merge);
   const MergeSpec spec = spec_of(merge);
   MergePlan plan = plan_merge(sources, spec, c.table.index, {int64_t{1} << 30, 512});
@@ -99,30 +99,28 @@ int compare(const Case& c, const json::object& merge, const SafetensorsFile& gol
   for (const TensorInfo& info : golden.tensors()) {
     if (!info.name.starts_with(prefix)) continue;
     SCOPED_TRACE(info.name);
-    for (const TensorInfo& own : merged.tensors()) {
-      if (!info.name.ends_with("." + own.name)) continue;
-      expect_equal(merged.tensor(own), golden.tensor(info));
-      ++compared;
-    }
+    const auto own =
+        std::find_if(merged.tensors().begin(), merged.tensors().end(),
+                     [&](const TensorInfo& t) { return info.name.ends_with("." + t.name); });
+    ASSERT_NE(own, merged.tensors().end());
+    expect_equal(merged.tensor(*own), golden.tensor(info));
+    ++compared;
   }
-  return compared;
+  EXPECT_GE(compared, 2) << prefix;
 }
 
 TEST(GoldenMerges, every_tensor_is_what_peft_makes) {
-  int merges = 0, tensors = 0;
+  size_t merges = 0;
   for (const Case& c : cases()) {
     const std::string folder = test::golden_folder() + "/" + c.name;
     const json::value doc = parse_json_file(folder + "/golden.json");
     const auto golden = SafetensorsFile::open(folder + "/golden.safetensors", Access::read);
     for (const json::value& m : doc.at("merges").as_array()) {
-      const int n = compare(c, m.as_object(), golden);
-      EXPECT_EQ(n, 2) << "A and B of one module: " << text(m.at("key"));
-      tensors += n;
-      ++merges;
+      compare(c, m.as_object(), golden);
     }
+    merges += doc.at("merges").as_array().size();
   }
-  EXPECT_EQ(merges, 22);
-  EXPECT_EQ(tensors, 44);
+  EXPECT_GE(merges, 22U);
 }
 
 struct Loaded {
