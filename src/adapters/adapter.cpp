@@ -52,6 +52,24 @@ Tensor dense_piece(const LoraPiece& p, const Tensor& source, std::vector<std::by
                                     : gather<uint16_t>(p, source, scratch);
 }
 
+// The number of tokens that the model's output layer tells apart.
+int64_t vocabulary(const SiteTable& table) {
+  for (const SiteInfo& s : table.sites) {
+    if (s.site.kind == SiteKind::lm_head) return s.out;
+  }
+  LORRY_CHECK(false, "a model without an output layer");
+}
+
+void check_invocation(const PeftConfig& config, const SiteTable& table) {
+  const int64_t vocab = vocabulary(table);
+  for (const int32_t id : config.invocation_tokens()) {
+    if (id < vocab) continue;
+    fail(Code::bad_file,
+         "{}: alora_invocation_tokens holds {}; expected token ids of the model, 0 to {}",
+         config.path(), id, vocab - 1);
+  }
+}
+
 template <class T>
 void hash_value(Sha256& hash, const T& value) {
   hash.update(std::as_bytes(std::span(&value, 1)));
@@ -70,6 +88,7 @@ MergeSource open_source(const MergePart& part, const AdapterTarget& target,
          folder, medusa ? "config.json: this is no LoRA adapter" : "none");
   }
   PeftConfig config = PeftConfig::read(config_path, limits.max_rank);
+  check_invocation(config, *target.sites);
   std::unique_ptr<TensorSet> tensors = open_tensors(weight_file(folder), limits.max_bytes);
   LoraMap map = map_lora(config, *target.sites, tensors->tensors(), tensors->path());
   return {part.label, part.weight, std::move(config), std::move(tensors), std::move(map)};
@@ -178,6 +197,7 @@ std::unique_ptr<Adapter> AdapterFolder::read() {
     adapter->max_rank_ = std::max(adapter->max_rank_, m.rank);
   }
   adapter->digest_ = digest();
+  adapter->invocation_tokens_ = files_->config.invocation_tokens();
   adapter->base_model_ = files_->config.base_model();
   return adapter;
 }
@@ -221,6 +241,7 @@ Digest AdapterFolder::digest() const {
     add_piece(m.a);
     add_piece(m.b);
   }
+  for (const int32_t id : files_->config.invocation_tokens()) hash_value(hash, id);
   const auto by_name = [](const auto* x, const auto* y) { return x->name < y->name; };
   std::sort(used.begin(), used.end(), by_name);
   used.erase(std::unique(used.begin(), used.end()), used.end());

@@ -55,6 +55,10 @@ class Adapter {
   int32_t max_rank() const { return max_rank_; }
   // By rising site index.
   const std::vector<AppliedSite>& sites() const { return sites_; }
+  // Activated LoRA: 1 to kMaxInvocationTokens ids of the vocabulary. The adapter belongs to the
+  // rows from the first of them on, at the last place where they stand in the prompt together, and
+  // to no row where they do not. Empty: it belongs to every row. Valid as long as the adapter.
+  std::span<const int32_t> invocation_tokens() const { return invocation_tokens_; }
   // base_model_name_or_path of the config, unchecked; may be empty.
   const std::string& base_model() const { return base_model_; }
 
@@ -67,6 +71,7 @@ class Adapter {
   std::vector<AppliedSite> sites_;
   Digest digest_{};
   int32_t max_rank_ = 0;
+  std::vector<int32_t> invocation_tokens_;
   std::string base_model_;
 };
 

@@ -68,8 +68,8 @@ struct MergeLimits {
   int32_t max_rank = 0;   // of a linear
 };
 
-// Throws Error(unsupported) naming the tensor for what cannot be merged (DoRA, whole weights,
-// biases; experts that one adapter adapts each and another all together, unless by cat),
+// Throws Error(unsupported) naming the tensor for what cannot be merged (DoRA, aLoRA, whole
+// weights, biases; experts that one adapter adapts each and another all together, unless by cat),
 // Error(invalid_argument) for a rank or a weight and Error(over_capacity) for a size over the
 // limits. Requires: check_merge has passed; sources are not loaded.
 MergePlan plan_merge(std::span<const MergeSource> sources, const MergeSpec& spec,

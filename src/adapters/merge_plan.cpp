@@ -15,8 +15,14 @@ using Strategy = MergeSpec::Strategy;
 
 constexpr int64_t kAlign = 64;
 
-// Tensors that are no pair and no copy of a base weight; what map_lora cannot place it has refused.
+// What is more than pairs and copies of base weights; what map_lora cannot place it has refused.
 void refuse_unmergeable(const MergeSource& source) {
+  if (!source.config.invocation_tokens().empty()) {
+    fail(Code::unsupported,
+         "{}: an adapter that starts at its alora_invocation_tokens cannot be merged with others; "
+         "use it alone",
+         source.config.path());
+  }
   for (const TensorInfo& t : source.tensors->tensors()) {
     const std::string_view name = t.name;
     const auto has = [&](std::string_view part) { return name.find(part) != name.npos; };

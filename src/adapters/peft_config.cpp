@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <limits>
 
 #include <boost/json/serialize.hpp>
 #include <re2/re2.h>
@@ -27,6 +28,7 @@ constexpr std::array kUsed = {"peft_type",
                               "alpha_pattern",
                               "peft_version",
                               "target_parameters",
+                              "alora_invocation_tokens",
                               "bias",
                               "init_lora_weights",
                               "base_model_name_or_path"};
@@ -135,6 +137,24 @@ void check_fields(const std::string& path, const json::object& o) {
   }
 }
 
+// A list of token ids.
+std::vector<int32_t> read_tokens(const std::string& path, std::string_view name,
+                                 const json::value& v) {
+  if (!v.is_array()) {
+    fail(Code::bad_file, "{}: {} is {}; expected a list of token ids", path, name, shown(v));
+  }
+  std::vector<int32_t> ids;
+  for (const json::value& id : v.get_array()) {
+    const double d = id.is_number() ? id.to_number<double>() : -1.0;
+    if (!(d >= 0 && d <= std::numeric_limits<int32_t>::max()) || d != std::floor(d)) {
+      fail(Code::bad_file, "{}: {} holds {}; expected a token id, a whole number from 0", path,
+           name, shown(id));
+    }
+    ids.push_back(static_cast<int32_t>(d));
+  }
+  return ids;
+}
+
 bool before_0_19(const std::string& path, const json::value& v) {
   if (v.is_null()) return true;
   const std::string text = v.is_string() ? std::string(v.get_string()) : std::string();
@@ -203,6 +223,13 @@ PeftConfig PeftConfig::parse(const json::value& value, std::string path, int32_t
   c.old_stacking_ = before_0_19(c.path_, field(o, "peft_version"));
   if (const json::value& v = field(o, "base_model_name_or_path"); v.is_string()) {
     c.base_model_ = std::string(v.get_string());
+  }
+  if (const json::value& v = field(o, "alora_invocation_tokens"); !v.is_null()) {
+    c.invocation_tokens_ = read_tokens(c.path_, "alora_invocation_tokens", v);
+    if (c.invocation_tokens_.size() > kMaxInvocationTokens) {
+      fail(Code::unsupported, "{}: alora_invocation_tokens has {} ids; at most {} are supported",
+           c.path_, c.invocation_tokens_.size(), kMaxInvocationTokens);
+    }
   }
   const json::value& parameters = field(o, "target_parameters");
   if (!parameters.is_null() && !parameters.is_array()) {

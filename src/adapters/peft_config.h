@@ -18,6 +18,8 @@ class RE2;
 
 namespace lorry {
 
+constexpr size_t kMaxInvocationTokens = 64;
+
 class PeftConfig {
  public:
   // Throws Error(bad_file | unsupported | not_found) naming the file, the field, its value and the
@@ -40,6 +42,10 @@ class PeftConfig {
   bool use_rslora() const { return use_rslora_; }
   // Whether target_parameters lists "<module>.<parameter>", or a dotted suffix of it.
   bool targets(const std::string& module, const std::string& parameter) const;
+  // Activated LoRA: the adapter is used from the last place where these tokens stand in the prompt;
+  // empty: from the first token on. 1 to kMaxInvocationTokens ids >= 0, not yet compared with a
+  // vocabulary.
+  const std::vector<int32_t>& invocation_tokens() const { return invocation_tokens_; }
   // PEFT before 0.19 (and files without a version) stores stacked parameters the other way round.
   bool old_stacking() const { return old_stacking_; }
 
@@ -68,6 +74,7 @@ class PeftConfig {
   std::vector<Pattern<int32_t>> ranks_;
   std::vector<Pattern<double>> alphas_;
   std::vector<std::string> target_parameters_;
+  std::vector<int32_t> invocation_tokens_;
 };
 
 }  // namespace lorry

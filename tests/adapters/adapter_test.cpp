@@ -137,6 +137,20 @@ TEST_F(AdapterLoad, F4ParametersThatTheConfigDoesNotName) {
   refused(Code::bad_file, {experts + ".base_layer", "at most 0 base_layer"}, deep);
 }
 
+TEST_F(AdapterLoad, InvocationTokensAreOfTheVocabulary) {
+  Draft draft;
+  draft.pair(q0_, 2, 8, 8);
+  EXPECT_TRUE(load(draft)->invocation_tokens().empty());
+  const Digest plain = load(draft)->digest();
+  draft.config = config(R"("alora_invocation_tokens": [3, 9, 3])");
+  const auto adapter = load(draft);
+  const auto ids = adapter->invocation_tokens();
+  EXPECT_EQ(std::vector<int32_t>(ids.begin(), ids.end()), (std::vector<int32_t>{3, 9, 3}));
+  EXPECT_NE(adapter->digest(), plain);
+  draft.config = config(R"("alora_invocation_tokens": [3, 10])");
+  refused(Code::bad_file, {"alora_invocation_tokens holds 10", "0 to 9"}, draft);
+}
+
 TEST_F(AdapterLoad, F4NotANumber) {
   for (const float x :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),

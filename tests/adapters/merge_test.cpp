@@ -170,20 +170,24 @@ TEST_F(Merge, copies_of_base_weights_are_kept_once_and_must_be_equal) {
 }
 
 TEST_F(Merge, what_is_no_pair_is_refused_by_name) {
-  const auto refused = [&](const std::string& tensor, const std::string& word) {
+  const auto refused = [&](Draft d, const std::vector<std::string>& parts) {
     std::vector<MergeSource> sources;
-    Draft d = draft(2, 4).pair(q0_, 2, 8, 8).add(tensor, {8});
     const std::string folder = d.write(temp_.path() + "/x");
     sources.push_back({"x", 1, PeftConfig::read(folder + "/adapter_config.json", 8),
                        open_tensors(folder + "/adapter_model.safetensors", 1 << 20), LoraMap{}});
-    test::expect_error(Code::unsupported, {tensor, word, "cannot be merged"}, [&] {
+    test::expect_error(Code::unsupported, parts, [&] {
       plan_merge(sources, by(Strategy::linear), table_.index, {1 << 20, 8});
     });
   };
-  refused(q0_ + ".lora_magnitude_vector", "DoRA (use_dora)");
-  refused("lm_head.weight", "modules_to_save");
-  refused(q0_ + ".lora_B.bias", "biases");
-  refused("model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token_indices");
+  const auto tensor = [&](const std::string& name, const std::string& what) {
+    refused(draft(2, 4).pair(q0_, 2, 8, 8).add(name, {8}), {name, what, "cannot be merged"});
+  };
+  tensor(q0_ + ".lora_magnitude_vector", "DoRA (use_dora)");
+  tensor("lm_head.weight", "modules_to_save");
+  tensor(q0_ + ".lora_B.bias", "biases");
+  tensor("model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token_indices");
+  refused(draft(2, 4, R"(, "alora_invocation_tokens": [1, 2])").pair(q0_, 2, 8, 8),
+          {"adapter_config.json", "alora_invocation_tokens", "cannot be merged"});
 }
 
 TEST_F(Merge, limits_hold_for_the_merged_adapter) {

@@ -58,6 +58,23 @@ TEST(PeftConfig, TargetParametersMatchBySuffix) {
   EXPECT_FALSE(c.targets("model.layers.0.mlp.experts", "xdown_proj"));
 }
 
+TEST(PeftConfig, InvocationTokensAreAListOfIds) {
+  EXPECT_EQ(parse(R"("alora_invocation_tokens": [5, 0, 319])").invocation_tokens(),
+            (std::vector<int32_t>{5, 0, 319}));
+  for (const char* none : {"null", "[]"}) {
+    EXPECT_TRUE(
+        parse(fmt::format("\"alora_invocation_tokens\": {}", none)).invocation_tokens().empty());
+  }
+  for (const char* bad : {"[-1]", "[1.5]", "[\"a\"]", "[true]", "[1e10]", "3", "\"a\"", "{}"}) {
+    expect_refused(Code::bad_file, {"alora_invocation_tokens", "token id"},
+                   fmt::format("\"alora_invocation_tokens\": {}", bad));
+  }
+  std::string many = "0";
+  for (size_t i = 0; i < kMaxInvocationTokens; ++i) many += ",1";
+  expect_refused(Code::unsupported, {"alora_invocation_tokens has 65", "at most 64"},
+                 "\"alora_invocation_tokens\": [" + many + "]");
+}
+
 TEST(PeftConfig, VersionDecidesTheOldStacking) {
   EXPECT_TRUE(parse("").old_stacking());
   EXPECT_TRUE(parse(R"("peft_version": "0.18.1")").old_stacking());
@@ -103,7 +120,6 @@ TEST(PeftConfig, F3UnsupportedOptionsAreNamedWithTheirValue) {
       {"fan_in_fan_out", "true"},
       {"trainable_token_indices", "[1,2]"},
       {"layer_replication", "[[0,4]]"},
-      {"alora_invocation_tokens", "[3]"},
       {"use_bdlora", "true"},
       {"use_qalora", "true"},
       {"arrow_config", R"({"top_k":3})"},
