@@ -21,7 +21,7 @@ Sequence sequence(int32_t n, int32_t first_block) {
 std::vector<int32_t> vec(std::span<const int32_t> s) { return {s.begin(), s.end()}; }
 
 TEST(BatchBuilder, AChunkThatCrossesTheAdaptersFirstRowIsTwoSequencesOverOneTable) {
-  const std::vector<LoraPair> pairs(1);
+  const std::vector<SitePatch> pairs(1);
   Sequence base = sequence(2, 0), crossing = sequence(20, 4), plain = sequence(3, 9);
   crossing.adapter_from = 17;
   plain.adapter_from = 0;
@@ -49,7 +49,7 @@ TEST(BatchBuilder, AChunkThatCrossesTheAdaptersFirstRowIsTwoSequencesOverOneTabl
 }
 
 TEST(BatchBuilder, AChunkOnOneSideOfTheAdaptersFirstRowIsOneSequence) {
-  const std::vector<LoraPair> pairs(1);
+  const std::vector<SitePatch> pairs(1);
   Sequence seq = sequence(20, 0);
   seq.adapter_from = 10;
   BatchBuilder batch(ForwardLimits{});
