@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "adapters/merge.h"
 #include "adapters/names.h"
 #include "base/error.h"
 
@@ -130,13 +131,15 @@ LoadResult AdapterLoader::work(LoadJob job) {
 }
 
 std::unique_ptr<AdapterFolder> AdapterLoader::open(const AdapterFiles& files) const {
-  if (files.is_merge) {
-    fail(Code::unsupported, "adapters cannot be merged here; expected the name of one adapter");
+  std::vector<MergePart> parts;
+  for (const AdapterFiles::Part& p : files.parts) {
+    parts.push_back(
+        {p.path.empty() ? local_adapter_folder(options_.root, p.name) : p.path, p.weight, p.name});
   }
-  const AdapterFiles::Part& part = files.parts.front();
-  return AdapterFolder::open(
-      part.path.empty() ? local_adapter_folder(options_.root, part.name) : part.path, target_,
-      options_.limits);
+  if (files.is_merge) {
+    return AdapterFolder::open_merged(parts, files.merge, target_, options_.limits);
+  }
+  return AdapterFolder::open(parts.front().folder, target_, options_.limits);
 }
 
 }  // namespace lorry

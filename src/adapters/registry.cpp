@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "adapters/merge.h"
 #include "adapters/names.h"
 #include "base/error.h"
 
@@ -87,7 +88,11 @@ void AdapterRegistry::detach(int32_t index) {
 
 void AdapterRegistry::check_ref(const AdapterRef& ref) const {
   LORRY_CHECK(!ref.empty(), "the base model is no adapter");
-  if (!ref.is_merge && ref.parts.size() != 1) {
+  if (ref.is_merge) {
+    std::vector<float> weights;
+    for (const AdapterPart& part : ref.parts) weights.push_back(part.weight);
+    check_merge(ref.parts.size(), weights, ref.merge);
+  } else if (ref.parts.size() != 1) {
     fail(Code::invalid_argument, "expected one adapter, found {}", ref.parts.size());
   }
   for (const AdapterPart& part : ref.parts) {

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <set>
 
+#include "adapters/merge.h"
 #include "adapters/registry_test_base.h"
 
 namespace lorry {
@@ -223,6 +224,63 @@ TEST_F(FetchingRegistry, keys_of_one_content_are_bounded) {
   for (int i = 0; i < 50; ++i) end(run(from_hub("open", fmt::format("token{}", i))));
   EXPECT_EQ(loads(), 1);
   EXPECT_LE(entry("open").hits, 8) << "the others are forgotten";
+}
+
+AdapterRef merge_of(std::vector<AdapterPart> parts) {
+  AdapterRef ref;
+  ref.is_merge = true;
+  ref.merge.strategy = MergeSpec::Strategy::linear;
+  ref.parts = std::move(parts);
+  return ref;
+}
+
+AdapterPart local(const std::string& name) { return {name, AdapterSource::local, "", 1}; }
+
+TEST_F(FetchingRegistry, merges_are_made_of_local_and_fetched_adapters) {
+  write("a", 1);
+  publish("b", 2, "secret");
+  const AdapterRef ref =
+      merge_of({{"a", AdapterSource::local, "", 0.75F}, {"b", AdapterSource::hub, "secret", 0.5F}});
+  const AdapterHandle merged = run(ref);
+  const std::vector<MergePart> parts = {{temp_.path() + "/a", 0.75F, "a"},
+                                        {temp_.path() + "/snapshot-b-2", 0.5F, "b"}};
+  const AdapterTarget target{&table_, &ops_};
+  EXPECT_EQ(digest(merged),
+            AdapterFolder::open_merged(parts, ref.merge, target, {})->read()->digest());
+  EXPECT_EQ(adapter(run(ref)), adapter(merged)) << "made once";
+  EXPECT_EQ(loads(), 1);
+  AdapterRef other = ref;
+  other.parts[1].weight = 0.25F;
+  EXPECT_NE(adapter(run(other)), adapter(merged));
+  EXPECT_EQ(entry("linear(a*0.75,b*0.5)").state, AdapterState::device);
+  EXPECT_EQ(hub_.n_asked("b"), 1 + 1);
+}
+
+TEST_F(FetchingRegistry, F12_a_part_that_is_reloaded_makes_a_new_merge) {
+  write("a", 1);
+  write("b", 2);
+  const AdapterRef ref = merge_of({local("a"), local("b")});
+  const AdapterHandle old = run(ref);
+  const Digest before = digest(old);
+  write("b", 3);
+  registry().reload("b");
+  const AdapterHandle fresh = run(ref);
+  EXPECT_NE(digest(fresh), before);
+  EXPECT_EQ(digest(old), before);
+  registry().register_name("a", write("elsewhere", 4));
+  const AdapterHandle third = run(ref);
+  EXPECT_NE(digest(third), digest(fresh));
+  for (const AdapterHandle h : {old, fresh, third}) end(h);
+}
+
+TEST_F(FetchingRegistry, F14_a_merge_that_makes_no_sense_is_refused) {
+  write("a", 1);
+  AdapterRef ref = merge_of({local("a")});
+  ref.parts[0].weight = std::numeric_limits<float>::quiet_NaN();
+  expect_failed(ref, Code::invalid_argument, "adapter weights must be finite");
+  ref = merge_of(std::vector<AdapterPart>(kMaxMerged + 1, local("a")));
+  expect_failed(ref, Code::invalid_argument, "at most 16 adapters can be merged");
+  EXPECT_EQ(loads(), 0);
 }
 
 TEST_F(FetchingRegistry, a_merge_whose_parts_cannot_be_fetched_fails_with_their_sentence) {

@@ -21,14 +21,14 @@ Sequence sequence(int32_t n, int32_t first_block) {
 std::vector<int32_t> vec(std::span<const int32_t> s) { return {s.begin(), s.end()}; }
 
 TEST(BatchBuilder, AChunkThatCrossesTheAdaptersFirstRowIsTwoSequencesOverOneTable) {
-  const std::vector<SitePatch> patches(1);
+  const std::vector<SitePatch> pairs(1);
   Sequence base = sequence(2, 0), crossing = sequence(20, 4), plain = sequence(3, 9);
   crossing.adapter_from = 17;
   plain.adapter_from = 0;
   const Chunk chunks[] = {{&crossing, 15, 5, 4}, {&plain, 1, 2, 1}, {&base, 0, 2, 1}};
   BatchBuilder batch(ForwardLimits{});
   for (const Chunk& c : chunks) {
-    batch.add(c, c.seq == &base ? AdapterView{} : AdapterView{patches});
+    batch.add(c, c.seq == &base ? AdapterView{} : AdapterView{pairs});
   }
   const ForwardInput& in = batch.build();
   // Rows: 15 and 16 of the first and both of the last without, then 17 ... 19 and 1, 2 with.
@@ -49,21 +49,21 @@ TEST(BatchBuilder, AChunkThatCrossesTheAdaptersFirstRowIsTwoSequencesOverOneTabl
 }
 
 TEST(BatchBuilder, AChunkOnOneSideOfTheAdaptersFirstRowIsOneSequence) {
-  const std::vector<SitePatch> patches(1);
+  const std::vector<SitePatch> pairs(1);
   Sequence seq = sequence(20, 0);
   seq.adapter_from = 10;
   BatchBuilder batch(ForwardLimits{});
   const Chunk before{&seq, 0, 10, 0}, after{&seq, 10, 10, 1};
-  batch.add(before, {patches});
+  batch.add(before, {pairs});
   EXPECT_THAT(vec(batch.build().adapters), ElementsAre(-1));
   EXPECT_THAT(batch.views(), IsEmpty()) << "an adapter without rows";
   batch.clear();
-  batch.add(after, {patches});
+  batch.add(after, {pairs});
   EXPECT_THAT(vec(batch.build().adapters), ElementsAre(0));
   EXPECT_THAT(vec(batch.build().cu_seqlens), ElementsAre(0, 10));
   seq.adapter_from = kNoAdapter;
   batch.clear();
-  batch.add(after, {patches});
+  batch.add(after, {pairs});
   EXPECT_THAT(vec(batch.build().adapters), ElementsAre(-1));
 }
 
