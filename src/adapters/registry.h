@@ -60,8 +60,8 @@ class AdapterRegistry {
     std::string root;       // empty: only registered names
     AdapterLimits limits = {};
     int32_t max_active = 1024;  // contents pinned at once
-    // How long an adapter may run while others wait for its room.
-    std::chrono::milliseconds cycle_time{2'000};
+    // How long an adapter may run, at least, while others wait for its room.
+    std::chrono::nanoseconds cycle_time{std::chrono::milliseconds(250)};
     std::chrono::milliseconds failure_memory{30'000};
     // What was fetched is asked for again after this time, with the caller's token; while the hub
     // cannot be reached the earlier answer holds.
@@ -120,6 +120,8 @@ class AdapterRegistry {
   // After poll(): content whose requests must step aside for others, for now: all its pins are to
   // be given up at once. To be repeated, each time followed by poll().
   std::optional<int32_t> rotate();
+  // Of the turns that begin from now on.
+  void set_cycle_time(std::chrono::nanoseconds t) { residency_.set_cycle_time(t); }
 
   AdapterSnapshot snapshot() const;
   // Aborts where the counts do not add up. For tests.

@@ -1,5 +1,7 @@
 #include "adapters/residency.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace lorry {
@@ -14,7 +16,8 @@ size_t index(AdapterTier t) { return static_cast<size_t>(t); }
 
 Residency::Residency(const Options& options)
     : options_(options),
-      arenas_{ExtentArena(options.host_bytes), ExtentArena(options.device_bytes)} {
+      arenas_{ExtentArena(options.host_bytes), ExtentArena(options.device_bytes)},
+      cycle_time_(options.cycle_time) {
   LORRY_CHECK(options.max_active >= 1, "max_active is {}", options.max_active);
   counts_.host.size = arena(Tier::host).size();
   counts_.device.size = arena(Tier::device).size();
@@ -122,7 +125,7 @@ void Residency::want(int32_t i, Time now) {
     join_line(i);
   } else if (!others_wait()) {
     begin_turn(i, now);
-  } else if (now - item.turn >= options_.cycle_time) {
+  } else if (now >= item.turn_end) {
     item.fresh = false;
     join_line(i);
   } else {
@@ -164,7 +167,7 @@ bool Residency::pin(int32_t i) {
   }
   if (item.pins++ == 0) {
     ++counts_.active;
-    turns_.insert({item.turn, i});
+    turns_.insert({item.turn_end, i});
   }
   item.fresh = false;
   update(i);
@@ -176,7 +179,7 @@ void Residency::unpin(int32_t i) {
   LORRY_CHECK(item.pins > 0, "item {} is not pinned", i);
   if (--item.pins > 0) return;
   --counts_.active;
-  turns_.erase({item.turn, i});
+  turns_.erase({item.turn_end, i});
   item.used_last = ++n_uses_;
   update(i);
 }
@@ -184,7 +187,7 @@ void Residency::unpin(int32_t i) {
 void Residency::begin_turn(int32_t i, Time now) {
   Item& item = at(i);
   LORRY_CHECK(item.pins == 0, "item {} is pinned {} times", i, item.pins);
-  item.turn = now;
+  item.turn_end = now + std::max(cycle_time_, kLoadShare * item.load);
   item.fresh = item.wanted;
   item.waited = false;
   update(i);
@@ -226,7 +229,7 @@ std::optional<Residency::Work> Residency::serve_line(Tier tier, Time now) {
       begin_turn(i, now);
       continue;
     }
-    if (std::optional<Work> work = start(i, tier)) return work;
+    if (std::optional<Work> work = start(i, tier, now)) return work;
     if (!at(i).waited) ++counts_.waits;
     at(i).waited = true;
     if (tier == Tier::device) blocked_ = true;
@@ -237,12 +240,15 @@ std::optional<Residency::Work> Residency::serve_line(Tier tier, Time now) {
 
 // ---- room ----
 
-std::optional<Residency::Work> Residency::start(int32_t i, Tier tier) {
+std::optional<Residency::Work> Residency::start(int32_t i, Tier tier, Time now) {
   const int64_t bytes = at(i).bytes;
   const auto& idle = idle_[index(tier)];
   if (arena(tier).free() + idle_bytes_[index(tier)] < bytes) return std::nullopt;
   while (true) {
-    if (const auto extent = arena(tier).take(bytes, i)) return begin_fill(i, tier, *extent);
+    if (const auto extent = arena(tier).take(bytes, i)) {
+      at(i).load_begin = now;
+      return begin_fill(i, tier, *extent);
+    }
     if (std::optional<Work> move = move_together(bytes, tier)) return move;
     if (idle.empty()) return std::nullopt;
     evict(idle.begin()->second, tier);
@@ -296,6 +302,7 @@ void Residency::finished(int32_t i, bool ok, Time now) {
   counts(tier).filled_bytes += item.bytes;
   item.used_last = ++n_uses_;
   if (tier == Tier::device) {
+    item.load = now - item.load_begin;
     begin_turn(i, now);
   } else if (item.wanted) {
     join_line(i);
@@ -319,8 +326,8 @@ void Residency::evict(int32_t i, Tier tier) {
 std::optional<int32_t> Residency::rotate(Time now) {
   const bool capped = counts_.active == options_.max_active && !fresh_.empty();
   if (!blocked_ && !capped) return std::nullopt;
-  for (const auto& [turn, i] : turns_) {
-    if (now - turn < options_.cycle_time) return std::nullopt;
+  for (const auto& [turn_end, i] : turns_) {
+    if (now < turn_end) return std::nullopt;
     if (at(i).line != Line::none) continue;  // named before, its pins are still to be given up
     if (at(i).kept && !is_in(i, Tier::host)) continue;
     blocked_ = false;

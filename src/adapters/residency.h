@@ -13,15 +13,17 @@
 //   when that costs no more than move_bytes or nothing is idle. On the device the pinned are not
 //   idle, nor who waits to be pinned; in the host tier those in line for the device are not. An
 //   eviction from one tier leaves the other alone.
-// - Rotation: an item's turn begins when it gets its place on the device. While somebody is in want
-//   of room (or of a place among the max_active pinned ones) and nothing is idle, rotate() names
-//   the item whose turn is the oldest, once it has lasted cycle_time; it goes to the end of the
-//   line. A turn that has lasted so long is not renewed by new requests while others wait.
+// - Rotation: an item's turn begins when it gets its place on the device, and lasts cycle_time, but
+//   not less than kLoadShare times what the last load onto the device took, so that no more than
+//   one part in kLoadShare + 1 of the room is lost to loads. While somebody is in want of room (or
+//   of a place among the max_active pinned ones) and nothing is idle, rotate() names the item whose
+//   turn ended first; it goes to the end of the line. A turn is not renewed by new requests while
+//   others wait.
 //
 // Bound: with n items before it in line for the device, an item gets its turn after at most
-// (n + 1) * (cycle_time + a step + a load), if the owner calls next() and rotate() each step; those
-// that keep() protects and no host image backs up end by themselves, and what they still need comes
-// on top.
+// (n + 1) * (turn + step + load), each the longest there is, if the owner calls next() and rotate()
+// each step; those that keep() protects and no host image backs up end by themselves, and what they
+// still need comes on top.
 #pragma once
 #include <array>
 #include <chrono>
@@ -41,13 +43,16 @@ enum class AdapterTier : uint8_t { host, device };
 class Residency {
  public:
   using Time = std::chrono::steady_clock::time_point;
+  using Duration = std::chrono::nanoseconds;
+
+  static constexpr int kLoadShare = 4;
 
   struct Options {
     int64_t device_bytes = 0;
-    int64_t host_bytes = 0;     // 0: no host tier
-    int32_t max_active = 1024;  // items pinned at once
-    std::chrono::nanoseconds cycle_time{std::chrono::seconds(2)};
-    int64_t move_bytes = int64_t{32} << 20;  // larger images are never moved
+    int64_t host_bytes = 0;                               // 0: no host tier
+    int32_t max_active = 1024;                            // items pinned at once
+    Duration cycle_time{std::chrono::milliseconds(250)};  // until set_cycle_time()
+    int64_t move_bytes = int64_t{32} << 20;               // larger images are never moved
   };
 
   struct Work {
@@ -107,6 +112,8 @@ class Residency {
   void finished(int32_t item, bool ok, Time now);
   // Called when next() has nothing: an item all of whose pins are to be given up now.
   std::optional<int32_t> rotate(Time now);
+  // Of the turns that begin from now on.
+  void set_cycle_time(Duration cycle_time) { cycle_time_ = cycle_time; }
 
   // Items that lost their last image and that nobody wants. To be called after unwant() and next().
   std::vector<int32_t> take_lost() { return std::exchange(lost_, {}); }
@@ -133,7 +140,9 @@ class Residency {
     uint64_t ticket = 0;                // its place in the line
     uint64_t used_last = 0;             // order of the last use
     std::array<uint64_t, 2> idle_as{};  // used_last of its entry in idle_, 0: it has none
-    Time turn{};                        // when its turn on the device began
+    Time turn_end{};                    // of its turn on the device
+    Time load_begin{};                  // of the last read or copy
+    Duration load{};                    // the last one onto the device
     std::array<Place, 2> places{};
     std::array<int32_t, 2> extents{-1, -1};
 
@@ -162,7 +171,7 @@ class Residency {
   void evict(int32_t item, Tier tier);
   void free_item(int32_t item);
   std::optional<Work> serve_line(Tier tier, Time now);
-  std::optional<Work> start(int32_t item, Tier tier);
+  std::optional<Work> start(int32_t item, Tier tier, Time now);
   Work begin_fill(int32_t item, Tier tier, int32_t extent);
   std::optional<Work> move_together(int64_t bytes, Tier tier);
   void check_item(int32_t item) const;
@@ -174,9 +183,10 @@ class Residency {
   std::array<std::map<uint64_t, int32_t>, 2> lines_;            // ticket -> item, host and device
   std::array<std::set<std::pair<uint64_t, int32_t>>, 2> idle_;  // (used_last, item)
   std::array<int64_t, 2> idle_bytes_{};
-  std::set<std::pair<Time, int32_t>> turns_;  // of the pinned items, by the beginning of the turn
+  std::set<std::pair<Time, int32_t>> turns_;  // of the pinned items, by the end of the turn
   std::set<int32_t> fresh_;
   std::vector<int32_t> lost_;
+  Duration cycle_time_;
   bool blocked_ = false;  // who is first in line for the device finds no room
   uint64_t n_tickets_ = 0, n_uses_ = 0;
   Counts counts_;

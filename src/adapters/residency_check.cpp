@@ -18,7 +18,7 @@ void Residency::check_item(int32_t i) const {
   LORRY_CHECK(item.pins == 0 || (on_device && item.wanted), "{} is pinned", i);
   LORRY_CHECK(!item.fresh || (on_device && item.wanted && item.pins == 0), "{} is fresh", i);
   LORRY_CHECK(item.fresh == fresh_.contains(i), "{} is fresh", i);
-  LORRY_CHECK((item.pins > 0) == turns_.contains({item.turn, i}), "{} has its turn", i);
+  LORRY_CHECK((item.pins > 0) == turns_.contains({item.turn_end, i}), "{} has its turn", i);
   LORRY_CHECK(!item.removed || item.busy, "{} was not removed", i);
   if (item.line != Line::none) {
     const auto& waiting = lines_[item.line == Line::device ? 1 : 0];

@@ -55,8 +55,9 @@ json::object spec_json(const Spec& s) {
 }
 
 json::object memory_json(const MemoryPlan& m) {
-  return {{"weights", m.weights},   {"kv_cache", m.kv_cache}, {"kv_tokens", m.kv_tokens},
-          {"adapters", m.adapters}, {"scratch", m.scratch},   {"available", m.available}};
+  return {{"weights", m.weights},    {"kv_cache", m.kv_cache},           {"kv_tokens", m.kv_tokens},
+          {"adapters", m.adapters},  {"adapters_host", m.adapters_host}, {"scratch", m.scratch},
+          {"available", m.available}};
 }
 
 json::object model_json(const Preview& p, const ModelPlace& place) {

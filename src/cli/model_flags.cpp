@@ -67,6 +67,11 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
                      "Memory for adapters, as 64M or 1G (default: a tenth of what is free)")
           ->group(memory),
       0, int64_t{1} << 50);
+  accept_units(app.add_option("--adapter-host-memory", f.adapter_host_memory,
+                              "More memory, for adapters that wait until they fit beside those in "
+                              "use: worth it where those are on a device (default: none)")
+                   ->group(memory),
+               0, int64_t{1} << 50);
   accept_units(
       app.add_option("--max-lora-rank", f.max_lora_rank, "Largest rank of an adapter (default: 64)")
           ->group(memory),
@@ -102,6 +107,7 @@ EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
   o.prefill_chunk = f.prefill_chunk;
   o.kv_tokens = f.kv_tokens;
   o.adapter_memory = f.adapter_memory;
+  o.adapter_host_memory = f.adapter_host_memory;
   o.max_lora_rank = f.max_lora_rank;
   o.adapters = place.adapters;
   return o;

@@ -58,6 +58,22 @@ void add_adapters(CLI::App& app, ServeFlags& f) {
   app.add_option("--lora-modules", f.lora_modules, "NAME=FOLDER, any number")->group(group);
   app.add_option("--adapter-root", f.adapter_root, "Requests may name any folder below this one")
       ->group(group);
+  app.add_option("--adapter-id", f.adapter_id,
+                 "Adapter of requests that name none (default: none, the base model)")
+      ->group(group);
+  app.add_option("--preloaded-adapter-ids", f.preloaded_adapter_ids,
+                 "Adapters to load at start, any number")
+      ->delimiter(',')
+      ->group(group);
+  accept_units(app.add_option("--max-active-adapters", f.max_active_adapters,
+                              "Adapters that run at once (default: 1024)")
+                   ->group(group),
+               1, kMaxInt);
+  accept_range(app.add_option("--adapter-cycle-time-s", f.adapter_cycle_time_s,
+                              "Seconds that an adapter runs while others wait for its memory "
+                              "(default: 0.25)")
+                   ->group(group),
+               0.0, 86400.0);
 }
 
 void add_operation(CLI::App& app, ServeFlags& f) {
@@ -105,6 +121,10 @@ EngineOptions engine_options(const ServeFlags& f, const ModelPlace& place) {
   o.prefix_cache = f.prefix_caching;
   o.max_requests = f.max_requests;
   o.adapter_root = f.adapter_root;
+  o.default_adapter = AdapterRef(f.adapter_id);
+  for (const std::string& id : f.preloaded_adapter_ids) o.preloaded_adapters.emplace_back(id);
+  o.max_active_adapters = f.max_active_adapters;
+  o.adapter_cycle_seconds = f.adapter_cycle_time_s;
   if (!o.adapter_root.empty()) need_folder("--adapter-root", o.adapter_root);
   for (const std::string& module : f.lora_modules) {
     const NamedPath adapter = parse_named_path(module);  // here a name alone means nothing

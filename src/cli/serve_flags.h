@@ -30,6 +30,10 @@ struct ServeFlags {
   bool prefix_caching = true;
   std::vector<std::string> lora_modules;
   std::string adapter_root;
+  std::string adapter_id;
+  std::vector<std::string> preloaded_adapter_ids;
+  int32_t max_active_adapters = 1024;
+  double adapter_cycle_time_s = EngineOptions{}.adapter_cycle_seconds;
   double shutdown_timeout_s = 30;
   bool json_output = false;
   std::string log_level = "info";

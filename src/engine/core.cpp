@@ -1,7 +1,6 @@
 #include "engine/core.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -36,7 +35,6 @@ AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPl
   r.root = o.adapter_root;
   r.limits.max_rank = o.max_lora_rank;
   r.max_active = o.max_active_adapters;
-  r.cycle_time = std::chrono::milliseconds(std::llround(o.adapter_cycle_seconds * 1000));
   r.fetch = o.adapter_fetch;
   r.fetch_threads = o.adapter_fetch_threads;
   r.wake = std::move(wake);
@@ -80,6 +78,7 @@ const std::string* first_stop(const std::string& text, const std::vector<std::st
 EngineCore::EngineCore(const EngineOptions& options, LoadedModel& model, const Tokenizer* tokenizer,
                        std::function<void()> wake, std::function<void()> released)
     : options_(options),
+      cycle_time_(static_cast<int64_t>(options.adapter_cycle_seconds * 1e9)),
       model_(model),
       tokenizer_(tokenizer),
       released_(std::move(released)),
@@ -164,7 +163,8 @@ bool EngineCore::step() {
     return false;
   }
   run(plan);
-  const auto elapsed = Clock::now() - start;
+  const std::chrono::nanoseconds elapsed = Clock::now() - start;
+  usual_step_ += (elapsed - usual_step_) / 8;
   counters_.step_microseconds +=
       std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
   ++counters_.steps;

@@ -120,6 +120,7 @@ class EngineCore {
   void update_counters();
 
   const EngineOptions options_;
+  const std::chrono::nanoseconds cycle_time_;
   LoadedModel& model_;
   const Tokenizer* tokenizer_;
   std::function<void()> released_;
@@ -131,6 +132,7 @@ class EngineCore {
   std::unordered_map<RequestId, std::unique_ptr<Active>> requests_;
   std::deque<RequestId> unscheduled_;  // waiting for their adapter, in order
   std::vector<Loading> loads_;
+  std::chrono::nanoseconds usual_step_{};  // a running average
   std::vector<Choice> choices_;
   std::vector<Score> scores_;
   EngineCounters counters_;

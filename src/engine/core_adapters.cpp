@@ -7,6 +7,14 @@
 
 namespace lorry {
 
+namespace {
+
+// Who comes back computes up to a block of tokens again: a turn of fewer steps would be spent on
+// it.
+constexpr int kTurnSteps = kBlockTokens;
+
+}  // namespace
+
 void EngineCore::park(int32_t content) {
   std::vector<RequestId> parked;
   for (const auto& [id, a] : requests_) {
@@ -58,6 +66,7 @@ void EngineCore::end_loads() {
 
 // Moves requests whose adapter has its turn to the scheduler, and ends those whose adapter failed.
 void EngineCore::admit() {
+  registry_.set_cycle_time(std::max(cycle_time_, kTurnSteps * usual_step_));
   registry_.poll();
   while (const std::optional<int32_t> content = registry_.rotate()) {
     park(*content);

@@ -36,9 +36,11 @@ struct EngineOptions {
   bool prefix_cache = true;
   int32_t max_requests = 1024;  // submitted and not finished
   int32_t max_lora_rank = 64;
-  int64_t adapter_memory = 0;          // bytes; 0: a tenth of what is free after the weights
-  int64_t adapter_host_memory = 0;     // bytes of packed adapters kept ready beside those in use
-  double adapter_cycle_seconds = 2;    // how long an adapter may run while others wait for its room
+  int64_t adapter_memory = 0;       // bytes; 0: a tenth of what is free after the weights
+  int64_t adapter_host_memory = 0;  // bytes of packed adapters kept ready beside those in use
+  // How long an adapter may run while others wait for its room, but at least 16 steps, and four
+  // times what it took to load. LoRAX's default is 2.
+  double adapter_cycle_seconds = 0.25;
   int32_t max_active_adapters = 1024;  // that run at once
   std::string adapter_root;            // local adapters may be named by a path below it
   std::vector<std::pair<std::string, std::string>> adapters;  // name, folder

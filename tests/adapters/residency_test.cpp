@@ -128,7 +128,7 @@ TEST_F(ResidencyTest, who_waits_to_be_pinned_is_not_evicted) {
   EXPECT_EQ(work(), "r" + std::to_string(b));
 }
 
-TEST_F(ResidencyTest, rotates_the_oldest_turn_after_cycle_time) {
+TEST_F(ResidencyTest, rotates_whose_turn_ended_first) {
   const int32_t a = pinned(2);
   now_ += 40ms;
   const int32_t b = pinned(2);
@@ -150,6 +150,21 @@ TEST_F(ResidencyTest, rotates_the_oldest_turn_after_cycle_time) {
   residency().unpin(b);
   EXPECT_EQ(work(), "r" + std::to_string(a)) << "it comes back";
   EXPECT_EQ(residency().counts().rotations, 2);
+}
+
+TEST_F(ResidencyTest, what_took_long_to_load_has_a_long_turn) {
+  const int32_t a = wanted(4);
+  residency().next(now_);
+  now_ += 1s;
+  residency().finished(a, true, now_);
+  ASSERT_TRUE(residency().pin(a));
+  wanted(1);
+  now_ += 3999ms;
+  work();
+  EXPECT_EQ(residency().rotate(now_), std::nullopt);
+  now_ += 1ms;
+  work();
+  EXPECT_EQ(residency().rotate(now_), a);
 }
 
 TEST_F(ResidencyTest, new_requests_do_not_prolong_a_turn_while_others_wait) {

@@ -103,10 +103,18 @@ TEST(Settings, MapsAndOtherNamesOfAFlagWork) {
                                                   "hostname: 10.0.0.1\n"
                                                   "model-id: /models/x\n"
                                                   "adapter-memory: 1.5G\n"
+                                                  "adapter-host-memory: 4G\n"
+                                                  "adapter-id: sql\n"
+                                                  "preloaded-adapter-ids: [sql, org/b]\n"
+                                                  "adapter-cycle-time-s: 0.5\n"
                                                   "lora-modules:\n  sql: /adapters/sql\n"));
   EXPECT_EQ(flags.host, "10.0.0.1");
   EXPECT_EQ(flags.model.model, "/models/x");
   EXPECT_EQ(flags.model.adapter_memory, 1'500'000'000);
+  EXPECT_EQ(flags.model.adapter_host_memory, 4'000'000'000);
+  EXPECT_EQ(flags.adapter_id, "sql");
+  EXPECT_THAT(flags.preloaded_adapter_ids, ElementsAre("sql", "org/b"));
+  EXPECT_EQ(flags.adapter_cycle_time_s, 0.5);
   EXPECT_THAT(flags.lora_modules, ElementsAre("sql=/adapters/sql"));
 }
 

@@ -60,7 +60,7 @@ size_t largest_image() {
 
 TEST(EngineAdapters, requests_that_step_aside_give_the_same_bits) {
   TestEngine roomy(options());
-  const Answers expected = answers(roomy, 120);
+  const Answers expected = answers(roomy, 200);
   EXPECT_EQ(roomy->stats().parked, 0);
   const auto one = static_cast<int64_t>(largest_image());
   for (const int64_t host : {int64_t{0}, 8 * one}) {
@@ -71,7 +71,7 @@ TEST(EngineAdapters, requests_that_step_aside_give_the_same_bits) {
     o.kv_tokens = 512;  // and preemptions besides
     o.max_batch_tokens = 128;
     TestEngine tight(o);
-    const Answers got = answers(tight, 120);
+    const Answers got = answers(tight, 200);
     EXPECT_EQ(got.tokens, expected.tokens);
     EXPECT_EQ(got.logits, expected.logits);
     EXPECT_GT(tight->stats().parked, 0);
@@ -88,12 +88,12 @@ TEST(EngineAdapters, requests_that_step_aside_give_the_same_bits) {
 
 TEST(EngineAdapters, one_active_adapter_at_a_time_gives_the_same_bits) {
   TestEngine roomy(options());
-  const Answers expected = answers(roomy, 30);
+  const Answers expected = answers(roomy, 200);
   EngineOptions o = options();
   o.max_active_adapters = 1;
   o.adapter_cycle_seconds = 0.002;
   TestEngine tight(o);
-  EXPECT_EQ(answers(tight, 30).tokens, expected.tokens);
+  EXPECT_EQ(answers(tight, 200).tokens, expected.tokens);
   EXPECT_GT(tight->stats().parked, 0);
 }
 
