@@ -32,7 +32,8 @@ struct EngineOptions {
   double kv_memory_fraction =
       0.5;  // of the memory that is free after the weights, with kv_tokens 0
   bool prefix_cache = true;
-  int32_t max_requests = 1024;  // submitted and not finished
+  int32_t speculative_tokens = 0;  // drafts of one sequence in a step, at most; 0: none
+  int32_t max_requests = 1024;     // submitted and not finished
   int32_t max_lora_rank = 64;
   int64_t adapter_memory = 0;  // bytes; 0: a tenth of what is free after the weights
   std::string adapter_root;    // local adapters may be named by a path below it
@@ -66,6 +67,7 @@ struct EngineStats {
   double step_seconds = 0;                      // total time in steps
   int64_t last_batch_tokens = 0, last_batch_sequences = 0;
   int64_t nan_total = 0;
+  int64_t draft_tokens = 0, draft_tokens_kept = 0;  // verified; of these, kept
 };
 
 class Engine {

@@ -168,6 +168,18 @@ TEST(Generate, ReadsThePromptFromAPipe) {
   EXPECT_EQ(piped.out, typed.out);
 }
 
+TEST(Generate, DraftsChangeNoText) {
+  const std::vector<std::string> plain = {"generate", golden(kModel),     "--prompt",
+                                          "Hello",    "--max-new-tokens", "80"};
+  std::vector<std::string> drafted = plain;
+  drafted.insert(drafted.end(), {"--speculative-tokens", "5"});
+  const ProcessResult with = run_lorry(drafted);
+  EXPECT_EQ(with.status, 0) << with.err;
+  EXPECT_EQ(with.out, run_lorry(plain).out);
+  drafted.back() = "65";
+  expect_one_line(run_lorry(drafted), 2, "--speculative-tokens");
+}
+
 TEST(Chat, SwitchesAdaptersAndForgetsOverAPipe) {
   const std::string adapter = "twist=" + golden(kAdapters + "all-linear-rslora-r16");
   // The golden models answer with noise: one token never ends a line.
