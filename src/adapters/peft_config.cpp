@@ -239,6 +239,12 @@ PeftConfig::PeftConfig(PeftConfig&&) noexcept = default;
 PeftConfig& PeftConfig::operator=(PeftConfig&&) noexcept = default;
 PeftConfig::~PeftConfig() = default;
 
+PeftConfig PeftConfig::none(std::string base_model) {
+  PeftConfig c;
+  c.base_model_ = std::move(base_model);
+  return c;
+}
+
 PeftConfig PeftConfig::read(const std::string& path, int32_t max_rank) {
   return parse(parse_json_file(path, kMaxConfigBytes), path, max_rank);
 }

@@ -76,6 +76,11 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
       app.add_option("--max-lora-rank", f.max_lora_rank, "Largest rank of an adapter (default: 64)")
           ->group(memory),
       1, 512);
+  accept_units(app.add_option("--max-medusa-heads", f.max_medusa_heads,
+                              "Most Medusa heads of an adapter, whose guesses are verified like "
+                              "--speculative-tokens (default: 0, such adapters are refused)")
+                   ->group(memory),
+               0, 16);
 }
 
 ModelPlace find_model(const std::string& name) {
@@ -106,6 +111,7 @@ EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
   o.isa = f.isa;
   o.prefill_chunk = f.prefill_chunk;
   o.speculative_tokens = f.speculative_tokens;
+  o.max_medusa_heads = f.max_medusa_heads;
   o.kv_tokens = f.kv_tokens;
   o.adapter_memory = f.adapter_memory;
   o.max_lora_rank = f.max_lora_rank;

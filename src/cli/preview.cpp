@@ -93,6 +93,7 @@ std::unique_ptr<Adapter> preview_adapter(const Preview& model, const std::string
       [&model](Tensor y, const Site& site, int64_t first) { stored_rows(y, model, site, first); }};
   AdapterLimits limits;
   limits.max_rank = max_rank;
+  limits.max_medusa_heads = 16;
   return load_adapter(folder, target, limits);
 }
 

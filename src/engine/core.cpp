@@ -33,6 +33,7 @@ AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPl
   r.budget_bytes = memory.adapters;
   r.root = o.adapter_root;
   r.limits.max_rank = o.max_lora_rank;
+  r.limits.max_medusa_heads = o.max_medusa_heads;
   r.wake = std::move(wake);
   return r;
 }
@@ -215,7 +216,9 @@ void EngineCore::deliver(const ForwardOutput& out) {
     } else {
       const int64_t n_rows = 1 + a.seq.n_draft;
       const int64_t first = entry.first_logit_row + chunk.n_logits - n_rows;
-      choices_.push_back({&a, rows(out.logits, first, n_rows), {}});
+      Choice c{&a, rows(out.logits, first, n_rows), {}, {}, {}};
+      if (a.view.medusa.shape.heads > 0) c.heads = rows_of_heads(out.speculative, first, n_rows);
+      choices_.push_back(std::move(c));
     }
   }
   score_prompts();
@@ -263,6 +266,8 @@ void EngineCore::choose_tokens() {
     Choice& c = choices_[static_cast<size_t>(i)];
     c.verified = verify(*samplers_[static_cast<size_t>(thread)], c.active->request.sampling,
                         c.active->seq, c.logits);
+    if (!c.heads || c.verified.broken) return;
+    c.guesses = best_tokens(c.heads, c.verified.n_kept, c.active->view.medusa.shape.heads);
   });
 }
 
@@ -272,13 +277,13 @@ void EngineCore::take(Choice& c) {
   if (const int32_t n = a.seq.n_draft; n > 0) {
     counters_.draft_tokens += n;
     counters_.draft_tokens_kept += got.n_kept;
-    a.drafter->learn(n, got.n_kept);
+    a.view.medusa.shape.heads > 0 ? a.pace.learn(n, got.n_kept) : a.drafter->learn(n, got.n_kept);
     scheduler_.truncate(a.seq, a.seq.n_certain() + got.n_kept);
   }
   for (size_t i = 0; i < got.tokens.size(); ++i) {
     if (!accept(a, got.tokens[i], i < static_cast<size_t>(got.n_kept))) return;
   }
-  if (!got.broken) return draft(a);
+  if (!got.broken) return draft(a, c.guesses);
   ++counters_.nan_total;
   finish(a, FinishReason::failed,
          Error(Code::internal,
@@ -286,9 +291,16 @@ void EngineCore::take(Choice& c) {
                "adapter's are broken for this input"));
 }
 
-void EngineCore::draft(Active& a) {
+// From the heads of its adapter, else from its own past.
+void EngineCore::draft(Active& a, std::span<const int32_t> guesses) {
   // The last token of an answer is never computed, so a draft in its place would be for nothing.
   const int32_t room = a.seq.max_tokens - 1 - a.seq.n_certain();
+  if (a.view.medusa.shape.heads > 0) {
+    a.seq.n_draft = a.pace.length(std::min(static_cast<int32_t>(guesses.size()), room));
+    const auto used = guesses.first(static_cast<size_t>(a.seq.n_draft));
+    a.seq.tokens.insert(a.seq.tokens.end(), used.begin(), used.end());
+    return;
+  }
   const int32_t limit = std::min(options_.speculative_tokens, room);
   if (limit <= 0) return;
   if (!a.drafter) a.drafter = std::make_unique<NgramDrafter>(a.seq.max_tokens);

@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -71,6 +72,7 @@ class EngineCore {
     std::string tail;                        // the end of the generated text
     std::string run;  // bytes of the byte tokens that the decoder still holds back
     std::unique_ptr<NgramDrafter> drafter;  // from the first draft on
+    DraftPace pace{kMedusaChance};          // of the guesses of Medusa heads
     int32_t skipped = 0;                    // generated tokens that were drafts
     Clock::time_point submitted, started, first_token;
     bool has_started = false, has_token = false;
@@ -80,7 +82,9 @@ class EngineCore {
   struct Choice {
     Active* active = nullptr;
     Tensor logits;
+    Tensor heads;  // [rows, heads, V]: of its adapter's Medusa heads
     Verified verified;
+    std::vector<int32_t> guesses;  // of the heads, for the tokens behind verified.tokens
   };
 
   // A prompt token whose log-probability was asked for.
@@ -102,7 +106,7 @@ class EngineCore {
   void take(Choice& choice);
   // False: it was the last, and the request is gone.
   bool accept(Active& active, const SampledToken& token, bool was_draft);
-  void draft(Active& active);
+  void draft(Active& active, std::span<const int32_t> guesses);
   // Empty, or the stop text that the generated text now holds.
   std::string stop_text(Active& active, int32_t id);
   std::string stop_in_run(Active& active, int32_t id);

@@ -35,6 +35,23 @@ void DraftPace::learn(int32_t verified, int32_t kept) {
   if (kept < verified) chance_ -= kRate * chance_;
 }
 
+Tensor rows_of_heads(Tensor speculative, int64_t first, int64_t n) {
+  const int64_t heads = speculative.shape[1];
+  speculative.data += first * heads * speculative.pitch * size_of(speculative.dtype);
+  speculative.shape = {n, heads, speculative.cols()};
+  return speculative;
+}
+
+std::vector<int32_t> best_tokens(const Tensor& speculative, int64_t row, int32_t n_heads) {
+  std::vector<int32_t> best;
+  for (int64_t head = 0; head < n_heads; ++head) {
+    const auto* logits = speculative.row<const float>(row * speculative.shape[1] + head);
+    const auto* most = std::max_element(logits, logits + speculative.cols());
+    best.push_back(static_cast<int32_t>(most - logits));
+  }
+  return best;
+}
+
 NgramDrafter::NgramDrafter(int32_t max_tokens)
     : pace_{DraftPace{0.5F}, DraftPace{0.6F}, DraftPace{0.75F}, DraftPace{0.8F}} {
   const int64_t wanted = max_tokens * static_cast<int64_t>(kLengths.size());

@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "lorry/tensor.h"
+
 namespace lorry {
 
 // How many guesses of one kind are worth their rows. In a mixture of experts the first row more
@@ -27,6 +29,15 @@ class DraftPace {
   float chance_;
   int32_t n_declined_ = 0;  // times in a row
 };
+
+// Before anything is known of the guesses of an adapter's Medusa heads.
+inline constexpr float kMedusaChance = 0.6F;
+
+// Rows [first, first + n) of what Medusa heads gave, [R, heads, V] (lorry/forward.h).
+Tensor rows_of_heads(Tensor speculative, int64_t first, int64_t n);
+// The tokens that the first n_heads heads of a row think most likely: guesses at those behind the
+// one that the row's own logits give.
+std::vector<int32_t> best_tokens(const Tensor& speculative, int64_t row, int32_t n_heads);
 
 // Guesses from the sequence itself: finds the last earlier place of its newest tokens (8, else 5, 3
 // or 2 of them) and proposes what followed there. Each token is looked at once; the memory is 256

@@ -33,6 +33,7 @@ struct EngineOptions {
       0.5;  // of the memory that is free after the weights, with kv_tokens 0
   bool prefix_cache = true;
   int32_t speculative_tokens = 0;  // drafts of one sequence in a step, at most; 0: none
+  int32_t max_medusa_heads = 0;    // of an adapter, each a draft; 0: such adapters are refused
   int32_t max_requests = 1024;     // submitted and not finished
   int32_t max_lora_rank = 64;
   int64_t adapter_memory = 0;  // bytes; 0: a tenth of what is free after the weights

@@ -37,6 +37,7 @@ void check_options(const EngineOptions& o) {
   at_least("max_logit_rows", o.max_logit_rows, o.max_sequences);
   at_least("--prefill-chunk", o.prefill_chunk, 0);
   at_least("--speculative-tokens", o.speculative_tokens, 0);
+  at_least("--max-medusa-heads", o.max_medusa_heads, 0);
   at_least("--max-concurrent-requests", o.max_requests, 1);
   at_least("--max-lora-rank", o.max_lora_rank, 1);
   if (o.dtype != Dtype::bf16 && o.dtype != Dtype::f32) {

@@ -11,6 +11,7 @@
 #include "base/memory.h"
 #include "lorry/forward.h"
 #include "models/layer.h"
+#include "models/medusa.h"
 #include "models/rope.h"
 #include "models/spec.h"
 #include "ops/ops.h"
@@ -59,6 +60,7 @@ class CausalLM {
   Arena arena_;
   StepBuffers full_;
   Tensor out_x_, out_h_, logits_, attention_scratch_;
+  MedusaRunner medusa_;
   // Plans of the current step; reserved for the limits.
   std::vector<int32_t> row_adapter_, out_adapter_;
   std::vector<LoraSegment> segments_, out_segments_;

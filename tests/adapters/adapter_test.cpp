@@ -70,7 +70,7 @@ TEST_F(AdapterLoad, F2_missing_or_broken_config) {
   test::expect_error(Code::not_found, {folder, "expected adapter_model.safetensors"}, open);
   std::filesystem::remove(folder + "/adapter_config.json");
   write_file(folder + "/config.json", R"({"medusa_num_heads": 3})");
-  test::expect_error(Code::unsupported, {"no LoRA adapter"}, open);
+  test::expect_error(Code::unsupported, {"--max-medusa-heads"}, open);
 }
 
 TEST_F(AdapterLoad, F4_wrong_shapes) {
