@@ -104,6 +104,10 @@ TEST(Inspect, AdapterIsToldByWhatItChangesInTheModel) {
   expect_one_line(
       run_lorry({"inspect", golden("dbrx-base/adapters/attn-r8"), "--model", golden(kModel)}), 1,
       "adapter_model.safetensors");
+  const std::string heads = golden("medusa/v2");
+  EXPECT_THAT(run_lorry({"inspect", heads, "--model", golden(kModel)}).out,
+              HasSubstr("3 Medusa heads"));
+  expect_one_line(run_lorry({"inspect", heads}), 1, "--model");
 }
 
 TEST(Errors, BadModelsEndWithOneLineThatNamesTheFile) {
