@@ -115,15 +115,40 @@ void AdapterFolder::plan(const AdapterLimits& limits) {
     if (!p.tokens.empty()) place.tokens = take(p.tokens.size() * sizeof(int32_t));
     f.place.push_back(place);
   }
-  packed_bytes_ = Buffer::size_for(packed_bytes_);
+}
+
+void Adapter::rebase(std::byte* to) {
+  const auto follow = [&]<class T>(const T*& p) {
+    if (p == nullptr) return;
+    p = reinterpret_cast<const T*>(to + (reinterpret_cast<const std::byte*>(p) - image_));
+  };
+  for (SitePatch& p : patches_) {
+    follow(p.a);
+    follow(p.b);
+  }
+  for (SiteChange& c : changes_) {
+    follow(c.weight);
+    follow(c.gain);
+    follow(c.tokens);
+    follow(c.token_rows);
+  }
+  image_ = to;
 }
 
 std::unique_ptr<Adapter> AdapterFolder::read() {
+  Buffer memory(packed_bytes_);
+  std::unique_ptr<Adapter> adapter = read(memory.data());
+  adapter->own_ = std::move(memory);
+  return adapter;
+}
+
+std::unique_ptr<Adapter> AdapterFolder::read(std::byte* memory) {
   files_->from.load(files_->target);
   std::unique_ptr<Adapter> adapter(new Adapter);
-  adapter->memory_ = Buffer(packed_bytes_);
-  pack(adapter->memory_.data());
-  point(*adapter, adapter->memory_.data());
+  adapter->image_ = memory;
+  adapter->bytes_ = packed_bytes_;
+  pack(memory);
+  point(*adapter, memory);
   for (const MappedPatch& p : files_->patches()) {
     adapter->sites_.push_back({p.site, p.module, p.rank, p.scale, p.magnitude >= 0, p.weight >= 0,
                                static_cast<int32_t>(p.tokens.size())});

@@ -18,6 +18,8 @@ namespace lorry {
 
 namespace {
 
+constexpr double kLongestCycle = 86'400;  // seconds
+
 Isa chosen_isa(const std::string& name) {
   if (name.empty()) return best_isa();
   std::string known;
@@ -39,6 +41,13 @@ void check_options(const EngineOptions& o) {
   at_least("--prefill-chunk", o.prefill_chunk, 0);
   at_least("--max-concurrent-requests", o.max_requests, 1);
   at_least("--max-lora-rank", o.max_lora_rank, 1);
+  at_least("--adapter-memory", o.adapter_memory, 0);
+  at_least("--adapter-host-memory", o.adapter_host_memory, 0);
+  at_least("--max-active-adapters", o.max_active_adapters, 1);
+  if (!(o.adapter_cycle_seconds >= 0 && o.adapter_cycle_seconds <= kLongestCycle)) {
+    fail(Code::invalid_argument, "--adapter-cycle-time-s {}: expected 0 to {}",
+         o.adapter_cycle_seconds, kLongestCycle);
+  }
   if (o.dtype != Dtype::bf16 && o.dtype != Dtype::f32) {
     fail(Code::invalid_argument, "--dtype {}: expected bfloat16 or float32", to_string(o.dtype));
   }
