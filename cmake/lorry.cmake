@@ -97,7 +97,7 @@ endfunction()
 
 # What runs under ThreadSanitizer: the folders with threads in them. CMakePresets.json names the same.
 add_custom_target(threaded_tests)
-set(LORRY_THREADED_FOLDERS base kv engine serve)
+set(LORRY_THREADED_FOLDERS base fetch kv engine serve)
 
 # lorry_tests(NAME): tests/NAME/*_test.cpp as one binary, test_NAME, each case known to ctest under
 # the label NAME. Tests find files of the repository under LORRY_SOURCE_DIR, and may include headers
@@ -115,6 +115,9 @@ function(lorry_tests name)
   if(name STREQUAL "cli")  # its tests run the real binary
     add_dependencies(test_cli lorry)
     target_compile_definitions(test_cli PRIVATE LORRY_BINARY="$<TARGET_FILE:lorry>")
+  endif()
+  if(name STREQUAL "fetch")  # its tests hold a TLS server
+    target_link_libraries(test_fetch PRIVATE OpenSSL::SSL)
   endif()
   if(name IN_LIST LORRY_THREADED_FOLDERS)
     add_dependencies(threaded_tests test_${name})

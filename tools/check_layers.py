@@ -15,6 +15,7 @@ import sys
 # What each folder stands on. What stands below those may be included as well.
 BELOW = {
     "base": [],
+    "fetch": ["base"],
     "text": ["base"],
     "weights": ["base"],
     "ops": ["base"],

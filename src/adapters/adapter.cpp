@@ -5,46 +5,16 @@
 #include <cmath>
 #include <numeric>
 
+#include "adapters/checked_folder.h"
 #include "adapters/dora.h"
+#include "adapters/merge.h"
 #include "adapters/packing.h"
 #include "base/error.h"
-#include "base/files.h"
-#include "weights/safetensors.h"
 #include "weights/slice.h"
 
 namespace lorry {
 
 namespace {
-
-// The one weight file of the folder. Names what to do where there is another format instead.
-std::string weight_file(const std::string& folder) {
-  std::string path = join_path(folder, "adapter_model.safetensors");
-  if (file_exists(path)) return path;
-  if (file_exists(join_path(folder, "adapter_model.bin"))) {
-    fail(Code::unsupported,
-         "{}: holds only adapter_model.bin: pickle adapters are refused; convert to safetensors",
-         folder);
-  }
-  fail(Code::not_found, "{}: expected adapter_model.safetensors, found none", folder);
-}
-
-// The number of tokens that the model's output layer tells apart.
-int64_t vocabulary(const SiteTable& table) {
-  for (const SiteInfo& s : table.sites) {
-    if (s.site.kind == SiteKind::lm_head) return s.out;
-  }
-  LORRY_CHECK(false, "a model without an output layer");
-}
-
-void check_invocation(const PeftConfig& config, const SiteTable& table) {
-  const int64_t vocab = vocabulary(table);
-  for (const int32_t id : config.invocation_tokens()) {
-    if (id < vocab) continue;
-    fail(Code::bad_file,
-         "{}: alora_invocation_tokens holds {}; expected token ids of the model, 0 to {}",
-         config.path(), id, vocab - 1);
-  }
-}
 
 constexpr size_t kNowhere = SIZE_MAX;
 
@@ -79,113 +49,47 @@ struct AdapterFolder::Files {
   struct Place {
     size_t gain = 0, tokens = 0;
   };
-  // A whole weight that is the base model's own.
-  struct Copy {
-    int32_t piece = 0;
-    Site site;
-  };
 
   AdapterTarget target;
-  int64_t max_bytes = 0;
-  PeftConfig config;
-  // First only the header is read: the mapping of the data is never touched, since a mapped file
-  // that shrinks kills the process. load() gives the content in own memory.
-  SafetensorsFile weights;
-  LoraMap map;
+  CheckedFolder from;
   std::vector<size_t> offset = {};  // of each piece in the adapter's memory
   std::vector<Place> place = {};    // of each patch
-  std::vector<Copy> dropped = {};
 
-  SafetensorsFile load() const;
-  bool is_base(const SafetensorsFile& content, const Copy& copy) const;
+  const std::vector<MappedPatch>& patches() const { return from.map.patches; }
   const TensorInfo& header(int32_t tensor) const {
-    return weights.tensors()[static_cast<size_t>(tensor)];
+    return from.tensors->tensors()[static_cast<size_t>(tensor)];
   }
-  const LoraPiece& piece(int32_t i) const { return map.pieces[static_cast<size_t>(i)]; }
-  // Of the content. Requires: read() has set weights to it.
+  const LoraPiece& piece(int32_t i) const { return from.map.pieces[static_cast<size_t>(i)]; }
+  // Requires: loaded.
+  Tensor tensor(int32_t i) const { return from.tensors->tensor(header(i)); }
   Tensor dense(int32_t i, std::vector<std::byte>& scratch) const {
-    return dense_piece(piece(i), weights.tensor(header(piece(i).tensor)), scratch);
+    return dense_piece(piece(i), tensor(piece(i).tensor), scratch);
   }
 };
-
-SafetensorsFile AdapterFolder::Files::load() const {
-  SafetensorsFile file = SafetensorsFile::open(weights.path(), Access::read, max_bytes);
-  bool same = file.header_digest() == weights.header_digest();
-  for (const Copy& copy : dropped) same = same && is_base(file, copy);
-  if (!same) {
-    fail(Code::bad_file, "{}: the file changed while it was loaded; load it again", file.path());
-  }
-  for (const TensorInfo& t : file.tensors()) check_values(file.tensor(t), file.path(), t.name);
-  return file;
-}
-
-// Whether a whole weight is the base model's once it is rounded to what the backend computes with.
-bool AdapterFolder::Files::is_base(const SafetensorsFile& content, const Copy& copy) const {
-  constexpr int64_t kRows = 64;
-  const LoraPiece& p = piece(copy.piece);
-  std::vector<std::byte> scratch;
-  const TensorInfo& info = content.tensors()[static_cast<size_t>(p.tensor)];
-  const Tensor weight = dense_piece(p, content.tensor(info), scratch);
-  const auto elements = static_cast<size_t>(std::min(kRows, p.rows) * p.cols);
-  std::vector<float> own(elements), base(elements);
-  for (int64_t first = 0; first < p.rows; first += kRows) {
-    const Shape shape{std::min(kRows, p.rows - first), p.cols};
-    round_piece(view(own.data(), Dtype::f32, shape), rows(weight, first, shape[0]), p.form,
-                target.ops->act());
-    target.base_rows(view(base.data(), Dtype::f32, shape), copy.site, first);
-    if (!std::equal(own.begin(), own.begin() + shape.size(), base.begin())) return false;
-  }
-  return true;
-}
 
 AdapterFolder::AdapterFolder() = default;
 AdapterFolder::~AdapterFolder() = default;
 
-std::unique_ptr<AdapterFolder> AdapterFolder::open(const std::string& folder, AdapterTarget target,
+std::unique_ptr<AdapterFolder> AdapterFolder::make(CheckedFolder from, AdapterTarget target,
                                                    const AdapterLimits& limits) {
-  LORRY_CHECK(target.sites != nullptr && target.ops != nullptr);
-  if (!is_directory(folder)) fail(Code::not_found, "{}: no such folder", folder);
-  const std::string config_path = join_path(folder, "adapter_config.json");
-  if (!file_exists(config_path)) {
-    const bool medusa = file_exists(join_path(folder, "config.json"));
-    fail(medusa ? Code::unsupported : Code::not_found, "{}: expected adapter_config.json, found {}",
-         folder, medusa ? "config.json: this is no LoRA adapter" : "none");
-  }
-  PeftConfig config = PeftConfig::read(config_path, limits.max_rank);
-  check_invocation(config, *target.sites);
-  SafetensorsFile weights =
-      SafetensorsFile::open(weight_file(folder), Access::mapped, limits.max_bytes);
-  LoraMap map = map_lora(config, *target.sites, weights.tensors(), weights.path());
   std::unique_ptr<AdapterFolder> result(new AdapterFolder);
-  result->files_ = std::make_unique<Files>(Files{
-      std::move(target), limits.max_bytes, std::move(config), std::move(weights), std::move(map)});
-  result->drop_base_copies();
+  result->files_ = std::make_unique<Files>(Files{std::move(target), std::move(from)});
   result->plan(limits);
   return result;
 }
 
-void AdapterFolder::drop_base_copies() {
-  Files& f = *files_;
-  std::vector<MappedPatch>& patches = f.map.patches;
-  const auto whole = [](const MappedPatch& p) { return p.weight >= 0; };
-  if (std::none_of(patches.begin(), patches.end(), whole)) return;
-  const SafetensorsFile content = f.load();
-  for (MappedPatch& p : patches) {
-    if (!whole(p)) continue;
-    if (f.is_base(content, {p.weight, p.site})) {
-      f.dropped.push_back({p.weight, p.site});
-      p.weight = -1;
-    } else if (!f.config.invocation_tokens().empty()) {
-      fail(
-          Code::unsupported,
-          "{}: tensor {}: alora_invocation_tokens is set, and a whole weight cannot be used from a "
-          "token on",
-          content.path(), f.header(f.piece(p.weight).tensor).name);
-    }
-  }
-  std::erase_if(patches, [](const MappedPatch& p) {
-    return p.rank == 0 && p.weight < 0 && p.tokens.empty();
-  });
+std::unique_ptr<AdapterFolder> AdapterFolder::open(const std::string& folder, AdapterTarget target,
+                                                   const AdapterLimits& limits) {
+  CheckedFolder from = CheckedFolder::open(folder, folder, target, limits);
+  return make(std::move(from), std::move(target), limits);
+}
+
+std::unique_ptr<AdapterFolder> AdapterFolder::open_merged(std::span<const MergePart> parts,
+                                                          const MergeSpec& spec,
+                                                          AdapterTarget target,
+                                                          const AdapterLimits& limits) {
+  CheckedFolder from = merge_folders(parts, spec, target, limits);
+  return make(std::move(from), std::move(target), limits);
 }
 
 void AdapterFolder::plan(const AdapterLimits& limits) {
@@ -196,12 +100,12 @@ void AdapterFolder::plan(const AdapterLimits& limits) {
     packed_bytes_ += pack_aligned(bytes);
     if (packed_bytes_ > static_cast<size_t>(limits.max_bytes)) {
       fail(Code::over_capacity, "{}: takes more than the {} bytes that one adapter may take",
-           f.weights.path(), limits.max_bytes);
+           f.from.tensors->path(), limits.max_bytes);
     }
     return at;
   };
-  f.offset.assign(f.map.pieces.size(), kNowhere);
-  for (const MappedPatch& p : f.map.patches) {
+  f.offset.assign(f.from.map.pieces.size(), kNowhere);
+  for (const MappedPatch& p : f.patches()) {
     for (const int32_t i : {p.a, p.b, p.weight, p.token_rows}) {
       if (i < 0 || f.offset[static_cast<size_t>(i)] != kNowhere) continue;
       f.offset[static_cast<size_t>(i)] = take(packed_size(f.piece(i), ops));
@@ -215,19 +119,19 @@ void AdapterFolder::plan(const AdapterLimits& limits) {
 }
 
 std::unique_ptr<Adapter> AdapterFolder::read() {
-  files_->weights = files_->load();
+  files_->from.load(files_->target);
   std::unique_ptr<Adapter> adapter(new Adapter);
   adapter->memory_ = Buffer(packed_bytes_);
   pack(adapter->memory_.data());
   point(*adapter, adapter->memory_.data());
-  for (const MappedPatch& p : files_->map.patches) {
+  for (const MappedPatch& p : files_->patches()) {
     adapter->sites_.push_back({p.site, p.module, p.rank, p.scale, p.magnitude >= 0, p.weight >= 0,
                                static_cast<int32_t>(p.tokens.size())});
     adapter->max_rank_ = std::max(adapter->max_rank_, p.rank);
   }
   adapter->digest_ = digest();
-  adapter->invocation_tokens_ = files_->config.invocation_tokens();
-  adapter->base_model_ = files_->config.base_model();
+  adapter->invocation_tokens_ = files_->from.config.invocation_tokens();
+  adapter->base_model_ = files_->from.config.base_model();
   return adapter;
 }
 
@@ -237,12 +141,12 @@ void AdapterFolder::pack(std::byte* memory) const {
   const Ops& ops = *f.target.ops;
   std::vector<std::byte> scratch, sorted;
   for (size_t i = 0; i < f.offset.size(); ++i) {
-    if (f.offset[i] == kNowhere || is_token_rows(f.map, static_cast<int32_t>(i))) continue;
+    if (f.offset[i] == kNowhere || is_token_rows(f.from.map, static_cast<int32_t>(i))) continue;
     const auto index = static_cast<int32_t>(i);
     pack_piece(memory + f.offset[i], f.piece(index).form, f.dense(index, scratch), ops);
   }
-  for (size_t i = 0; i < f.map.patches.size(); ++i) {
-    const MappedPatch& p = f.map.patches[i];
+  for (size_t i = 0; i < f.patches().size(); ++i) {
+    const MappedPatch& p = f.patches()[i];
     if (p.magnitude >= 0) pack_gain(memory + f.place[i].gain, p);
     if (p.tokens.empty()) continue;
     const std::vector<int32_t> order = ascending(p.tokens);
@@ -263,7 +167,7 @@ void AdapterFolder::pack_gain(std::byte* to, const MappedPatch& p) const {
   const auto rounded = [&](LoraPiece piece, std::vector<float>& values) {
     values.resize(static_cast<size_t>(piece.rows * piece.cols));
     const Tensor y = view(values.data(), Dtype::f32, {piece.rows, piece.cols});
-    const Tensor source = f.weights.tensor(f.header(piece.tensor));
+    const Tensor source = f.tensor(piece.tensor);
     round_piece(y, dense_piece(piece, source, scratch), piece.form, act);
     return y;
   };
@@ -287,13 +191,13 @@ void AdapterFolder::pack_gain(std::byte* to, const MappedPatch& p) const {
   const std::vector<double> norms = embedding ? column_norms(m) : row_norms(m);
   std::vector<float> magnitude(static_cast<size_t>(p.out));
   const TensorInfo& info = f.header(p.magnitude);
-  copy(view(magnitude.data(), Dtype::f32, info.shape), f.weights.tensor(info));
+  copy(view(magnitude.data(), Dtype::f32, info.shape), f.tensor(p.magnitude));
   auto* gain = reinterpret_cast<float*>(to);
   for (size_t o = 0; o < norms.size(); ++o) {
     gain[o] = static_cast<float>(double{magnitude[o]} / norms[o]);
     if (std::isfinite(gain[o])) continue;
     fail(Code::bad_file, "{}: tensor {}: element {} is {}, to be divided by a norm of {}",
-         f.weights.path(), info.name, o, magnitude[o], norms[o]);
+         f.from.tensors->path(), info.name, o, magnitude[o], norms[o]);
   }
 }
 
@@ -305,9 +209,9 @@ void AdapterFolder::point(Adapter& adapter, std::byte* memory) const {
     return piece < 0 ? nullptr : memory + f.offset[static_cast<size_t>(piece)];
   };
   adapter.patches_.resize(static_cast<size_t>(index.size()));
-  adapter.changes_.reserve(f.map.patches.size());
-  for (size_t i = 0; i < f.map.patches.size(); ++i) {
-    const MappedPatch& p = f.map.patches[i];
+  adapter.changes_.reserve(f.patches().size());
+  for (size_t i = 0; i < f.patches().size(); ++i) {
+    const MappedPatch& p = f.patches()[i];
     SitePatch& patch = adapter.patches_[static_cast<size_t>(index(p.site))];
     patch.a = at(p.a);
     patch.b = at(p.b);
@@ -354,7 +258,7 @@ Digest AdapterFolder::digest() const {
     hash_value(hash, ids.size());
     hash.update(std::as_bytes(ids));
   };
-  for (const MappedPatch& p : f.map.patches) {
+  for (const MappedPatch& p : f.patches()) {
     hash_value(hash, f.target.sites->index(p.site));
     hash_value(hash, p.rank);
     hash_value(hash, std::bit_cast<uint32_t>(p.scale));
@@ -363,12 +267,12 @@ Digest AdapterFolder::digest() const {
     if (p.magnitude >= 0) add_tensor(p.magnitude);
     add_ids(p.tokens);
   }
-  add_ids(f.config.invocation_tokens());
+  add_ids(f.from.config.invocation_tokens());
   const auto by_name = [](const auto* x, const auto* y) { return x->name < y->name; };
   std::sort(used.begin(), used.end(), by_name);
   used.erase(std::unique(used.begin(), used.end()), used.end());
   for (const TensorInfo* info : used) {
-    const Tensor t = f.weights.tensor(*info);
+    const Tensor t = f.from.tensors->tensor(*info);
     hash_value(hash, t.dtype);
     hash.update({t.data, static_cast<size_t>(info->end - info->begin)});
   }

@@ -1,43 +1,23 @@
 // Adapter: a LoRA adapter in memory, packed for one backend and ready to be applied.
-// AdapterFolder: a PEFT folder whose names and shapes have been checked against a model and whose
-// size is known, before its weights are kept. Loading is: open (checks, plan), then read (weights).
-// A whole weight that equals the base model's, as PEFT saves beside LoRA of an embedding, is left
-// out; a file with whole weights is therefore read once by open too. Everything in the folder is
-// applied exactly or loading fails with a sentence that names the field or tensor. Distinct objects
-// may be used by distinct threads; an Adapter is immutable.
+// AdapterFolder: a PEFT folder, or several to be merged, checked against a model, whose size is
+// known before its weights are kept. Loading is: open (checks, plan), then read (weights).
+// Everything in the folders is applied exactly or loading fails with a sentence that names the
+// field or tensor. Distinct objects may be used by distinct threads; an Adapter is immutable.
 #pragma once
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "adapters/lora_map.h"
-#include "adapters/peft_config.h"
+#include "adapters/checked_folder.h"
+#include "adapters/merge.h"
+#include "adapters/target.h"
 #include "base/memory.h"
 #include "base/sha256.h"
 #include "ops/lora.h"
-#include "ops/ops.h"
 
 namespace lorry {
-
-struct AdapterLimits {
-  int64_t max_bytes = int64_t{4} << 30;  // of adapter_model.safetensors, and of the packed form
-  int32_t max_rank = 512;
-};
-
-// y [n, in] f32 <- rows [first, first + n) of the base matrix [out, in] of a site, as the backend
-// computes with them; of the embedding rows of [V, D]; a norm is one row [D]. Safe to call from any
-// thread.
-using BaseRows = std::function<void(Tensor y, const Site& site, int64_t first)>;
-
-// A model as adapters see it. What it points to outlives every folder and registry made with it.
-struct AdapterTarget {
-  const SiteTable* sites = nullptr;
-  const Ops* ops = nullptr;  // only const calls are used
-  BaseRows base_rows = {};   // empty only where no adapter has DoRA or a whole weight
-};
 
 // What an adapter does at one site.
 struct AppliedSite {
@@ -86,17 +66,24 @@ class AdapterFolder {
   // Throws Error(not_found | bad_file | unsupported | over_capacity).
   static std::unique_ptr<AdapterFolder> open(const std::string& folder, AdapterTarget target,
                                              const AdapterLimits& limits);
+  // The adapter that merging these gives (merge.h); it was made for the first one's base model.
+  // max_bytes bounds the sum of the files, max_rank that of each merged linear. Throws as open, and
+  // Error(invalid_argument | unsupported) for what cannot be merged.
+  static std::unique_ptr<AdapterFolder> open_merged(std::span<const MergePart> parts,
+                                                    const MergeSpec& spec, AdapterTarget target,
+                                                    const AdapterLimits& limits);
   ~AdapterFolder();
 
   // Bytes that the Adapter will take.
   size_t packed_bytes() const { return packed_bytes_; }
-  // Throws Error(bad_file) for values that are NaN or infinite.
+  // Throws Error(bad_file) for values that are NaN or infinite. Called once.
   std::unique_ptr<Adapter> read();
 
  private:
   struct Files;
   AdapterFolder();
-  void drop_base_copies();
+  static std::unique_ptr<AdapterFolder> make(CheckedFolder from, AdapterTarget target,
+                                             const AdapterLimits& limits);
   void plan(const AdapterLimits& limits);
   void pack(std::byte* memory) const;
   void pack_gain(std::byte* to, const MappedPatch& patch) const;

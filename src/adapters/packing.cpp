@@ -1,6 +1,5 @@
 #include "adapters/packing.h"
 
-#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -10,20 +9,6 @@
 namespace lorry {
 
 namespace {
-
-// The largest finite bf16: what lies beyond would be infinite once packed.
-constexpr float kLargest = 0x1.fep127F;
-
-float element(const Tensor& t, int64_t i) {
-  switch (t.dtype) {
-    case Dtype::f32:
-      return reinterpret_cast<const float*>(t.data)[i];
-    case Dtype::f16:
-      return to_float(reinterpret_cast<const f16*>(t.data)[i]);
-    default:
-      return to_float(reinterpret_cast<const bf16*>(t.data)[i]);
-  }
-}
 
 // Copies a strided piece to a dense matrix of the same type in `scratch`.
 template <class T>
@@ -40,16 +25,6 @@ Tensor gather(const LoraPiece& p, const Tensor& source, std::vector<std::byte>& 
 }
 
 }  // namespace
-
-void check_values(const Tensor& t, const std::string& file, const std::string& name) {
-  const int64_t n = t.shape.size();
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = element(t, i);
-    if (std::abs(x) <= kLargest) continue;
-    fail(Code::bad_file, "{}: tensor {}: element {} is {}; expected finite numbers (bf16 range)",
-         file, name, i, x);
-  }
-}
 
 Tensor dense_piece(const LoraPiece& p, const Tensor& source, std::vector<std::byte>& scratch) {
   if (p.col_stride == 1) {

@@ -16,10 +16,6 @@ inline size_t pack_aligned(size_t bytes) {
   return (bytes + kPackAlign - 1) / kPackAlign * kPackAlign;
 }
 
-// Throws Error(bad_file) naming the first element of t that is not finite, or infinite once it is
-// rounded to bf16.
-void check_values(const Tensor& t, const std::string& file, const std::string& name);
-
 // Piece p of its tensor as a matrix with dense rows, of the tensor's type: a view, or a copy in
 // `scratch`.
 Tensor dense_piece(const LoraPiece& p, const Tensor& source, std::vector<std::byte>& scratch);

@@ -333,6 +333,12 @@ int32_t PeftConfig::rank_of(const std::string& module) const {
   return first_match(ranks_, module, r_);
 }
 
+int32_t PeftConfig::largest_rank() const {
+  int32_t largest = r_;
+  for (const Pattern<int32_t>& p : ranks_) largest = std::max(largest, p.value);
+  return largest;
+}
+
 float PeftConfig::scale_of(const std::string& module, int32_t rank) const {
   const double alpha = first_match(alphas_, module, alpha_);
   return static_cast<float>(alpha / (use_rslora_ ? std::sqrt(rank) : rank));

@@ -37,6 +37,9 @@ class PeftConfig {
   int32_t rank_of(const std::string& module) const;
   // alpha / rank, with use_rslora alpha / sqrt(rank); alpha by alpha_pattern like rank_of.
   float scale_of(const std::string& module, int32_t rank) const;
+  // The largest of r and the values of rank_pattern.
+  int32_t largest_rank() const;
+  bool use_rslora() const { return use_rslora_; }
   // Whether target_parameters lists "<module>.<parameter>", or a dotted suffix of it.
   bool targets(const std::string& module, const std::string& parameter) const;
   // Activated LoRA: the adapter is used from the last place where these tokens stand in the prompt;

@@ -13,6 +13,11 @@ namespace {
 constexpr auto kSpin = std::chrono::microseconds(200);
 constexpr int kPausesPerClockRead = 64;
 
+// Of gate_: the number of the job above, then whether it is open, then how many have entered.
+constexpr int kNumberShift = 17;
+constexpr uint64_t kOpen = uint64_t{1} << 16;
+constexpr uint64_t kEntered = kOpen - 1;
+
 template <class Condition>
 bool spin_until(Condition&& condition) {
   const auto deadline = std::chrono::steady_clock::now() + kSpin;
@@ -31,7 +36,7 @@ bool spin_until(Condition&& condition) {
 }  // namespace
 
 ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads) {
-  LORRY_CHECK(n_threads >= 1, "{}", n_threads);
+  LORRY_CHECK(n_threads >= 1 && n_threads <= 65535, "{}", n_threads);
   for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this, i] { work(i); });
 }
 
@@ -39,7 +44,7 @@ ThreadPool::~ThreadPool() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
-    epoch_.fetch_add(1);
+    gate_.store(++number_ << kNumberShift);
   }
   wake_.notify_all();
   for (std::thread& t : threads_) t.join();
@@ -53,13 +58,15 @@ void ThreadPool::run_erased(Job job, void* argument) {
   job_ = job;
   argument_ = argument;
   done_.store(0, std::memory_order_relaxed);
-  epoch_.fetch_add(1);  // sequentially consistent, as the read of sleepers_ below must follow it
+  // Sequentially consistent, as the read of sleepers_ below must follow it.
+  gate_.store((++number_ << kNumberShift) | kOpen);
   if (sleepers_.load() != 0) {
     std::lock_guard lock(mutex_);
     wake_.notify_all();
   }
   job(argument, 0);
-  const auto all_done = [&] { return done_.load(std::memory_order_acquire) == n_threads_ - 1; };
+  const uint64_t entered = gate_.exchange(number_ << kNumberShift) & kEntered;
+  const auto all_done = [&] { return done_.load(std::memory_order_acquire) == entered; };
   while (!spin_until(all_done)) {
   }
 }
@@ -67,17 +74,22 @@ void ThreadPool::run_erased(Job job, void* argument) {
 void ThreadPool::work(int thread) {
   uint64_t seen = 0;
   while (true) {
-    const auto changed = [&] { return epoch_.load() != seen; };
+    const auto changed = [&] { return gate_.load() >> kNumberShift != seen; };
     if (!spin_until(changed)) {
       std::unique_lock lock(mutex_);
       sleepers_.fetch_add(1);
       wake_.wait(lock, changed);
       sleepers_.fetch_sub(1);
     }
-    seen = epoch_.load();
+    uint64_t gate = gate_.load();
     if (stopping_) return;
-    job_(argument_, thread);
-    done_.fetch_add(1, std::memory_order_release);
+    seen = gate >> kNumberShift;
+    while ((gate & kOpen) != 0 && gate >> kNumberShift == seen) {
+      if (!gate_.compare_exchange_weak(gate, gate + 1)) continue;
+      job_(argument_, thread);
+      done_.fetch_add(1, std::memory_order_release);
+      break;
+    }
   }
 }
 

@@ -1,6 +1,7 @@
-// ThreadPool: the compute threads of a backend. run() gives every thread one call; for_each()
-// spreads tasks by an atomic counter. Workers spin briefly after a job (a step has hundreds,
-// microseconds apart) and then sleep, so an idle server uses no CPU.
+// ThreadPool: the compute threads of a backend. run() lets every thread take part in a job;
+// for_each() spreads tasks by an atomic counter. Workers spin briefly after a job (a step has
+// hundreds, microseconds apart) and then sleep, so an idle server uses no CPU. A job waits only for
+// the workers that have begun it: one that the system gives no core to holds nobody up.
 // One thread (the owner's) calls run(); it works as thread 0.
 #pragma once
 #include <atomic>
@@ -27,7 +28,9 @@ class ThreadPool {
   // Workers that sleep now. Any thread may ask.
   int sleeping() const { return sleepers_.load(); }
 
-  // Calls f(thread) once on every thread; returns when all have. f must not throw.
+  // Calls f(0) on the caller and f(thread) on each worker that comes before f(0) has returned, once
+  // at most; returns when all calls have. So f must take its work from a common counter, and end
+  // when there is none left. f must not throw.
   template <class F>
   void run(F&& f) {
     using Plain = std::remove_reference_t<F>;
@@ -61,12 +64,14 @@ class ThreadPool {
 
   const int n_threads_;
   std::atomic<int64_t> next_{0};
-  // A new epoch publishes job_ and argument_; done_ counts the workers that finished it.
-  alignas(64) std::atomic<uint64_t> epoch_{0};
-  alignas(64) std::atomic<int> done_{0};
+  // What workers look at: the number of the job, whether it can still be entered, and how many
+  // workers have entered it. A new number publishes job_ and argument_.
+  alignas(64) std::atomic<uint64_t> gate_{0};
+  alignas(64) std::atomic<uint64_t> done_{0};  // workers that have finished the job
+  uint64_t number_ = 0;                        // of the job; the caller's
   Job job_ = nullptr;
   void* argument_ = nullptr;
-  bool stopping_ = false;
+  std::atomic<bool> stopping_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<int> sleepers_{0};

@@ -20,6 +20,7 @@
 #include "cli/model_flags.h"
 #include "cli/values.h"
 #include "engine/engine.h"
+#include "serve/adapter_choice.h"
 #include "weights/safetensors.h"
 
 namespace lorry {
@@ -38,8 +39,23 @@ struct Flags {
 
 struct Prompt {
   std::vector<int32_t> tokens;
-  std::string adapter;
+  AdapterRef adapter;
 };
+
+AdapterRef read_adapter(const json::value& v, const std::string& where) {
+  try {
+    if (v.is_object()) return read_merge(v, "adapter");
+    if (v.is_array()) return read_weighted(v, "adapter");
+  } catch (const Error& e) {
+    fail(Code::bad_file, "{}: {}", where, e.what());
+  }
+  if (v.is_string()) return AdapterRef(std::string(v.get_string()));
+  if (v.is_null()) return {};
+  fail(Code::bad_file,
+       "{}: adapter: expected a name, null, {{\"ids\": [...], \"weights\": [...], "
+       "\"merge_strategy\": ...}} or [{{\"id\": ..., \"weight\": ...}}]",
+       where);
+}
 
 Prompt read_prompt(const json::value& value, const std::string& where) {
   const json::object* o = value.if_object();
@@ -54,11 +70,11 @@ Prompt read_prompt(const json::value& value, const std::string& where) {
         prompt.tokens.push_back(token.to_number<int32_t>(error));
         if (error) fail(Code::bad_file, "{}: tokens holds what is no token id", where);
       }
-    } else if (key == "adapter" && v.is_string()) {
-      prompt.adapter = v.get_string();
-    } else if (!(key == "adapter" && v.is_null())) {
-      fail(Code::bad_file, "{}: {}: expected tokens (a list of ids), adapter (a name or null)",
-           where, quote(std::string_view(key)));
+    } else if (key == "adapter") {
+      prompt.adapter = read_adapter(v, where);
+    } else {
+      fail(Code::bad_file, "{}: {}: expected tokens (a list of ids) and adapter", where,
+           quote(std::string_view(key)));
     }
   }
   if (!has_tokens || prompt.tokens.empty()) fail(Code::bad_file, "{}: has no tokens", where);
@@ -179,12 +195,12 @@ class LogitsRun {
 
  private:
   [[noreturn]] void refuse(size_t i, const Error& e) const {
-    const std::string& adapter = prompts_[i].adapter;
+    const std::string adapter = prompts_[i].adapter.label();
     fail(e.code(), "prompt {}{}: {}", i, adapter.empty() ? "" : " with adapter " + quote(adapter),
          e.what());
   }
 
-  static Request probe(const std::string& adapter, std::shared_ptr<RequestSink> sink) {
+  static Request probe(const AdapterRef& adapter, std::shared_ptr<RequestSink> sink) {
     Request r;
     r.prompt = {0};
     r.adapter = adapter;
@@ -195,8 +211,8 @@ class LogitsRun {
   void load_adapters() {
     std::set<std::string> done;
     for (size_t i = 0; i < prompts_.size(); ++i) {
-      const std::string& adapter = prompts_[i].adapter;
-      if (adapter.empty() || !done.insert(adapter).second) continue;
+      const AdapterRef& adapter = prompts_[i].adapter;
+      if (adapter.empty() || !done.insert(adapter.key()).second) continue;
       const auto sink = std::make_shared<Ending>();
       engine_.submit(probe(adapter, sink));
       const FinishEvent event = sink->wait();
@@ -251,7 +267,7 @@ Command add_logits(CLI::App& lorry) {
   CLI::App& app = *lorry.add_subcommand("logits", "Write the logits of given tokens to a file");
   add_model_flags(app, flags->model, true);
   app.add_option("--prompts", flags->prompts,
-                 "JSON: [{\"tokens\": [1, 2, ...], \"adapter\": NAME or null}, ...]")
+                 "JSON: [{\"tokens\": [1, 2, ...], \"adapter\": NAME, null or a merge}, ...]")
       ->required();
   app.add_option("--adapter", flags->adapters, "NAME=FOLDER (may be given again)")
       ->allow_extra_args(false);
@@ -263,6 +279,9 @@ Command add_logits(CLI::App& lorry) {
       "Example\n"
       "  lorry logits /models/mixtral --adapter sql=/adapters/sql --dtype float32 \\\n"
       "    --prompts prompts.json --out logits.safetensors\n"
+      "A merge is {\"ids\": [\"a\", \"b\"], \"weights\": [0.7, 0.3], \"merge_strategy\": "
+      "\"ties\",\n"
+      "\"density\": 0.5}, or [{\"id\": \"a\", \"weight\": 0.7}, ...] for the weighted sum.\n"
       "All prompts run as one mixed batch. The values do not depend on that, nor on "
       "--prefill-chunk,\n"
       "--threads or --isa: not by a bit.");

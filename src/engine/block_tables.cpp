@@ -1,6 +1,7 @@
 #include "engine/block_tables.h"
 
 #include <algorithm>
+#include <span>
 
 #include "base/error.h"
 
@@ -13,10 +14,21 @@ int32_t size_of_table(const Sequence& seq) { return static_cast<int32_t>(seq.blo
 // Positions that are computed and will not be taken back.
 int32_t n_settled(const Sequence& seq) { return std::min(seq.n_computed, seq.n_certain()); }
 
+// The chain of hashes goes on with the adapter. Where it begins is part of the content: another
+// sequence may have the same tokens there and begin within the block at another one.
+Digest with_adapter(const Digest& parent, const Sequence& seq) {
+  Sha256 hash;
+  hash.update(std::as_bytes(std::span(parent)));
+  hash.update(std::as_bytes(std::span(seq.adapter_salt)));
+  hash.update(std::as_bytes(std::span(&seq.adapter_from, 1)));
+  return hash.finish();
+}
+
 // Requires: block `index` is full of certain tokens, and the blocks before it are hashed.
 BlockContent content_of(const Sequence& seq, int32_t index) {
   BlockContent content;
   content.parent = index == 0 ? seq.cache_salt : seq.hashes[static_cast<size_t>(index) - 1];
+  if (index == seq.adapter_from / kBlockTokens) content.parent = with_adapter(content.parent, seq);
   std::copy_n(seq.tokens.begin() + index * kBlockTokens, kBlockTokens, content.tokens.begin());
   return content;
 }

@@ -1,6 +1,7 @@
 #include "engine/core.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/sha256.h"
@@ -36,13 +37,22 @@ AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPl
   return r;
 }
 
-// Requests share cached keys and values only when weights, tenant and salt are the same.
-Digest cache_salt(const Request& r, const Adapter* adapter) {
+// Requests share cached keys and values only when weights (Sequence::adapter_salt), tenant and salt
+// are the same.
+Digest cache_salt(const Request& r) {
   Sha256 hash;
-  if (adapter != nullptr) hash.update(to_hex(adapter->digest()));
   hash.update(fmt::format("/{}/", r.tenant));
   hash.update(r.cache_salt);
   return hash.finish();
+}
+
+// The first position whose rows use the adapter: where its invocation tokens begin, at the last
+// place where they stand in the prompt (PEFT's calculate_alora_offsets).
+int32_t adapter_from(const Adapter& adapter, std::span<const int32_t> prompt) {
+  const std::span<const int32_t> invocation = adapter.invocation_tokens();
+  if (invocation.empty()) return 0;
+  const auto at = std::find_end(prompt.begin(), prompt.end(), invocation.begin(), invocation.end());
+  return at == prompt.end() ? kNoAdapter : static_cast<int32_t>(at - prompt.begin());
 }
 
 // The stop text that begins first in `text` (of several at one place: the first named), or null.
@@ -110,8 +120,13 @@ void EngineCore::add(RequestId id, Request request, Clock::time_point submitted)
 
 void EngineCore::schedule(Active& a) {
   const Adapter* adapter = a.has_adapter ? registry_.status(a.handle).adapter : nullptr;
-  if (adapter != nullptr) a.view = adapter->view();
-  a.seq.cache_salt = cache_salt(a.request, adapter);
+  if (adapter != nullptr) {
+    a.view = adapter->view();
+    a.seq.adapter_salt = adapter->digest();
+    a.seq.adapter_from = adapter_from(*adapter, a.request.prompt);
+    std::memcpy(&a.seq.adapter, a.seq.adapter_salt.data(), sizeof(a.seq.adapter));
+  }
+  a.seq.cache_salt = cache_salt(a.request);
   a.scheduled = true;
   scheduler_.add(a.seq);
 }

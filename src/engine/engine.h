@@ -35,6 +35,7 @@ struct EngineOptions {
   int32_t max_requests = 1024;  // submitted and not finished
   int32_t max_lora_rank = 64;
   int64_t adapter_memory = 0;  // bytes; 0: a tenth of what is free after the weights
+  std::string folded_adapter;  // folder of one that becomes part of the weights; empty: none
   std::string adapter_root;    // local adapters may be named by a path below it
   std::vector<std::pair<std::string, std::string>> adapters;  // name, folder
 };

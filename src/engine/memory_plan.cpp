@@ -17,7 +17,9 @@ constexpr double kReserve = 0.05;
 }  // namespace
 
 ForwardLimits forward_limits(const EngineOptions& o) {
-  return {o.max_batch_tokens, o.max_sequences, o.max_logit_rows, o.max_lora_rank};
+  // A chunk in which an activated LoRA begins is two sequences of the pass (engine/batch.h).
+  const int32_t sequences = std::min(o.max_batch_tokens, 2 * o.max_sequences);
+  return {o.max_batch_tokens, sequences, o.max_logit_rows, o.max_lora_rank};
 }
 
 int64_t longest_sequence(const EngineOptions& options, const Spec& spec) {

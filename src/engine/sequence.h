@@ -1,5 +1,6 @@
 // Sequence: the tokens of one running request and where their keys and values are.
-// The engine owns it and must keep it at one address from Scheduler::add to Scheduler::remove.
+// The engine owns it and must keep it at one address from Scheduler::add to Scheduler::remove or
+// park.
 // Engine thread only.
 //
 // Tokens are certain (prompt, or sampled) or, at the very end, drafts: `n_draft` guesses that the
@@ -17,14 +18,23 @@ enum class SequenceState : uint8_t {
   waiting,    // not yet admitted
   running,    // holds blocks
   preempted,  // was running; gave its blocks back and waits to be computed again
+  parked,     // taken out of the scheduler until it is added again
   finished,   // removed
 };
+
+constexpr int32_t kNoAdapter = INT32_MAX;  // beyond every position
 
 struct Sequence {
   // ---- set by the engine before Scheduler::add ----
   uint64_t id = 0;
   uint64_t tenant = 0;
-  Digest cache_salt{};          // digest over the adapter's digest and the tenant's salt
+  uint64_t adapter = 0;  // rows are shared fairly among a tenant's adapters; 0: the base model
+  // Sequences share the blocks of equal tokens under equal salts: cache_salt enters the hash of the
+  // first block, adapter_salt (the adapter's digest) that of the first one that reaches beyond
+  // adapter_from. So what comes before is shared with sequences of the base model.
+  Digest cache_salt{}, adapter_salt{};
+  // The first position whose rows use the adapter: 0 for all of them, later for an activated LoRA.
+  int32_t adapter_from = kNoAdapter;
   std::vector<int32_t> tokens;  // prompt, then generated, then drafts
   int32_t n_prompt = 0;
   int32_t max_tokens = 0;  // prompt and generated together
@@ -47,9 +57,9 @@ struct Sequence {
   int32_t n_registered = 0;    // leading blocks offered to the prefix cache
   int32_t n_slid = 0;          // leading blocks that slid out of the window
   std::vector<Digest> hashes;  // of leading blocks of certain tokens, as far as needed
-  uint64_t arrival = 0;        // order of add(), from 1
-  uint64_t admitted = 0;       // order of first admission, from 1: kept through preemption
-  int32_t chunk = -1;          // its chunk in the current plan
+  uint64_t arrival = 0;        // order of add(), from 1; 0: not in the scheduler
+  uint64_t admitted = 0;  // order of first admission since add(), from 1: kept through preemption
+  int32_t chunk = -1;     // its chunk in the current plan
 
   int32_t n_certain() const { return static_cast<int32_t>(tokens.size()) - n_draft; }
 };

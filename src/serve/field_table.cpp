@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "serve/adapter_choice.h"
 #include "serve/errors.h"
 #include "serve/fields.h"
 
@@ -92,24 +93,18 @@ void read_logit_bias(const json::value& value, const FieldRule& rule, const Limi
   }
 }
 
+void set_merge(AdapterRef merge, const FieldRule& rule, Fields& out) {
+  if (out.merge) refuse(rule, "says a second time which adapters are merged; give one of them");
+  out.merge = std::move(merge);
+}
+
 void read_merged_adapters(const json::value& value, const FieldRule& rule, const Limits&,
                           Fields& out) {
-  if (!value.is_object()) refuse(rule, fmt::format("must be an object, found {}", kind_of(value)));
-  const json::object& object = value.as_object();
-  const json::value* ids = object.if_contains("ids");
-  if (ids == nullptr || !ids->is_array() || ids->as_array().empty()) {
-    throw RequestError(Problem::bad_value,
-                       "at least one adapter ID must be provided when setting `adapters`",
-                       std::string(rule.name));
-  }
-  const json::value* weights = object.if_contains("weights");
-  const bool given = weights != nullptr && weights->is_array() && !weights->as_array().empty();
-  if (given && weights->as_array().size() != ids->as_array().size()) {
-    throw RequestError(Problem::bad_value,
-                       "number of adapter IDs must match number of adapter weights",
-                       std::string(rule.name));
-  }
-  out.merged_adapters = true;
+  set_merge(read_merge(value, rule.name), rule, out);
+}
+
+void read_adapters(const json::value& value, const FieldRule& rule, const Limits&, Fields& out) {
+  set_merge(read_weighted(value, rule.name), rule, out);
 }
 
 void read_response_format(const json::value& value, const FieldRule& rule, const Limits&, Fields&) {
@@ -193,7 +188,8 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"adapter_source", kAll, &Fields::adapter_source},
     {"api_token", kAll, &Fields::api_token},
     {"merged_adapters", kAll, read_merged_adapters},
-    {"adapter_parameters", kLorax, read_merged_adapters},
+    {"adapter_parameters", kAll, read_merged_adapters},
+    {"adapters", kAll, read_adapters},
     {"cache_salt", kV1, &Fields::cache_salt},
     {"user", kV1, &Fields::user},
     {"messages", kChat, ReadElsewhere{}},

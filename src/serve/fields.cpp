@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "adapters/names.h"
 #include "base/error.h"
 #include "serve/errors.h"
 
@@ -129,37 +128,6 @@ void check_best_of(const Fields& fields, Api api, const Limits& limits) {
   }
 }
 
-void check_name(const std::string& name) {
-  try {
-    check_adapter_name(name);
-  } catch (const Error& e) {
-    refuse("adapter_id", e.what());
-  }
-}
-
-void check_adapter(const Fields& fields, Api api) {
-  if (fields.merged_adapters) {
-    const bool both = api == Api::lorax && fields.adapter_id && !fields.adapter_id->empty();
-    refuse("merged_adapters", both ? "at most one of `adapter_id` or `adapters` may be provided"
-                                   : "`merged_adapters` is not supported");
-  }
-  if (fields.adapter_id && !fields.adapter_id->empty()) {
-    check_name(*fields.adapter_id);
-  }
-  if (!fields.adapter_source || *fields.adapter_source == "local") return;
-  const std::string& source = *fields.adapter_source;
-  if (source != "hub" && source != "s3" && source != "pbase") {
-    refuse("adapter_source", fmt::format("`adapter_source` must be one of local, hub, s3, pbase. "
-                                         "Given: {}",
-                                         quote(source, 40)));
-  }
-  throw RequestError(Problem::bad_adapter,
-                     fmt::format("the adapter source {} is not available: this server has local "
-                                 "adapters only",
-                                 source),
-                     "adapter_source");
-}
-
 }  // namespace
 
 std::string_view kind_of(const json::value& value) {
@@ -201,7 +169,6 @@ Fields read_fields(const json::object& object, Api api, const Limits& limits,
 
 void check_fields(const Fields& fields, Api api, const Limits& limits) {
   check_best_of(fields, api, limits);
-  check_adapter(fields, api);
   if (api == Api::lorax) {
     if (fields.truncate && (*fields.truncate < 1 || *fields.truncate > limits.max_input_length)) {
       refuse("truncate",

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "adapters/adapter_ref.h"
 #include "base/json.h"
 #include "engine/sampling.h"
 
@@ -19,7 +20,7 @@ enum class Api : unsigned { lorax = 1, chat = 2, completions = 4 };
 // What a client gave; empty or false where it gave nothing.
 struct Fields {
   std::optional<std::string> model, adapter_id, adapter_source, api_token, user, cache_salt;
-  bool merged_adapters = false;
+  std::optional<AdapterRef> merge;  // merged_adapters or adapters; without source and token
   std::optional<double> temperature, top_p, min_p, typical_p;
   std::optional<double> repetition_penalty, frequency_penalty, presence_penalty;
   std::optional<int64_t> top_k, best_of, n, max_new_tokens, truncate;
@@ -44,6 +45,15 @@ struct Limits {
   int64_t max_n = 128;            // answers of one request, all its prompts together
   int64_t max_logit_bias = 1024;
   int32_t vocab = 0;
+};
+
+// What the server says about adapters that a request leaves open.
+struct AdapterPolicy {
+  std::string default_adapter;  // of requests that name none; empty: the base model
+  AdapterSource default_source = AdapterSource::local;
+  std::vector<AdapterSource> sources = {AdapterSource::local};  // that requests may name
+  // Names that requests may ask for, as "org/*" or "org/name@5f3e..."; empty: all.
+  std::vector<std::string> allowed = {};
 };
 
 struct FieldRule;

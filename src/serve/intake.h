@@ -17,8 +17,15 @@ struct Intake {
   const Tokenizer& tokenizer;
   const ChatTemplate* chat = nullptr;  // null: the model has none
   Limits limits = {};
+  AdapterPolicy adapters = {};
   std::string served_name = {};  // of the base model
   std::string model_name = {};   // its other name
+};
+
+// What a request brings to the making of its Job; views into it.
+struct Asked {
+  std::string_view body;
+  std::string_view bearer;  // token of its Authorization header; may be empty
 };
 
 // Parses a body that must be a JSON object. Throws Error(bad_file) or RequestError.

@@ -1,6 +1,7 @@
 #include "serve/lorax_api.h"
 
 #include "base/error.h"
+#include "serve/adapter_choice.h"
 #include "serve/errors.h"
 #include "serve/json_writer.h"
 
@@ -67,9 +68,9 @@ Prompt prompt_of(const std::string& inputs, const Fields& fields, const Intake& 
 
 }  // namespace
 
-Job lorax_job(std::string_view body, LoraxForm form, const Intake& intake,
+Job lorax_job(const Asked& asked, LoraxForm form, const Intake& intake,
               std::vector<std::string>* unknown) {
-  const json::object object = parse_body(body);
+  const json::object object = parse_body(asked.body);
   for (const auto& member : object) {
     const std::string_view key(member.key().data(), member.key().size());
     if (key != "inputs" && key != "parameters" && key != "stream") unknown->emplace_back(key);
@@ -91,7 +92,8 @@ Job lorax_job(std::string_view body, LoraxForm form, const Intake& intake,
   job.model = intake.served_name;
   settle_length(job, 0, intake.limits);
   settle_request(job, intake.limits);
-  job.request.adapter = job.fields.adapter_id.value_or("");
+  job.request.adapter = adapter_of(job.fields, Api::lorax, job.fields.adapter_id.value_or(""),
+                                   asked.bearer, intake.adapters);
   job.request.prompt_logprobs = job.fields.decoder_input_details;
   return job;
 }

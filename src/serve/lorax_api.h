@@ -2,7 +2,6 @@
 #pragma once
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "serve/generation.h"
@@ -13,7 +12,7 @@ namespace lorry {
 enum class LoraxForm { generate, generate_stream, compat };
 
 // Throws Error or RequestError. Names of fields that are not known are appended to *unknown.
-Job lorax_job(std::string_view body, LoraxForm form, const Intake& intake,
+Job lorax_job(const Asked& asked, LoraxForm form, const Intake& intake,
               std::vector<std::string>* unknown);
 
 std::unique_ptr<Presenter> lorax_presenter(const Tokenizer& tokenizer);

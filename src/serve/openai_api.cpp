@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <array>
 
-#include "adapters/names.h"
 #include "base/error.h"
+#include "serve/adapter_choice.h"
 #include "serve/errors.h"
 #include "serve/json_writer.h"
 
@@ -167,25 +167,20 @@ std::vector<Prompt> completion_prompts(const json::object& body, const Intake& i
 
 }  // namespace
 
-std::string adapter_of_model(const std::string& model, const Intake& intake) {
-  if (model.empty() || model == intake.served_name || model == intake.model_name) return {};
-  try {
-    check_adapter_name(model);
-  } catch (const Error& e) {
-    throw RequestError(Problem::bad_value, e.what(), "model");
-  }
-  return model;
+std::string adapter_name_of(const std::string& model, const Intake& intake) {
+  return model == intake.served_name || model == intake.model_name ? std::string() : model;
 }
 
-Job openai_job(std::string_view body, Api api, const Intake& intake,
+Job openai_job(const Asked& asked, Api api, const Intake& intake,
                std::vector<std::string>* unknown) {
-  const json::object object = parse_body(body);
+  const json::object object = parse_body(asked.body);
   Job job;
   job.api = api;
   job.fields = read_fields(object, api, intake.limits, unknown);
   check_fields(job.fields, api, intake.limits);
   const std::string model = job.fields.model.value_or("");
-  job.request.adapter = adapter_of_model(model, intake);
+  job.request.adapter =
+      adapter_of(job.fields, api, adapter_name_of(model, intake), asked.bearer, intake.adapters);
   job.model = model.empty() ? intake.served_name : model;
   if (api == Api::chat) {
     job.prompts.push_back(chat_prompt(object, intake));

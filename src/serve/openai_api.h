@@ -2,7 +2,6 @@
 #pragma once
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "serve/generation.h"
@@ -12,12 +11,12 @@ namespace lorry {
 
 // `api`: chat or completions. Throws Error or RequestError. Names of fields that are not known are
 // appended to *unknown.
-Job openai_job(std::string_view body, Api api, const Intake& intake,
+Job openai_job(const Asked& asked, Api api, const Intake& intake,
                std::vector<std::string>* unknown);
 
 std::unique_ptr<Presenter> openai_presenter(const Tokenizer& tokenizer, Api api);
 
-// The adapter that `model` names; empty for the base model. Throws RequestError.
-std::string adapter_of_model(const std::string& model, const Intake& intake);
+// The adapter that `model` names, unchecked; empty for the base model.
+std::string adapter_name_of(const std::string& model, const Intake& intake);
 
 }  // namespace lorry

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "serve/fields.h"
 #include "serve/http.h"
 
 namespace lorry {
@@ -16,8 +17,9 @@ struct ServerOptions {
   int64_t max_best_of = 2;
   int64_t max_stop_sequences = 4;
   int64_t max_concurrent_requests = 1024;
-  int validation_workers = 2;              // threads that parse and tokenise
-  double unhealthy_after_seconds = 60;     // of silence of the engine while it has work
+  int validation_workers = 2;           // threads that parse and tokenise
+  double unhealthy_after_seconds = 60;  // of silence of the engine while it has work
+  AdapterPolicy adapters;
   std::vector<std::string> allowed_hosts;  // beside loopback's, when bound to loopback
 };
 

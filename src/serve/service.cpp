@@ -26,6 +26,18 @@ std::string request_id(const HttpRequest& request) {
                                                                    : random_id();
 }
 
+Asked asked_by(const HttpRequest& request) {
+  constexpr std::string_view kBearer = "bearer ";
+  Asked asked{request.body, {}};
+  const std::string_view given = request.header("authorization");
+  const auto same = [](char a, char b) { return a == (b >= 'A' && b <= 'Z' ? b + 32 : b); };
+  if (given.size() > kBearer.size() &&
+      std::equal(kBearer.begin(), kBearer.end(), given.begin(), same)) {
+    asked.bearer = given.substr(kBearer.size());
+  }
+  return asked;
+}
+
 bool is_json(std::string_view content_type) {
   std::string type(content_type.substr(0, content_type.find(';')));
   while (!type.empty() && type.back() == ' ') type.pop_back();
@@ -72,6 +84,7 @@ Service::Service(ServerOptions options, Backend& backend, Log& log)
           .tokenizer = backend.tokenizer(),
           .chat = chat_ ? &*chat_ : nullptr,
           .limits = limits_of(options_, backend.info()),
+          .adapters = options_.adapters,
           .served_name = options_.served_name.empty() ? backend.info().name : options_.served_name,
           .model_name = backend.info().name},
       metrics_(intake_.served_name, options_.max_concurrent_requests),
@@ -246,14 +259,14 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
 
 void Service::lorax(const CallPtr& call, LoraxForm form) {
   const auto make = [this, form](const Call& from, std::vector<std::string>* unknown) {
-    return lorax_job(from.request.body, form, intake_, unknown);
+    return lorax_job(asked_by(from.request), form, intake_, unknown);
   };
   start_generation(call, make, lorax_presenter(intake_.tokenizer));
 }
 
 void Service::openai(const CallPtr& call, Api api) {
   const auto make = [this, api](const Call& from, std::vector<std::string>* unknown) {
-    return openai_job(from.request.body, api, intake_, unknown);
+    return openai_job(asked_by(from.request), api, intake_, unknown);
   };
   start_generation(call, make, openai_presenter(intake_.tokenizer, api));
 }

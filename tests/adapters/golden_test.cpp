@@ -29,19 +29,6 @@ std::vector<Case> cases() {
 
 std::string folder_of(const std::string& model) { return test::golden_folder() + "/" + model; }
 
-// The rows of the checkpoint. Of sharded ones (mixtral-sliding, whose adapters hold no copies)
-// there are none.
-BaseRows rows_of(const std::string& model, const SiteTable& table) {
-  const std::string path = folder_of(model) + "/model/model.safetensors";
-  if (!file_exists(path)) return {};
-  auto file = std::make_shared<SafetensorsFile>(SafetensorsFile::open(path, Access::read));
-  return [file, &table](Tensor y, const Site& site, int64_t first) {
-    const auto info = std::find_if(table.sites.begin(), table.sites.end(),
-                                   [&](const SiteInfo& s) { return s.site == site; });
-    copy(y, rows(file->tensor(info->module + ".weight"), first, y.rows()));
-  };
-}
-
 const SiteInfo* shape_of(const SiteTable& table, const Site& site, SiteInfo& fused) {
   for (const SiteInfo& s : table.sites) {
     if (s.site == site) return &s;
@@ -110,7 +97,8 @@ TEST(GoldenAdapters, EveryTensorIsAppliedExactly) {
   int compared = 0;
   int others = 0;
   for (const Case& c : cases()) {
-    const AdapterTarget target{&c.table, &ops, rows_of(c.name, c.table)};
+    const AdapterTarget target{
+        &c.table, &ops, test::golden_rows(folder_of(c.name) + "/model/model.safetensors", c.table)};
     const json::object& deltas = all.at(c.name).get_object();
     for (const auto& entry : fs::directory_iterator(folder_of(c.name) + "/adapters")) {
       const std::string name = entry.path().filename();
@@ -152,7 +140,9 @@ TEST(GoldenAdapters, ACopyOfTheBaseWeightIsLeftOut) {
   const test::PackOps ops;
   const SiteTable table = cases()[0].table;
   const std::string folder = folder_of("mixtral-base") + "/adapters/lm-head-r8";
-  const auto same = load_adapter(folder, {&table, &ops, rows_of("mixtral-base", table)});
+  const auto same = load_adapter(
+      folder, {&table, &ops,
+               test::golden_rows(folder_of("mixtral-base") + "/model/model.safetensors", table)});
   ASSERT_EQ(same->sites().size(), 1U);
   EXPECT_FALSE(same->sites()[0].replaced);
   // Another base model: the copy is W of lm_head under this adapter.

@@ -1,6 +1,7 @@
 // What the tests of adapters share: an Ops that packs to plain f32, the tables of the golden models
 // written out by hand, and folders written on the spot.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
@@ -19,6 +20,7 @@
 #include "base/json.h"
 #include "ops/ops.h"
 #include "weights/safetensors.h"
+#include "weights/slice.h"
 
 namespace lorry::test {
 
@@ -258,5 +260,17 @@ struct Draft {
     return folder;
   }
 };
+
+// The rows of the checkpoint in one file. Of sharded ones (mixtral-sliding, whose adapters hold no
+// copies) there are none.
+inline BaseRows golden_rows(const std::string& path, const SiteTable& table) {
+  if (!file_exists(path)) return {};
+  auto file = std::make_shared<SafetensorsFile>(SafetensorsFile::open(path, Access::read));
+  return [file, &table](Tensor y, const Site& site, int64_t first) {
+    const auto info = std::find_if(table.sites.begin(), table.sites.end(),
+                                   [&](const SiteInfo& s) { return s.site == site; });
+    lorry::copy(y, rows(file->tensor(info->module + ".weight"), first, y.rows()));
+  };
+}
 
 }  // namespace lorry::test

@@ -16,10 +16,10 @@ namespace {
 
 // A folder of tests/golden a line; its golden.json may name the model of another.
 const std::vector<std::string> kCases = {
-    "mixtral-base",
-    "mixtral-sliding",
-    "mixtral-v5-target-parameters",
-    "dbrx-base",
+    "mixtral-base",       "mixtral-sliding", "mixtral-v5-target-parameters",
+    "dbrx-base",          "mixtral-dora",    "mixtral-saved",
+    "mixtral-embeddings", "mixtral-targets", "mixtral-alora",
+    "mixtral-tied",       "dbrx-saved",      "dbrx-norm2-noclip",
 };
 
 struct GoldenRun {

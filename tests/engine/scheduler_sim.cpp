@@ -32,10 +32,15 @@ void Sim::run(int64_t steps) {
   for (int64_t i = 0; i < steps && !testing::Test::HasFailure(); ++i) {
     if (chance(config_.arrivals) && live_.size() < static_cast<size_t>(config_.max_live)) arrive();
     if (chance(config_.cancels)) cancel();
+    if (chance(config_.parks)) park();
+    if (chance(config_.parks) && !parked_.empty()) {
+      bring_back(static_cast<size_t>(below(static_cast<int32_t>(parked_.size()))));
+    }
     step();
   }
-  // At least one row of the oldest sequence in each turn of all tenants.
-  const int64_t turns = config_.n_tenants * config_.limits.tenant_quantum;
+  while (!parked_.empty()) bring_back(0);
+  // At least one row of the oldest sequence in each of these.
+  const int64_t turns = turns_of_oldest();
   const int64_t bound = config_.max_live * int64_t{config_.max_tokens} * turns;
   for (int64_t i = 0; !live_.empty() && !testing::Test::HasFailure(); ++i) {
     ASSERT_LT(i, bound) << live_.size() << " sequences never end";
@@ -45,12 +50,20 @@ void Sim::run(int64_t steps) {
   EXPECT_EQ(scheduler_.n_waiting() + scheduler_.n_running(), 0);
 }
 
+// N K Q of scheduler.h: prompt rows until the oldest sequence has its turn.
+int64_t Sim::turns_of_oldest() const {
+  const int64_t Q = config_.limits.tenant_quantum, q = config_.limits.adapter_quantum;
+  const int64_t N = ((config_.n_adapters - 1) * q + Q - 1) / Q + 1;
+  return N * config_.n_tenants * Q;
+}
+
 void Sim::arrive() {
   auto live = std::make_unique<Live>();
   Sequence& seq = live->seq;
   seq.id = ++n_ids_;
   // The first tenant sends half of all requests.
   seq.tenant = static_cast<uint64_t>(chance(50) ? 0 : below(config_.n_tenants));
+  seq.adapter = static_cast<uint64_t>(below(config_.n_adapters));
   seq.cache_salt[0] = static_cast<uint8_t>(below(2));
   seq.n_prompt = 1 + below(chance(50) ? config_.max_tokens / 4 : config_.max_tokens - 1);
   const auto& beginning = beginnings_[static_cast<size_t>(below(4))];
@@ -60,6 +73,9 @@ void Sim::arrive() {
   }
   seq.max_tokens = seq.n_prompt + 1 + below(config_.max_tokens - seq.n_prompt);
   live->n_end = seq.n_prompt + 1 + below(seq.max_tokens - seq.n_prompt);
+  // Some have no adapter, some one from the start, some an activated one.
+  seq.adapter_salt[0] = static_cast<uint8_t>(seq.adapter);
+  if (seq.adapter > 0) seq.adapter_from = chance(50) ? 0 : below(seq.n_prompt);
   seq.wants_prompt_logits = chance(config_.prompt_logits);
   seq.use_prefix_cache = !chance(5);
   scheduler_.add(seq);
@@ -72,6 +88,36 @@ void Sim::cancel() {
   scheduler_.remove((*it)->seq);
   live_.erase(it);
   ++counts_.cancelled;
+}
+
+// The prefix of a parked sequence stays in the cache: it is brought back with hits, or others take
+// its blocks first.
+void Sim::park() {
+  if (live_.empty() || parked_.size() >= 4) return;
+  const auto it = live_.begin() + below(static_cast<int32_t>(live_.size()));
+  Live& live = **it;
+  Sequence& seq = live.seq;
+  if (seq.state == SequenceState::waiting) ++counts_.parked_waiting;
+  if (seq.state == SequenceState::running) ++counts_.parked_running;
+  if (seq.state == SequenceState::preempted) ++counts_.parked_preempted;
+  const std::vector<int32_t> certain(seq.tokens.begin(), seq.tokens.begin() + seq.n_certain());
+  scheduler_.park(seq);
+  EXPECT_EQ(seq.state, SequenceState::parked);
+  EXPECT_EQ(seq.tokens, certain);
+  EXPECT_TRUE(seq.blocks.empty());
+  scheduler_.check_integrity();
+  live.content.resize(std::min(live.content.size(), certain.size()));
+  live.n_drafted = 0;
+  parked_.push_back(std::move(*it));
+  live_.erase(it);
+}
+
+void Sim::bring_back(size_t index) {
+  const auto it = parked_.begin() + static_cast<std::ptrdiff_t>(index);
+  scheduler_.add((*it)->seq);
+  scheduler_.check_integrity();
+  live_.push_back(std::move(*it));
+  parked_.erase(it);
 }
 
 void Sim::draft() {
@@ -115,6 +161,7 @@ void Sim::check_plan(const StepPlan& plan) {
     rows += chunk.n;
     logits += chunk.n_logits;
   }
+  check_oldest(plan);
   EXPECT_LE(rows, limits.max_batch_tokens);
   EXPECT_LE(logits, limits.max_logit_rows);
   EXPECT_LE(planned.size(), static_cast<size_t>(limits.max_sequences));
@@ -131,6 +178,29 @@ void Sim::check_plan(const StepPlan& plan) {
       EXPECT_EQ(seq.n_computed % kBlockTokens, 0) << "a decode without a row";
     }
   }
+}
+
+// It has a row in each step that has rows left, and at its turn.
+void Sim::check_oldest(const StepPlan& plan) {
+  const Live* oldest = nullptr;
+  for (const auto& live : live_) {
+    if (live->seq.admitted == 0) continue;
+    if (oldest == nullptr || live->seq.admitted < oldest->seq.admitted) oldest = live.get();
+  }
+  if (oldest == nullptr) return;
+  int32_t n_prompt_rows = 0, n_rows = 0;
+  bool has_row = false;
+  for (const Chunk& chunk : plan.chunks) {
+    const Sequence& seq = *chunk.seq;
+    n_rows += chunk.n;
+    if (chunk.first < seq.n_prompt || seq.n_certain() - chunk.first > 1) n_prompt_rows += chunk.n;
+    if (chunk.seq == &oldest->seq) has_row = true;
+  }
+  EXPECT_TRUE(has_row || n_rows == config_.limits.max_batch_tokens) << "the oldest has no row";
+  if (oldest->seq.id != oldest_ || has_row) oldest_waits_ = 0;
+  oldest_ = oldest->seq.id;
+  if (!has_row) oldest_waits_ += n_prompt_rows;
+  EXPECT_LT(oldest_waits_, turns_of_oldest());
 }
 
 void Sim::check_chunk(const Chunk& chunk) {
@@ -169,7 +239,9 @@ void Sim::remember_content(Live& live) {
   const Sequence& seq = live.seq;
   for (size_t i = live.content.size(); i < seq.tokens.size(); ++i) {
     const uint64_t before = i == 0 ? mix(1, seq.cache_salt[0]) : live.content[i - 1];
-    live.content.push_back(mix(mix(before, i), static_cast<uint64_t>(seq.tokens[i])));
+    const bool adapted = i >= static_cast<size_t>(seq.adapter_from);
+    live.content.push_back(mix(mix(before, i), static_cast<uint64_t>(seq.tokens[i])) +
+                           (adapted ? seq.adapter : 0));
   }
 }
 

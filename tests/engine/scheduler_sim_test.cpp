@@ -36,6 +36,15 @@ std::vector<Case> cases() {
         .max_live = 40,
         .arrivals = 80},
        {.preempts = true, .hits = true, .evicts = true}},
+      {{.name = "many_adapters",
+        .limits = {16, 10, 12, 0, 0, true, 9, 4},
+        .n_blocks = 24,
+        .n_tenants = 3,
+        .n_adapters = 12,
+        .max_live = 40,
+        .arrivals = 80,
+        .prompt_logits = 40},
+       {.preempts = true, .hits = true, .evicts = true}},
       {{.name = "window", .limits = {32, 8, 16, 0, 20}, .n_blocks = 12, .arrivals = 60},
        {.preempts = true, .hits = true, .evicts = true, .slides = true}},
       {{.name = "window_of_one_and_drafts",
@@ -72,6 +81,9 @@ TEST_P(SchedulerSim, EveryRowReadsTheKvOfItsOwnPrefix) {
   EXPECT_EQ(n.drafts_run > 1000 && n.drafts_rejected > 100 && n.drafts_dropped > 100,
             c.expect.drafts);
   EXPECT_EQ(n.slid > 1000, c.expect.slides);
+  EXPECT_GT(n.parked_waiting, 100);
+  EXPECT_GT(n.parked_running, 100);
+  EXPECT_EQ(n.parked_preempted > 5, c.expect.preempts) << n.parked_preempted;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SchedulerSim,

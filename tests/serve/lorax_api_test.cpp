@@ -1,30 +1,11 @@
 // LoRAX's routes: shapes, the parameters of the contract, refusals in LoRAX's words.
-#include "serve/server_test_base.h"
+#include "serve/lorax_test_base.h"
 
 namespace lorry {
 namespace {
 
 using testing::HasSubstr;
 using testing::Not;
-
-class Lorax : public ServerTest {
- protected:
-  Reply generate(const std::string& parameters) {
-    return post("/generate", R"({"inputs":"My name is","parameters":)" + parameters + "}");
-  }
-  // The refusal's sentence, checked to be a 422 of validation.
-  std::string refusal(const std::string& parameters, const std::string& path = "/generate") {
-    const Reply reply = post(path, R"({"inputs":"My name is","parameters":)" + parameters + "}");
-    EXPECT_EQ(reply.status, 422) << parameters << reply.body;
-    if (reply.status == 200) return "accepted";
-    const json::object error = reply.json().as_object();
-    EXPECT_EQ(error.at("error_type").as_string(), "validation");
-    const std::string text(error.at("error").as_string());
-    constexpr std::string_view kPrefix = "Input validation error: ";
-    EXPECT_TRUE(text.starts_with(kPrefix)) << text;
-    return text.substr(kPrefix.size());
-  }
-};
 
 TEST_F(Lorax, generate_answers_with_the_text) {
   const Reply reply = generate("{}");
@@ -220,46 +201,6 @@ TEST_F(Lorax, best_of_keeps_the_most_probable) {
   EXPECT_EQ(details.at("tokens").as_array()[0].as_object().at("id").as_int64(), 71);
   EXPECT_EQ(details.at("best_of_sequences").as_array().size(), 1U);
   EXPECT_NE(backend.submitted()[0].sampling.seed, backend.submitted()[1].sampling.seed);
-}
-
-TEST_F(Lorax, an_adapter_is_passed_on_and_told_in_a_header) {
-  const Reply reply = generate(R"({"adapter_id":"org/pirate","adapter_source":"local"})");
-  EXPECT_EQ(backend.last().adapter.label(), "org/pirate");
-  EXPECT_EQ(reply.headers.at("x-adapter-id"), "org/pirate");
-  EXPECT_EQ(reply.headers.at("x-adapter-source"), "local");
-}
-
-TEST_F(Lorax, a_bad_adapter_is_424) {
-  for (const Code code : {Code::not_found, Code::bad_file, Code::unsupported}) {
-    backend.set_plan([code](const Request&) { return ScriptedBackend::failing(code, "no good"); });
-    const Reply reply = generate(R"({"adapter_id":"x"})");
-    EXPECT_EQ(reply.status, 424);
-    EXPECT_EQ(reply.body, R"({"error":"Request failed during generation: no good",)"
-                          R"("error_type":"generation"})");
-    // Before the first event a stream's error has a status too.
-    EXPECT_EQ(post("/generate_stream", R"({"inputs":"a","parameters":{"adapter_id":"x"}})").status,
-              424);
-  }
-  EXPECT_EQ(generate(R"({"adapter_id":"x","adapter_source":"hub"})").status, 424);
-}
-
-TEST_F(Lorax, F6_adapter_ids_that_are_no_names_are_refused) {
-  for (const char* id :
-       {"../../x", "/etc", "~", "a\\u0000b", "%2e%2e", "a\\r\\nb", "a/b/c", "a/.."}) {
-    EXPECT_THAT(refusal(std::string(R"({"adapter_id":")") + id + "\"}"), HasSubstr("adapter"))
-        << id;
-  }
-  refusal(R"({"adapter_id":")" + std::string(10000, 'a') + "\"}");
-}
-
-TEST_F(Lorax, F14_merging_is_refused_in_words) {
-  EXPECT_EQ(refusal(R"({"merged_adapters":{"ids":[]}})"),
-            "at least one adapter ID must be provided when setting `adapters`");
-  EXPECT_EQ(refusal(R"({"merged_adapters":{"ids":["a","b"],"weights":[1]}})"),
-            "number of adapter IDs must match number of adapter weights");
-  EXPECT_EQ(refusal(R"({"adapter_id":"a","adapter_parameters":{"ids":["a"]}})"),
-            "at most one of `adapter_id` or `adapters` may be provided");
-  EXPECT_EQ(refusal(R"({"merged_adapters":{"ids":["a"]}})"), "`merged_adapters` is not supported");
 }
 
 TEST_F(Lorax, a_failure_inside_is_500_or_an_event) {

@@ -237,6 +237,15 @@ TEST_F(OpenAi, model_names_the_adapter) {
   EXPECT_EQ(backend.last().adapter.label(), "pirate");
 }
 
+TEST_F(OpenAi, merges_and_sources_are_passed_on) {
+  options.adapters.sources.push_back(AdapterSource::hub);
+  chat(R"(,"merged_adapters":{"ids":["a","b"]},"adapter_source":"hub")");
+  EXPECT_EQ(backend.last().adapter.label(), "linear(a*1,b*1)");
+  EXPECT_EQ(backend.last().adapter.parts.at(1).source, AdapterSource::hub);
+  EXPECT_EQ(backend.last().adapter.parts.at(1).api_token, "");
+  EXPECT_THAT(chat_refusal(R"(,"model":"a","adapters":[{"id":"b"}])"), HasSubstr("at most one"));
+}
+
 TEST_F(OpenAi, B20_an_unknown_model_is_404) {
   backend.set_plan(
       [](const Request&) { return ScriptedBackend::failing(Code::not_found, "no such adapter"); });

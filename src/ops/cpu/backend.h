@@ -114,16 +114,21 @@ class CpuOps final : public Ops {
   }
 
   // f(task, next) with the task that the same thread takes afterwards, or -1: each thread takes
-  // its tasks one ahead, so that it can prefetch.
+  // its tasks one ahead, so that it can prefetch. The first ones are set aside for as many threads;
+  // those of threads that do not come are left to the others.
   template <class F>
   void parallel_ahead(int64_t n, F&& f) {
-    std::atomic<int64_t> counter{pool_.size()};
-    const auto work = [&](int thread) {
+    const int64_t set_aside = std::min<int64_t>(n, pool_.size());
+    std::atomic<int64_t> first{0};
+    std::atomic<int64_t> ahead{set_aside};
+    const auto work = [&](int) {
       const FlushDenormals flush;
-      for (int64_t task = thread; task < n;) {
-        const int64_t next = counter.fetch_add(1, std::memory_order_relaxed);
-        f(task, next < n ? next : -1);
-        task = next;
+      for (int64_t task; (task = first.fetch_add(1, std::memory_order_relaxed)) < set_aside;) {
+        while (task >= 0) {
+          const int64_t next = ahead.fetch_add(1, std::memory_order_relaxed);
+          f(task, next < n ? next : -1);
+          task = next < n ? next : -1;
+        }
       }
     };
     if (n <= 1 && pool_.size() > 1) {

@@ -1,0 +1,76 @@
+#include "adapters/tensor_set.h"
+
+#include <cmath>
+#include <utility>
+
+#include "base/error.h"
+#include "base/float16.h"
+#include "weights/safetensors.h"
+
+namespace lorry {
+
+namespace {
+
+// The largest finite bf16: what lies beyond would be infinite once packed.
+constexpr float kLargest = 0x1.fep127F;
+
+float element(const Tensor& t, int64_t i) {
+  switch (t.dtype) {
+    case Dtype::f32:
+      return reinterpret_cast<const float*>(t.data)[i];
+    case Dtype::f16:
+      return to_float(reinterpret_cast<const f16*>(t.data)[i]);
+    default:
+      return to_float(reinterpret_cast<const bf16*>(t.data)[i]);
+  }
+}
+
+class FileTensors final : public TensorSet {
+ public:
+  FileTensors(const std::string& path, int64_t max_bytes)
+      : file_(SafetensorsFile::open(path, Access::mapped, max_bytes)), max_bytes_(max_bytes) {}
+
+  const std::string& path() const override { return file_.path(); }
+  const std::vector<TensorInfo>& tensors() const override { return file_.tensors(); }
+  Tensor tensor(const TensorInfo& info) const override { return file_.tensor(info); }
+
+  void load() override {
+    SafetensorsFile now = SafetensorsFile::open(path(), Access::read, max_bytes_);
+    if (now.header_digest() != file_.header_digest()) {
+      fail(Code::bad_file, "{}: the file changed while it was loaded; load it again", path());
+    }
+    file_ = std::move(now);
+    check_values();
+  }
+
+ private:
+  SafetensorsFile file_;  // mapped, with data that nobody looks at, until load()
+  int64_t max_bytes_;
+};
+
+}  // namespace
+
+int64_t TensorSet::bytes() const {
+  int64_t sum = 0;
+  for (const TensorInfo& t : tensors()) sum += t.end - t.begin;
+  return sum;
+}
+
+void TensorSet::check_values() const {
+  for (const TensorInfo& info : tensors()) {
+    const Tensor t = tensor(info);
+    const int64_t n = t.shape.size();
+    for (int64_t i = 0; i < n; ++i) {
+      const float x = element(t, i);
+      if (std::abs(x) <= kLargest) continue;
+      fail(Code::bad_file, "{}: tensor {}: element {} is {}; expected finite numbers (bf16 range)",
+           path(), info.name, i, x);
+    }
+  }
+}
+
+std::unique_ptr<TensorSet> open_tensors(const std::string& path, int64_t max_bytes) {
+  return std::make_unique<FileTensors>(path, max_bytes);
+}
+
+}  // namespace lorry
