@@ -27,10 +27,15 @@ bool cut(std::string_view& text, std::string_view suffix) {
   return true;
 }
 
-// Takes every `part` out of `path`; returns how many there were.
+// Takes every `part` out of `path`; returns how many there were. Linear: names have any length.
 size_t take_out(std::string& path, std::string_view part) {
+  std::string rest;
   size_t n = 0;
-  for (size_t at = 0; (at = path.find(part)) != path.npos; ++n) path.erase(at, part.size());
+  size_t from = 0;
+  for (size_t at = 0; (at = path.find(part, from)) != path.npos; from = at + part.size(), ++n) {
+    rest.append(path, from, at - from);
+  }
+  path = rest.append(path, from);
   return n;
 }
 

@@ -202,6 +202,13 @@ TEST_F(AdapterLoad, F8_many_tiny_tensors) {
   refused(Code::bad_file, {"tensor t"}, draft);
 }
 
+TEST_F(AdapterLoad, F8_names_of_any_length) {
+  std::string name = q0_;
+  for (int i = 0; i < 300000; ++i) name += ".base_layer";
+  refused(Code::bad_file, {"no linear"}, Draft{}.pair(name, 2, 8, 8));
+  refused(Code::bad_file, {"expected shape [8, 8]"}, Draft{}.add(name + ".weight", {8}));
+}
+
 TEST_F(AdapterLoad, FileThatChangesBetweenCheckAndRead) {
   Draft draft;
   draft.pair(q0_, 2, 8, 8);
