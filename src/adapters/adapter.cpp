@@ -117,17 +117,43 @@ void AdapterFolder::plan(const AdapterLimits& limits) {
     f.place.push_back(place);
   }
   if (f.from.medusa) f.medusa = take(f.from.medusa->packed_bytes());
-  packed_bytes_ = Buffer::size_for(packed_bytes_);
+}
+
+void Adapter::rebase(std::byte* to) {
+  const auto follow = [&]<class T>(const T*& p) {
+    if (p == nullptr) return;
+    p = reinterpret_cast<const T*>(to + (reinterpret_cast<const std::byte*>(p) - image_));
+  };
+  for (SitePatch& p : patches_) {
+    follow(p.a);
+    follow(p.b);
+  }
+  for (SiteChange& c : changes_) {
+    follow(c.weight);
+    follow(c.gain);
+    follow(c.tokens);
+    follow(c.token_rows);
+  }
+  follow(medusa_.data);
+  image_ = to;
 }
 
 std::unique_ptr<Adapter> AdapterFolder::read() {
+  Buffer memory(packed_bytes_);
+  std::unique_ptr<Adapter> adapter = read(memory.data());
+  adapter->own_ = std::move(memory);
+  return adapter;
+}
+
+std::unique_ptr<Adapter> AdapterFolder::read(std::byte* memory) {
   files_->from.load(files_->target);
   std::unique_ptr<Adapter> adapter(new Adapter);
-  adapter->memory_ = Buffer(packed_bytes_);
-  pack(adapter->memory_.data());
-  point(*adapter, adapter->memory_.data());
+  adapter->image_ = memory;
+  adapter->bytes_ = packed_bytes_;
+  pack(memory);
+  point(*adapter, memory);
   if (MedusaFolder* heads = files_->from.medusa.get()) {
-    adapter->medusa_ = heads->read(adapter->memory_.data() + files_->medusa);
+    adapter->medusa_ = heads->read(memory + files_->medusa);
   }
   for (const MappedPatch& p : files_->patches()) {
     adapter->sites_.push_back({p.site, p.module, p.rank, p.scale, p.magnitude >= 0, p.weight >= 0,

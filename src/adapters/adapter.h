@@ -3,7 +3,8 @@
 // AdapterFolder: a PEFT folder, or several to be merged, checked against a model, whose size is
 // known before its weights are kept. Loading is: open (checks, plan), then read (weights).
 // Everything in the folders is applied exactly or loading fails with a sentence that names the
-// field or tensor. Distinct objects may be used by distinct threads; an Adapter is immutable.
+// field or tensor. Distinct objects may be used by distinct threads. An Adapter is immutable but
+// for rebase(): all that a backend reads is one block of memory, its image, which may be moved.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -33,10 +34,13 @@ struct AppliedSite {
 
 class Adapter {
  public:
+  // Points into the image: valid while that stays where rebase() last said it is.
   AdapterView view() const { return {patches_, norms_, medusa_}; }
+  // The image now lies at `to`: its bytes were copied there, by whatever means.
+  void rebase(std::byte* to);
   // SHA-256 over what is applied where and the tensors as stored: equal digests, equal adapters.
   const Digest& digest() const { return digest_; }
-  size_t bytes() const { return memory_.size(); }
+  size_t bytes() const { return bytes_; }  // of the image
   int32_t max_rank() const { return max_rank_; }
   const MedusaShape& medusa() const { return medusa_.shape; }
   // By rising site index.
@@ -52,11 +56,13 @@ class Adapter {
   friend class AdapterFolder;
   Adapter() = default;
 
-  Buffer memory_;
-  std::vector<SitePatch> patches_;   // [SiteIndex::size()], into memory_ and changes_
-  std::vector<SiteChange> changes_;  // into memory_
+  Buffer own_;  // the image, unless it was packed into memory of somebody else
+  std::byte* image_ = nullptr;
+  size_t bytes_ = 0;
+  std::vector<SitePatch> patches_;   // [SiteIndex::size()], into the image and changes_
+  std::vector<SiteChange> changes_;  // into the image
   bool norms_ = false;
-  MedusaView medusa_;  // into memory_
+  MedusaView medusa_;  // into the image
   std::vector<AppliedSite> sites_;
   Digest digest_{};
   int32_t max_rank_ = 0;
@@ -77,9 +83,12 @@ class AdapterFolder {
                                                     const AdapterLimits& limits);
   ~AdapterFolder();
 
-  // Bytes that the Adapter will take.
+  // Bytes of the Adapter's image.
   size_t packed_bytes() const { return packed_bytes_; }
+  // Packs the image into `memory`, which has packed_bytes() and is 64-byte aligned.
   // Throws Error(bad_file) for values that are NaN or infinite. Called once.
+  std::unique_ptr<Adapter> read(std::byte* memory);
+  // The same into memory of the Adapter's own.
   std::unique_ptr<Adapter> read();
 
  private:
@@ -97,7 +106,7 @@ class AdapterFolder {
   size_t packed_bytes_ = 0;
 };
 
-// open and read in one call.
+// open and read in one call, into memory of the Adapter's own.
 std::unique_ptr<Adapter> load_adapter(const std::string& folder, const AdapterTarget& target,
                                       const AdapterLimits& limits = {});
 

@@ -52,7 +52,7 @@ std::string AdapterRef::key() const {
   }
   for (const AdapterPart& p : parts) {
     key += fmt::format("{}:{}", to_string(p.source), p.name);
-    if (!p.api_token.empty()) {
+    if (!p.api_token.empty() && p.source != AdapterSource::local) {
       Sha256 hash;
       hash.update(p.api_token);
       key += "#" + to_hex(hash.finish());

@@ -44,8 +44,8 @@ struct AdapterRef {
   MergeSpec merge;
 
   bool empty() const { return parts.empty(); }
-  // Whose keys are equal, and whose callers' tokens are, get the same adapter. Holds digests of
-  // tokens, no token.
+  // Whose keys are equal get the same adapter. Holds digests of the tokens that open it, no token;
+  // local adapters need none.
   std::string key() const;
   // For people, logs, headers and metrics: "name", or "cat(a*0.7,b*0.3)"; holds no token.
   std::string label() const;

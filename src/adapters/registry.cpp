@@ -1,8 +1,10 @@
+// Names, versions and claims; registry_load.cpp has what is loaded for them.
 #include "adapters/registry.h"
 
 #include <algorithm>
 #include <utility>
 
+#include "adapters/merge.h"
 #include "adapters/names.h"
 #include "base/error.h"
 
@@ -10,347 +12,285 @@ namespace lorry {
 
 namespace {
 
-// Jobs at the loaders at once; further ones wait with the engine, where they can be withdrawn.
-constexpr size_t kMaxInFlight = 16;
+constexpr size_t kMaxS3Name = 1024;  // S3's own limit for a key
 
 AdapterRegistry::Options with_clock(AdapterRegistry::Options options) {
   if (!options.now) options.now = [] { return std::chrono::steady_clock::now(); };
   return options;
 }
 
+Residency::Options residency_options(const AdapterRegistry::Options& o) {
+  Residency::Options r;
+  r.device_bytes = static_cast<int64_t>(o.device_bytes);
+  r.host_bytes = static_cast<int64_t>(o.host_bytes);
+  r.max_active = o.max_active;
+  r.cycle_time = o.cycle_time;
+  r.move_bytes = static_cast<int64_t>(o.move_bytes);
+  return r;
+}
+
+AdapterLoader::Options loader_options(const AdapterRegistry::Options& o) {
+  return {o.root, o.limits, o.loader_threads, o.fetch_threads, o.fetch, o.wake};
+}
+
+bool has_part(const AdapterRef& ref, const std::string& local_name) {
+  return std::any_of(ref.parts.begin(), ref.parts.end(), [&](const AdapterPart& p) {
+    return p.source == AdapterSource::local && p.name == local_name;
+  });
+}
+
 }  // namespace
 
 AdapterRegistry::AdapterRegistry(Options options, AdapterTarget target)
     : options_(with_clock(std::move(options))),
-      target_(std::move(target)),
-      jobs_(kMaxInFlight),
-      results_(kMaxInFlight) {
-  LORRY_CHECK(options_.loader_threads >= 1, "loader_threads is {}", options_.loader_threads);
-  counts_.budget_bytes = options_.budget_bytes;
-  for (int i = 0; i < options_.loader_threads; ++i)
-    threads_.emplace_back([this] { load_forever(); });
-}
+      slots_(static_cast<size_t>(options_.fetch_threads)),
+      memory_{Buffer(options_.host_bytes), Buffer(options_.device_bytes)},
+      residency_(residency_options(options_)),
+      loader_(loader_options(options_), std::move(target)) {}
 
-AdapterRegistry::~AdapterRegistry() {
-  while (jobs_.try_pop()) {
-  }
-  jobs_.close();
-  for (std::thread& t : threads_) t.join();
-}
-
-// ---- loader threads ----
-
-void AdapterRegistry::load_forever() {
-  while (std::optional<Job> job = jobs_.pop()) {
-    Result result = work(*std::move(job));
-    LORRY_CHECK(results_.try_push(std::move(result)), "the engine bounds the jobs in flight");
-    if (options_.wake) options_.wake();
-  }
-}
-
-AdapterRegistry::Result AdapterRegistry::work(Job job) const {
-  Result result;
-  result.version = job.version;
-  try {
-    if (job.folder) {
-      result.adapter = job.folder->read();
-    } else {
-      const std::string path =
-          job.path.empty() ? local_adapter_folder(options_.root, job.name) : job.path;
-      result.folder = AdapterFolder::open(path, target_, options_.limits);
-    }
-  } catch (const Error& e) {
-    result.error = e;
-  } catch (const std::exception& e) {
-    result.error = Error(Code::internal, fmt::format("adapter '{}': {}", job.name, e.what()));
-  }
-  return result;
-}
+AdapterRegistry::~AdapterRegistry() = default;
 
 // ---- names ----
 
 void AdapterRegistry::register_name(const std::string& name, const std::string& path) {
   check_adapter_name(name);
-  paths_[name] = path;
-  detach(name);
+  names_[name].path = path;
+  detach_name(name);
 }
 
 bool AdapterRegistry::unregister_name(const std::string& name) {
-  if (paths_.erase(name) == 0) return false;
-  detach(name);
+  if (names_.erase(name) == 0) return false;
+  detach_name(name);
   return true;
 }
 
-void AdapterRegistry::reload(const std::string& name) { detach(name); }
+void AdapterRegistry::reload(const std::string& name) { detach_name(name); }
 
-// The name's version, if any, is no longer what new claims get.
-void AdapterRegistry::detach(const std::string& name) {
-  const auto found = names_.find(name);
-  if (found == names_.end()) return;
-  const int32_t index = found->second;
-  names_.erase(found);
-  at(index).current = false;
+void AdapterRegistry::detach_name(const std::string& name) {
+  std::vector<int32_t> found;
+  for (const auto& [key, index] : current_) {
+    if (has_part(at(index).ref, name)) found.push_back(index);
+  }
+  for (const int32_t index : found) detach(index);
+}
+
+// The version is no longer what new claims get.
+void AdapterRegistry::detach(int32_t index) {
+  Version& v = at(index);
+  current_.erase(v.key);
+  v.current = false;
   std::erase(failures_, index);
+  if (v.content >= 0) update_keep(v.content);
   drop_if_unused(index);
 }
 
 // ---- claims ----
 
-AdapterHandle AdapterRegistry::acquire(const std::string& name) {
+void AdapterRegistry::check_ref(const AdapterRef& ref) const {
+  LORRY_CHECK(!ref.empty(), "the base model is no adapter");
+  if (ref.is_merge) {
+    std::vector<float> weights;
+    for (const AdapterPart& part : ref.parts) weights.push_back(part.weight);
+    check_merge(ref.parts.size(), weights, ref.merge);
+  } else if (ref.parts.size() != 1) {
+    fail(Code::invalid_argument, "expected one adapter, found {}", ref.parts.size());
+  }
+  for (const AdapterPart& part : ref.parts) {
+    if (part.source == AdapterSource::s3) {
+      if (!part.name.empty() && part.name.size() <= kMaxS3Name) continue;
+      fail(Code::invalid_argument, "an S3 name of {} bytes: expected 1 to {}", part.name.size(),
+           kMaxS3Name);
+    }
+    check_adapter_name(part.name);
+  }
+  for (const AdapterPart& part : ref.parts) {
+    if (part.source != AdapterSource::local && !options_.fetch) {
+      fail(Code::unsupported, "adapter '{}': this server takes no adapters from {}", part.name,
+           to_string(part.source));
+    }
+    if (part.source == AdapterSource::local && options_.root.empty() &&
+        !names_.contains(part.name)) {
+      fail(Code::not_found, "adapter '{}' not found", part.name);
+    }
+  }
+}
+
+AdapterHandle AdapterRegistry::acquire(const AdapterRef& ref) {
   forget_failures();
-  const int32_t index = current_version(name);
+  const int32_t index = current_version(ref);
   Version& v = at(index);
-  ++v.holds;
-  if (v.state == AdapterState::ready) ++contents_.at(v.digest).holds;
-  send_jobs();
+  ++v.claims;
+  ++v.hits;
+  v.used_at = now();
+  if (!ref.is_merge) {
+    const auto name = names_.find(ref.parts.front().name);
+    if (name != names_.end() && ref.parts.front().source == AdapterSource::local) {
+      ++name->second.hits;
+      name->second.used_at = v.used_at;
+    }
+  }
+  if (v.content >= 0) add_claims(v.content, 1);
   return {index};
 }
 
-int32_t AdapterRegistry::current_version(const std::string& name) {
-  if (const auto found = names_.find(name); found != names_.end()) {
-    return must_queue(at(found->second)) ? queue_again(found->second) : found->second;
-  }
+AdapterHandle AdapterRegistry::acquire_folder(const std::string& name, const std::string& path) {
+  check_adapter_name(name);
   const int32_t index = new_version(name);
-  if (!paths_.contains(name)) {
-    // Refused at once, and not remembered: nothing was tried.
-    try {
-      check_adapter_name(name);
-      if (options_.root.empty()) fail(Code::not_found, "adapter '{}' not found", name);
-    } catch (const Error& e) {
-      at(index).state = AdapterState::failed;
-      at(index).error = e;
-      return index;
-    }
+  at(index).path = path;
+  at(index).claims = 1;
+  attach_content(index);
+  return {index};
+}
+
+void AdapterRegistry::publish(AdapterHandle handle) {
+  const int32_t index = handle.index;
+  LORRY_CHECK(status(handle).adapter != nullptr, "adapter {} is not loaded", at(index).key);
+  register_name(at(index).ref.parts.front().name, at(index).path);
+  at(index).current = true;
+  current_[at(index).key] = index;
+  if (at(index).content >= 0) update_keep(at(index).content);
+}
+
+int32_t AdapterRegistry::current_version(const AdapterRef& ref) {
+  const auto found = current_.find(ref.key());
+  const int32_t known = found == current_.end() ? -1 : found->second;
+  if (known >= 0) {
+    const Version& v = at(known);
+    const bool fetched = v.fetched_at != Time{} && v.n_fetches == 0 && !v.error;
+    if (!fetched || now() - v.fetched_at < options_.fetch_memory) return known;
+  }
+  const int32_t index = new_version(ref);
+  try {
+    check_ref(ref);
+  } catch (const Error& e) {  // not remembered: nothing was tried
+    at(index).error = e;
+    return index;
+  }
+  if (known >= 0) {
+    at(index).previous = known;
+    ++at(known).links;
+    detach(known);
   }
   at(index).current = true;
-  names_[name] = index;
+  current_[at(index).key] = index;
   start_load(index);
   return index;
 }
 
-void AdapterRegistry::start_load(int32_t index) {
-  Version& v = at(index);
-  v.state = AdapterState::loading;
-  ++counts_.loads_started;
-  const auto path = paths_.find(v.name);
-  unsent_.push_back({index, v.name, path == paths_.end() ? std::string() : path->second, nullptr});
-}
-
-// Without this a stream of claims that overlap would keep an adapter held, and others out, for
-// ever.
-bool AdapterRegistry::must_queue(const Version& v) const {
-  if (v.state != AdapterState::ready || contents_.at(v.digest).holds == 0 || waiting_.empty()) {
-    return false;
-  }
-  return options_.now() - at(waiting_.front()).waiting_since >= options_.cycle_time;
-}
-
-// A new version of the same content for the claims from now on, at the end of the queue.
-int32_t AdapterRegistry::queue_again(int32_t index) {
-  const std::string name = at(index).name;
-  const std::string digest = at(index).digest;
-  detach(name);
-  const int32_t next = new_version(name);
-  at(next).digest = digest;
-  at(next).current = true;
-  names_[name] = next;
-  wait_for_room(next);
-  return next;
-}
-
-void AdapterRegistry::wait_for_room(int32_t index) {
-  at(index).state = AdapterState::waiting;
-  at(index).waiting_since = options_.now();
-  waiting_.push_back(index);
-}
-
-int32_t AdapterRegistry::new_version(const std::string& name) {
-  int32_t index = static_cast<int32_t>(versions_.size());
-  if (free_.empty()) {
+int32_t AdapterRegistry::new_version(AdapterRef ref) {
+  auto index = static_cast<int32_t>(versions_.size());
+  if (free_versions_.empty()) {
     versions_.emplace_back();
   } else {
-    index = free_.back();
-    free_.pop_back();
+    index = free_versions_.back();
+    free_versions_.pop_back();
   }
-  at(index).name = name;
-  at(index).used = true;
+  Version& v = at(index);
+  v.used = true;
+  v.key = ref.key();
+  v.folders.resize(ref.parts.size());
+  v.ref = std::move(ref);
   return index;
 }
 
-AdapterStatus AdapterRegistry::status(AdapterHandle handle) const {
+const AdapterRegistry::Version& AdapterRegistry::held(AdapterHandle handle) const {
   const Version& v = at(handle.index);
-  LORRY_CHECK(v.used && v.holds > 0, "adapter handle {} is not held", handle.index);
+  LORRY_CHECK(v.used && v.claims > 0, "adapter handle {} is not held", handle.index);
+  return v;
+}
+
+AdapterStatus AdapterRegistry::status(AdapterHandle handle) const {
+  const Version& v = held(handle);
   AdapterStatus s;
-  s.state = v.state;
-  if (v.state == AdapterState::ready) s.adapter = contents_.at(v.digest).adapter.get();
-  if (v.state == AdapterState::failed) s.error = &*v.error;
+  s.state = state_of(v);
+  if (v.error) s.error = &*v.error;
+  if (v.content >= 0) s.adapter = content_at(v.content).adapter.get();
   return s;
 }
 
-void AdapterRegistry::release(AdapterHandle handle) {
-  Version& v = at(handle.index);
-  LORRY_CHECK(v.used && v.holds > 0, "adapter handle {} is not held", handle.index);
-  --v.holds;
-  if (v.state == AdapterState::ready) {
-    Content& c = contents_.at(v.digest);
-    if (--c.holds == 0) c.released_at = ++releases_;
-  }
-  drop_if_unused(handle.index);
-  grant();
-  send_jobs();
+const Adapter* AdapterRegistry::pin(AdapterHandle handle) {
+  const Version& v = held(handle);
+  if (v.content < 0) return nullptr;
+  const Content& c = content_at(v.content);
+  return c.item >= 0 && residency_.pin(c.item) ? c.adapter.get() : nullptr;
 }
 
-// Frees a version that nobody holds and no name needs. One that has not started to load, or that
-// waits for room, is needed by its holders alone.
-void AdapterRegistry::drop_if_unused(int32_t index) {
+void AdapterRegistry::unpin(AdapterHandle handle) {
+  residency_.unpin(content_at(held(handle).content).item);
+}
+
+std::optional<int32_t> AdapterRegistry::rotate() {
+  const std::optional<int32_t> item = residency_.rotate(now());
+  return item ? std::optional(by_item_.at(*item)) : std::nullopt;
+}
+
+void AdapterRegistry::release(AdapterHandle handle) {
+  held(handle);
+  const int32_t index = handle.index;
   Version& v = at(index);
-  if (v.holds > 0) return;
-  bool idle = v.state == AdapterState::waiting;
-  if (idle) std::erase(waiting_, index);
-  if (v.state == AdapterState::loading) {
-    idle = std::erase_if(unsent_, [&](const Job& j) { return j.version == index; }) > 0;
-    if (!idle) return;  // a loader has it: take() decides
+  --v.claims;
+  if (v.content >= 0) {
+    Content& c = content_at(v.content);
+    const bool last = --c.claims == 0;
+    if (last && c.item >= 0) residency_.unwant(c.item);
+    update_keep(v.content);
+    drop_lost();
   }
-  if (v.current && !idle) return;
-  if (v.current) names_.erase(v.name);
-  used_ -= v.reserved;
+  if (at(index).used) drop_if_unused(index);
+}
+
+// Frees a version that nobody claims and nothing else needs. One whose files nobody has touched yet
+// is needed by its claims alone.
+void AdapterRegistry::drop_if_unused(int32_t index) {
+  const Version& v = at(index);
+  if (v.claims > 0 || v.links > 0) return;
+  if (v.current) {
+    if (v.error) return;
+    if (v.content >= 0) {
+      const Content& c = content_at(v.content);
+      if (c.item >= 0 || c.loading || c.claims > 0) return;
+    }
+  }
+  drop_version(index);
+}
+
+void AdapterRegistry::drop_version(int32_t index) {
+  Version& v = at(index);
+  LORRY_CHECK(v.claims == 0 && v.links == 0, "adapter {} is needed", v.key);
+  if (v.current) current_.erase(v.key);
+  std::erase(failures_, index);
+  stop_fetching(index);
+  unlink_previous(index);
+  const int32_t content = v.content;
   v = Version{};
-  free_.push_back(index);
+  free_versions_.push_back(index);
+  if (content < 0) return;
+  Content& c = content_at(content);
+  std::erase(c.versions, index);
+  if (c.versions.empty()) {
+    drop_content(content);
+  } else {
+    update_keep(content);
+  }
+}
+
+void AdapterRegistry::fail_version(int32_t index, const Error& error) {
+  Version& v = at(index);
+  stop_fetching(index);
+  v.error = error;
+  v.failed_at = now();
+  if (v.current) failures_.push_back(index);
+  unlink_previous(index);
+  drop_if_unused(index);
 }
 
 void AdapterRegistry::forget_failures() {
-  const auto now = options_.now();
   while (!failures_.empty()) {
-    const Version& oldest = at(failures_.front());
-    const bool expired = now - oldest.failed_at >= options_.failure_memory;
+    const int32_t oldest = failures_.front();
+    const bool expired = now() - at(oldest).failed_at >= options_.failure_memory;
     if (!expired && failures_.size() <= options_.max_failures) return;
-    detach(std::string(oldest.name));
+    detach(oldest);
   }
-}
-
-// ---- loads ----
-
-void AdapterRegistry::send_jobs() {
-  while (!unsent_.empty() && in_flight_ < static_cast<int64_t>(kMaxInFlight)) {
-    LORRY_CHECK(jobs_.try_push(std::move(unsent_.front())), "in flight: {}", in_flight_);
-    unsent_.pop_front();
-    ++in_flight_;
-  }
-}
-
-void AdapterRegistry::poll() {
-  while (std::optional<Result> result = results_.try_pop()) {
-    --in_flight_;
-    take(*std::move(result));
-  }
-  forget_failures();
-  grant();
-  send_jobs();
-}
-
-void AdapterRegistry::take(Result result) {
-  Version& v = at(result.version);
-  if (result.error) return fail_version(result.version, *std::move(result.error));
-  if (result.adapter) return finish(result.version, std::move(result.adapter));
-  const size_t bytes = result.folder->packed_bytes();
-  if (bytes > options_.budget_bytes) {
-    return fail_version(
-        result.version,
-        Error(Code::over_capacity,
-              fmt::format("adapter '{}' takes {} bytes of adapter memory, which holds {}", v.name,
-                          bytes, options_.budget_bytes)));
-  }
-  v.folder = std::move(result.folder);
-  wait_for_room(result.version);
-  drop_if_unused(result.version);
-}
-
-void AdapterRegistry::fail_version(int32_t index, Error error) {
-  Version& v = at(index);
-  used_ -= v.reserved;
-  v.reserved = 0;
-  v.state = AdapterState::failed;
-  v.error = std::move(error);
-  v.failed_at = options_.now();
-  ++counts_.loads_failed;
-  if (v.current) failures_.push_back(index);
-  drop_if_unused(index);
-}
-
-void AdapterRegistry::finish(int32_t index, std::unique_ptr<Adapter> adapter) {
-  Version& v = at(index);
-  v.digest = to_hex(adapter->digest());
-  v.state = AdapterState::ready;
-  ++counts_.loads_done;
-  const auto [found, is_new] = contents_.try_emplace(v.digest);
-  Content& c = found->second;
-  used_ -= v.reserved;
-  v.reserved = 0;
-  if (is_new) {
-    used_ += adapter->bytes();
-    c.adapter = std::move(adapter);
-  }
-  c.holds += v.holds;
-  if (c.holds == 0) c.released_at = ++releases_;
-  drop_if_unused(index);
-}
-
-// ---- room ----
-
-// Strictly first come first served: a large adapter is not starved by small ones behind it.
-void AdapterRegistry::grant() {
-  while (!waiting_.empty()) {
-    const int32_t index = waiting_.front();
-    Version& v = at(index);
-    if (!v.folder) {
-      waiting_.pop_front();
-      resume(index);
-      continue;
-    }
-    if (!make_room(v.folder->packed_bytes())) return;
-    waiting_.pop_front();
-    v.reserved = v.folder->packed_bytes();
-    used_ += v.reserved;
-    v.state = AdapterState::loading;
-    unsent_.push_back({index, v.name, "", std::move(v.folder)});
-  }
-}
-
-// The turn of a version made by queue_again: its content is still there, or is loaded again.
-void AdapterRegistry::resume(int32_t index) {
-  Version& v = at(index);
-  const auto content = contents_.find(v.digest);
-  if (content == contents_.end()) {
-    v.digest.clear();
-    start_load(index);
-    return;
-  }
-  v.state = AdapterState::ready;
-  content->second.holds += v.holds;
-}
-
-// Evicts idle contents, the least recently released first, if that makes `bytes` free.
-bool AdapterRegistry::make_room(size_t bytes) {
-  size_t idle = 0;
-  for (const auto& [digest, c] : contents_) idle += c.holds == 0 ? c.adapter->bytes() : 0;
-  if (used_ - idle + bytes > options_.budget_bytes) return false;
-  while (used_ + bytes > options_.budget_bytes) {
-    auto oldest = contents_.end();
-    for (auto i = contents_.begin(); i != contents_.end(); ++i) {
-      const bool older =
-          oldest == contents_.end() || i->second.released_at < oldest->second.released_at;
-      if (i->second.holds == 0 && older) oldest = i;
-    }
-    used_ -= oldest->second.adapter->bytes();
-    const std::string digest = oldest->first;
-    contents_.erase(oldest);
-    ++counts_.evictions;
-    for (size_t i = 0; i < versions_.size(); ++i) {
-      if (versions_[i].used && versions_[i].digest == digest)
-        detach(std::string(versions_[i].name));
-    }
-  }
-  return true;
 }
 
 }  // namespace lorry

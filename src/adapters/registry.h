@@ -1,15 +1,19 @@
-// AdapterRegistry: which adapters are in memory, which are being loaded, and which must wait.
-// A name (registered, or the path of a folder under the adapter root) points to a version; a
-// version points to content, which is kept once per digest. Contents that nobody holds stay until
-// their room is needed, the least recently released going first; held ones never go.
+// AdapterRegistry: which adapters there are, from the name in a request to an image on the device.
 //
-// Threads: one thread (the engine's) calls every member. Loader threads of the registry read and
-// pack; they talk to it through two bounded queues and call `wake` when something has finished,
-// after which the engine calls poll(). No call waits for a file.
+// A key (what a request asks for, with the digest of its token where one is needed) points to a
+// version; a version has content; content is kept once per digest. Content is read from its folders
+// into memory (residency.h says which images are where), and read again when it was evicted while
+// claims on it remain. A reload gives a key a new version and leaves claims on the old one alone.
 //
-// Room: `budget_bytes` bounds the packed contents, those being loaded included. The loaders' read
-// buffers come on top: at most loader_threads files of limits.max_bytes.
+// One thread (the engine's) calls every member; the threads of AdapterLoader call `wake` when
+// something has finished, after which the engine calls poll(). No call waits for a file.
+//
+// Memory: the two tiers are allocated at start. The loaders' read buffers come on top: at most
+// loader_threads files of limits.max_bytes. Versions are bounded: a failure is remembered for
+// failure_memory, max_failures of them; a version without claims or content is forgotten, and
+// content has at most max_keys of them.
 #pragma once
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -17,26 +21,19 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
-#include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "adapters/adapter.h"
-#include "base/bounded_queue.h"
+#include "adapters/adapter_ref.h"
+#include "adapters/loader.h"
+#include "adapters/residency.h"
+#include "adapters/snapshot.h"
+#include "base/memory.h"
 #include "lorry/error.h"
 
 namespace lorry {
-
-enum class AdapterState : uint8_t {
-  absent,   // nobody asked for it, or it was evicted
-  loading,  // its files are being checked or read
-  waiting,  // checked; waits until enough others are released
-  ready,
-  failed,
-};
-
-const char* to_string(AdapterState s);
 
 // One request's claim on an adapter version. Every handle that acquire() returned is given to
 // release() once, whatever became of it.
@@ -47,46 +44,36 @@ struct AdapterHandle {
 
 struct AdapterStatus {
   AdapterState state = AdapterState::absent;
-  const Adapter* adapter = nullptr;  // ready: stays valid until the handle's release
-  const Error* error = nullptr;      // failed: the same
-};
-
-// For /v1/models and metrics.
-struct AdapterSnapshot {
-  struct Entry {
-    std::string name;
-    AdapterState state = AdapterState::absent;
-    bool registered = false;
-    int64_t holds = 0;
-    std::string digest;  // hex; ready only, as are the next four
-    size_t bytes = 0;
-    int32_t max_rank = 0;
-    size_t sites = 0;
-    std::string base_model;
-    std::string error;  // failed only
-  };
-  std::vector<Entry> entries;  // by name; registered names also while absent
-  size_t budget_bytes = 0, used_bytes = 0;
-  int64_t resident = 0;  // contents in memory
-  // Since the start.
-  int64_t loads_started = 0, loads_done = 0, loads_failed = 0, evictions = 0;
+  const Error* error = nullptr;  // failed: stays valid until the handle's release
+  // Once its files have been read; its view() may be used while it is pinned. To be asked for
+  // anew after each poll().
+  const Adapter* adapter = nullptr;
 };
 
 class AdapterRegistry {
  public:
-  using Clock = std::function<std::chrono::steady_clock::time_point()>;
+  using Time = std::chrono::steady_clock::time_point;
 
   struct Options {
-    size_t budget_bytes = size_t{1} << 30;
-    std::string root;  // empty: only registered names
+    size_t device_bytes = size_t{1} << 30;
+    size_t host_bytes = 0;  // 0: images are read into device memory directly
+    std::string root;       // empty: only registered names
     AdapterLimits limits = {};
-    int loader_threads = 2;
-    std::chrono::milliseconds failure_memory{30'000};
-    // Once an adapter has waited this long for room, new claims on ready ones queue behind it.
+    int32_t max_active = 1024;  // contents pinned at once
+    // How long an adapter may run while others wait for its room.
     std::chrono::milliseconds cycle_time{2'000};
-    size_t max_failures = 1024;       // failures remembered at once; the oldest are forgotten first
+    std::chrono::milliseconds failure_memory{30'000};
+    // What was fetched is asked for again after this time, with the caller's token; while the hub
+    // cannot be reached the earlier answer holds.
+    std::chrono::milliseconds fetch_memory{600'000};
+    size_t max_failures = 1024;  // failures remembered at once; the oldest are forgotten first
+    size_t max_keys = 1024;
+    size_t move_bytes = size_t{32} << 20;  // moved within memory in one poll()
+    int loader_threads = 2;
+    int fetch_threads = 16;
+    AdapterFetch fetch = {};          // empty: the hub and S3 are refused
     std::function<void()> wake = {};  // called by loader threads; may be empty
-    Clock now = {};                   // empty: the steady clock
+    std::function<Time()> now = {};   // empty: the steady clock
   };
 
   AdapterRegistry(Options options, AdapterTarget target);
@@ -94,98 +81,157 @@ class AdapterRegistry {
   AdapterRegistry(const AdapterRegistry&) = delete;
   AdapterRegistry& operator=(const AdapterRegistry&) = delete;
 
+  // ---- names ----
+
   // Names the folder `path`; a name that exists is pointed to it and reloaded when next asked for.
   // Throws Error(invalid_argument) for a name out of the grammar.
   void register_name(const std::string& name, const std::string& path);
-  // False where the name is not registered. Holders keep what they have.
+  bool is_registered(const std::string& name) const { return names_.contains(name); }
+  // False where the name is not registered. Claims on it stay, and its memory is free with the
+  // last.
   bool unregister_name(const std::string& name);
-  // The next acquire reads the files anew; holders keep what they have, and equal content is kept
-  // once. Also forgets a remembered failure.
+  // The next acquire of the local adapter `name`, or of a merge with it, reads the files anew;
+  // claims stay, and equal content is kept once. Also forgets a remembered failure.
   void reload(const std::string& name);
 
-  // Claims the current version of `name` and starts to load it where needed. Any number of claims
+  // ---- claims ----
+
+  // Claims the current version of `ref` and starts to load it where needed. Any number of claims
   // share one load. A failure is remembered for failure_memory and then tried again.
-  AdapterHandle acquire(const std::string& name);
+  // Requires: !ref.empty().
+  AdapterHandle acquire(const AdapterRef& ref);
+  // Claims what is in the folder `path`, under a name that does not yet lead to it: publish() makes
+  // it what the name means, if it could be loaded. Throws as register_name.
+  AdapterHandle acquire_folder(const std::string& name, const std::string& path);
+  void publish(AdapterHandle handle);
   AdapterStatus status(AdapterHandle handle) const;
   void release(AdapterHandle handle);
 
-  // Takes in what the loaders finished and gives room to those that wait, first come first served.
+  // Where the handle's adapter has its turn on the device, it stays there until unpin(), and its
+  // content is returned; else null: ask again after poll(). Each request that runs pins once.
+  const Adapter* pin(AdapterHandle handle);
+  void unpin(AdapterHandle handle);
+  // Equal for handles of the same content; requires status().adapter.
+  int32_t content(AdapterHandle handle) const { return at(handle.index).content; }
+
+  // Takes in what the loaders finished and gives them more to do. Between two steps: it moves
+  // images on the device.
   void poll();
+  // After poll(): content whose requests must step aside for others, for now: all its pins are to
+  // be given up at once. To be repeated, each time followed by poll().
+  std::optional<int32_t> rotate();
 
   AdapterSnapshot snapshot() const;
   // Aborts where the counts do not add up. For tests.
   void check_integrity() const;
 
  private:
-  struct Content {
-    std::unique_ptr<Adapter> adapter;
-    int64_t holds = 0;
-    uint64_t released_at = 0;  // order of the last release
+  struct Registered {
+    std::string path;
+    int64_t hits = 0;
+    Time used_at{};
   };
   struct Version {
-    std::string name;
+    AdapterRef ref;
+    std::string key;
+    std::string path;  // acquire_folder: the folder
     bool used = false;
-    bool current = false;  // names_ points here
-    AdapterState state = AdapterState::absent;
-    int64_t holds = 0;
-    std::string digest;  // ready: key in contents_; waiting without a folder: was ready before
+    bool current = false;  // current_ points here
+    int64_t claims = 0;
+    int64_t links = 0;  // of a newer version, which asks whether this one is still right
+    int32_t previous = -1;
+    int32_t n_fetches = 0;             // not yet answered
+    std::vector<std::string> folders;  // of the parts that were fetched
+    int32_t content = -1;
     std::optional<Error> error;
-    std::chrono::steady_clock::time_point failed_at{}, waiting_since{};
-    size_t reserved = 0;                    // bytes of the budget while its weights are read
-    std::unique_ptr<AdapterFolder> folder;  // between the two halves of a load
+    Time failed_at{}, fetched_at{}, used_at{};
+    int64_t hits = 0;
   };
-  struct Job {
-    int32_t version = -1;
-    std::string name, path;                 // first half: path is empty for a folder of the root
-    std::unique_ptr<AdapterFolder> folder;  // second half
+  struct Content {
+    AdapterFiles files;
+    // What it is made of, where that never changes; several when they turned out to be equal.
+    std::vector<std::string> sources;
+    bool used = false;
+    bool dropped = false;  // nobody needs it, a loader has it
+    bool loading = false;  // a loader has it
+    int64_t claims = 0;    // of all its versions
+    std::vector<int32_t> versions;
+    std::unique_ptr<AdapterFolder> folder;  // checked, not yet read
+    int32_t item = -1;                      // in residency_, once its size is known
+    std::unique_ptr<Adapter> adapter;       // once it was read
+    std::string digest;                     // hex
   };
-  struct Result {
-    int32_t version = -1;
-    std::unique_ptr<AdapterFolder> folder;
-    std::unique_ptr<Adapter> adapter;
-    std::optional<Error> error;
+  struct Fetch {
+    AdapterPart part;
+    int32_t slot = -1;                                 // -1: waits for one
+    std::vector<std::pair<int32_t, int32_t>> waiting;  // version, part
   };
 
-  void load_forever();
-  Result work(Job job) const;
+  Version& at(int32_t i) { return versions_[static_cast<size_t>(i)]; }
+  const Version& at(int32_t i) const { return versions_[static_cast<size_t>(i)]; }
+  Content& content_at(int32_t i) { return contents_[static_cast<size_t>(i)]; }
+  const Content& content_at(int32_t i) const { return contents_[static_cast<size_t>(i)]; }
+  Time now() const { return options_.now(); }
+  std::byte* memory(AdapterTier tier) const { return memory_[static_cast<size_t>(tier)].data(); }
 
-  Version& at(int32_t index) { return versions_[static_cast<size_t>(index)]; }
-  const Version& at(int32_t index) const { return versions_[static_cast<size_t>(index)]; }
-  int32_t current_version(const std::string& name);
-  int32_t new_version(const std::string& name);
-  bool must_queue(const Version& v) const;
-  int32_t queue_again(int32_t index);
-  void start_load(int32_t index);
-  void wait_for_room(int32_t index);
-  void resume(int32_t index);
-  void send_jobs();
-  void take(Result result);
-  void fail_version(int32_t index, Error error);
-  void finish(int32_t index, std::unique_ptr<Adapter> adapter);
-  void grant();
-  bool make_room(size_t bytes);
-  void detach(const std::string& name);
-  void drop_if_unused(int32_t index);
+  // registry.cpp: names, versions, claims
+  const Version& held(AdapterHandle handle) const;
+  void check_ref(const AdapterRef& ref) const;
+  int32_t current_version(const AdapterRef& ref);
+  int32_t new_version(AdapterRef ref);
+  void detach(int32_t version);
+  // All current versions that the local adapter `name` is part of.
+  void detach_name(const std::string& name);
+  void drop_if_unused(int32_t version);
+  void drop_version(int32_t version);
   void forget_failures();
+  void fail_version(int32_t version, const Error& error);
+  AdapterState state_of(const Version& v) const;
+  AdapterSnapshot::Entry entry_of(const Version& v) const;
+
+  // registry_load.cpp: fetches, contents
+  void start_load(int32_t version);
+  void fetch(int32_t version, int32_t part);
+  void stop_fetching(int32_t version);
+  void take_fetched(LoadResult result);
+  void unlink_previous(int32_t version);
+  void attach_content(int32_t version);
+  int32_t new_content(const Version& v, const std::string& source);
+  void add_claims(int32_t content, int64_t n);
+  void update_keep(int32_t content);
+  void send_jobs();
+  void carry_out(const Residency::Work& work);
+  void take(LoadResult result);
+  void take_folder(int32_t content, LoadResult result);
+  void take_image(int32_t content, LoadResult result);
+  void merge_into(int32_t content, int32_t known);
+  void fail_to_load(int32_t content, Error error, bool remember);
+  void drop_content(int32_t content);
+  void free_content(int32_t content);
+  // Forgets content that nobody claims, and its versions.
+  void drop_unclaimed(int32_t content);
+  void drop_lost();
+
+  void check_contents() const;
 
   const Options options_;
-  const AdapterTarget target_;
-  std::unordered_map<std::string, std::string> paths_;  // registered names
-  std::unordered_map<std::string, int32_t> names_;      // name -> its current version
+  std::unordered_map<std::string, Registered> names_;
+  std::unordered_map<std::string, int32_t> current_;  // key -> its current version
   std::deque<Version> versions_;  // a deque: status() hands out pointers into it
-  std::vector<int32_t> free_;
-  std::unordered_map<std::string, Content> contents_;  // by digest
-  std::deque<int32_t> waiting_;                        // versions in state waiting, oldest first
-  std::deque<Job> unsent_;                             // no room in jobs_ yet; bounded by the holds
-  std::deque<int32_t> failures_;                       // current failed versions, oldest first
-  size_t used_ = 0;                                    // contents and reservations
-  uint64_t releases_ = 0;
+  std::vector<int32_t> free_versions_;
+  std::deque<int32_t> failures_;  // current failed versions, oldest first
+  std::deque<Content> contents_;
+  std::vector<int32_t> free_contents_;
+  std::unordered_map<std::string, int32_t> by_digest_, by_source_;
+  std::unordered_map<int32_t, int32_t> by_item_;
+  std::deque<int32_t> to_open_;                     // contents whose files are to be checked
+  std::unordered_map<std::string, Fetch> fetches_;  // by the key of the part
+  std::deque<std::string> to_fetch_;                // keys of fetches_ that wait for a slot
+  std::vector<std::string> slots_;  // the key that is fetched in each slot; empty: none is
   AdapterSnapshot counts_;
-
-  int64_t in_flight_ = 0;  // jobs sent and not yet taken back
-  BoundedQueue<Job> jobs_;
-  BoundedQueue<Result> results_;
-  std::vector<std::thread> threads_;
+  std::array<Buffer, 2> memory_;  // host, device
+  Residency residency_;
+  AdapterLoader loader_;  // last: its threads use the others
 };
 
 }  // namespace lorry

@@ -1,6 +1,7 @@
 #include "engine/core.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -30,10 +31,15 @@ SchedulerLimits scheduler_limits(const EngineOptions& o, const Spec& spec) {
 AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPlan& memory,
                                           std::function<void()> wake) {
   AdapterRegistry::Options r;
-  r.budget_bytes = memory.adapters;
+  r.device_bytes = memory.adapters;
+  r.host_bytes = memory.adapters_host;
   r.root = o.adapter_root;
   r.limits.max_rank = o.max_lora_rank;
   r.limits.max_medusa_heads = o.max_medusa_heads;
+  r.max_active = o.max_active_adapters;
+  r.cycle_time = std::chrono::milliseconds(std::llround(o.adapter_cycle_seconds * 1000));
+  r.fetch = o.adapter_fetch;
+  r.fetch_threads = o.adapter_fetch_threads;
   r.wake = std::move(wake);
   return r;
 }
@@ -110,17 +116,18 @@ void EngineCore::add(RequestId id, Request request, Clock::time_point submitted)
   a.seq.use_prefix_cache = !rope.depends_on_length() || a.seq.n_prompt <= rope.original_positions;
   if (!a.request.stop.empty()) a.decoder = std::make_unique<StreamDecoder>(*tokenizer_);
   requests_.emplace(id, std::move(owned));
-  if (a.request.adapter.empty()) {
-    schedule(a);
-  } else {
-    a.handle = registry_.acquire(a.request.adapter.parts.front().name);
+  if (!a.request.adapter.empty()) {
+    a.handle = registry_.acquire(a.request.adapter);
     a.has_adapter = true;
     unscheduled_.push_back(id);
+  } else {
+    schedule(a);
   }
 }
 
-void EngineCore::schedule(Active& a) {
-  const Adapter* adapter = a.has_adapter ? registry_.status(a.handle).adapter : nullptr;
+bool EngineCore::schedule(Active& a) {
+  const Adapter* adapter = a.has_adapter ? registry_.pin(a.handle) : nullptr;
+  if (a.has_adapter && adapter == nullptr) return false;
   if (adapter != nullptr) {
     a.view = adapter->view();
     a.seq.adapter_salt = adapter->digest();
@@ -130,6 +137,7 @@ void EngineCore::schedule(Active& a) {
   a.seq.cache_salt = cache_salt(a.request);
   a.scheduled = true;
   scheduler_.add(a.seq);
+  return true;
 }
 
 void EngineCore::cancel(RequestId id) {
@@ -139,29 +147,16 @@ void EngineCore::cancel(RequestId id) {
 
 void EngineCore::cancel_all() {
   while (!requests_.empty()) finish(*requests_.begin()->second, FinishReason::cancelled);
-}
-
-// Moves requests whose adapter has arrived to the scheduler, and ends those whose adapter failed.
-void EngineCore::admit() {
-  registry_.poll();
-  const std::deque<RequestId> waiting = std::exchange(unscheduled_, {});
-  for (const RequestId id : waiting) {
-    const auto at = requests_.find(id);
-    if (at == requests_.end()) continue;
-    const AdapterStatus status = registry_.status(at->second->handle);
-    if (status.state == AdapterState::ready) {
-      schedule(*at->second);
-    } else if (status.state == AdapterState::failed) {
-      finish(*at->second, FinishReason::failed, *status.error);
-    } else {
-      unscheduled_.push_back(id);
-    }
+  const Error stopping(Code::unavailable, "the server is shutting down");
+  for (const Loading& load : std::exchange(loads_, {})) {
+    registry_.release(load.handle);
+    load.done(&stopping);
   }
 }
 
 bool EngineCore::step() {
   const auto start = Clock::now();
-  if (!unscheduled_.empty()) admit();
+  admit();
   const StepPlan& plan = scheduler_.plan();
   counters_.preemptions += static_cast<int64_t>(plan.preempted.size());
   for (const Sequence* seq : plan.preempted) requests_.at(seq->id)->preempted = true;
@@ -380,6 +375,7 @@ void EngineCore::finish(Active& a, FinishReason reason, std::optional<Error> err
   event.prefill_seconds = seconds(started, first_token);
   event.decode_seconds = seconds(first_token, now);
   if (a.scheduled) scheduler_.remove(a.seq);
+  if (a.scheduled && a.has_adapter) registry_.unpin(a.handle);
   if (a.has_adapter) registry_.release(a.handle);
   ++(reason == FinishReason::failed ? counters_.failed : counters_.finished);
   const auto owned = requests_.extract(a.seq.id);

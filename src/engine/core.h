@@ -27,7 +27,7 @@ namespace lorry {
 // EngineStats as atomics: written by the engine thread, read by any.
 struct EngineCounters {
   std::atomic<int64_t> running{0}, waiting{0}, waiting_for_adapter{0}, steps{0}, preemptions{0},
-      finished{0}, failed{0}, prompt_tokens{0}, generated_tokens{0}, prefix_queries{0},
+      parked{0}, finished{0}, failed{0}, prompt_tokens{0}, generated_tokens{0}, prefix_queries{0},
       prefix_hits{0}, kv_blocks{0}, kv_blocks_free{0}, step_microseconds{0}, last_batch_tokens{0},
       last_batch_sequences{0}, nan_total{0}, draft_tokens{0}, draft_tokens_kept{0};
 };
@@ -35,6 +35,7 @@ struct EngineCounters {
 class EngineCore {
  public:
   using Clock = std::chrono::steady_clock;
+  using Loaded = std::function<void(const Error*)>;  // null: it worked
 
   // `tokenizer` may be null (synthetic models): then requests with stop texts are refused.
   // `wake` is called by loader threads. `released` after each on_finish.
@@ -52,6 +53,11 @@ class EngineCore {
   // Whether a sequence of that many tokens can ever run. Reads constants only: any thread.
   bool fits(int64_t total_tokens) const { return scheduler_.fits(total_tokens); }
   AdapterSnapshot adapters() const { return registry_.snapshot(); }
+  // As Engine's; `done` is called once, at cancel_all() at the latest.
+  void load_adapter(const AdapterLoad& load, Loaded done);
+  // Loads what requests will ask for.
+  void preload(const AdapterRef& ref, Loaded done);
+  bool unload_adapter(const std::string& name) { return registry_.unregister_name(name); }
   const EngineCounters& counters() const { return counters_; }
 
  private:
@@ -61,11 +67,11 @@ class EngineCore {
     Sequence seq;
     AdapterHandle handle;
     bool has_adapter = false;
-    AdapterView view;  // valid while scheduled
-    bool scheduled = false;
+    AdapterView view;        // valid while scheduled
+    bool scheduled = false;  // at the scheduler, its adapter pinned
     int32_t generated = 0;
     int32_t cached = 0;           // prompt tokens found in the prefix cache
-    bool preempted = false;       // was: later hits are its own work computed before
+    bool preempted = false;       // was, or parked: later hits are its own work computed before
     int32_t prompt_reported = 1;  // prompt tokens whose log-probability was delivered
     int32_t logits_reported = 0;
     std::unique_ptr<StreamDecoder> decoder;  // only with stop texts
@@ -95,8 +101,19 @@ class EngineCore {
     SampledToken token;
   };
 
+  // A load that nobody but its caller waits for.
+  struct Loading {
+    AdapterHandle handle;
+    bool publish = false;
+    Loaded done;
+  };
+
   void admit();
-  void schedule(Active& active);
+  void end_loads();
+  // Takes the requests of that content from the scheduler, to wait for its next turn.
+  void park(int32_t content);
+  // False: its adapter is not ready, or it is not its turn.
+  bool schedule(Active& active);
   void run(const StepPlan& plan);
   void deliver(const ForwardOutput& out);
   void deliver_prompt(Active& active, const BatchEntry& entry, const ForwardOutput& out);
@@ -124,7 +141,8 @@ class EngineCore {
   BatchBuilder batch_;
   std::vector<std::unique_ptr<Sampler>> samplers_;  // one per compute thread
   std::unordered_map<RequestId, std::unique_ptr<Active>> requests_;
-  std::deque<RequestId> unscheduled_;  // waiting for their adapter, oldest first
+  std::deque<RequestId> unscheduled_;  // waiting for their adapter, in order
+  std::vector<Loading> loads_;
   std::vector<Choice> choices_;
   std::vector<Score> scores_;
   EngineCounters counters_;

@@ -64,6 +64,7 @@ class Engine::Impl {
   }
 
   RequestId submit(Request request) {
+    if (request.adapter.empty()) request.adapter = options_.default_adapter;
     check(request);
     if (draining_) throw Error(Code::unavailable, "the server is shutting down");
     int32_t n = in_flight_.load();
@@ -94,16 +95,18 @@ class Engine::Impl {
   }
 
   AdapterSnapshot adapters() {
-    std::promise<AdapterSnapshot> promise;
-    auto answer = promise.get_future();
-    Ask ask{[&](EngineCore& core) { promise.set_value(core.adapters()); }};
-    Command command(std::move(ask));
-    while (!inbox_.try_push(std::move(command))) {
-      if (stopping_) throw Error(Code::unavailable, "the server is shutting down");
-      std::this_thread::yield();
-    }
-    return answer.get();
+    return ask<AdapterSnapshot>([](EngineCore& core) { return core.adapters(); });
   }
+  void load_adapter(AdapterLoad load, EngineCore::Loaded done) {
+    post([load = std::move(load), done = std::move(done)](EngineCore& core) mutable {
+      core.load_adapter(load, std::move(done));
+    });
+  }
+  void unload_adapter(const std::string& name) {
+    const bool known = ask<bool>([&](EngineCore& core) { return core.unload_adapter(name); });
+    if (!known) fail(Code::not_found, "there is no adapter named {}", quote(name));
+  }
+  void preload();
 
   EngineStats stats() const;
 
@@ -117,6 +120,27 @@ class Engine::Impl {
 
  private:
   void check(const Request& r) const;
+  void post(std::function<void(EngineCore&)> question) {
+    Command command(Ask{std::move(question)});
+    while (!inbox_.try_push(std::move(command))) {
+      if (stopping_) throw Error(Code::unavailable, "the server is shutting down");
+      std::this_thread::yield();
+    }
+  }
+  // Waits for the answer; passes on what the question throws.
+  template <class T, class F>
+  T ask(F&& question) {
+    std::promise<T> promise;
+    auto answer = promise.get_future();
+    post([&](EngineCore& core) {
+      try {
+        promise.set_value(question(core));
+      } catch (const Error&) {
+        promise.set_exception(std::current_exception());
+      }
+    });
+    return answer.get();
+  }
   void nudge() { inbox_.try_push(Nudge{}); }  // full: the engine is awake and will look anyway
 
   void handle(Command&& command) {
@@ -158,6 +182,28 @@ class Engine::Impl {
   std::thread thread_;
 };
 
+// All at once; the first that fails decides.
+void Engine::Impl::preload() {
+  std::vector<AdapterRef> refs = options_.preloaded_adapters;
+  if (!options_.default_adapter.empty()) refs.push_back(options_.default_adapter);
+  std::vector<std::promise<std::optional<Error>>> results(refs.size());
+  for (size_t i = 0; i < refs.size(); ++i) {
+    post([&refs, &results, i](EngineCore& core) {
+      core.preload(refs[i], [&results, i](const Error* error) {
+        results[i].set_value(error == nullptr ? std::nullopt : std::optional(*error));
+      });
+    });
+  }
+  std::optional<Error> failed;
+  for (size_t i = 0; i < refs.size(); ++i) {
+    const std::optional<Error> error = results[i].get_future().get();
+    if (!error || failed) continue;
+    failed = Error(error->code(), fmt::format("adapter {} cannot be loaded at start: {}",
+                                              quote(refs[i].label()), error->what()));
+  }
+  if (failed) throw *failed;
+}
+
 void Engine::Impl::check(const Request& r) const {
   const Spec& spec = model_->info.spec;
   LORRY_CHECK(r.sink != nullptr);
@@ -195,6 +241,7 @@ EngineStats Engine::Impl::stats() const {
   s.waiting_for_adapter = c.waiting_for_adapter;
   s.steps = c.steps;
   s.preemptions = c.preemptions;
+  s.parked = c.parked;
   s.finished = c.finished;
   s.failed = c.failed;
   s.prompt_tokens = c.prompt_tokens;
@@ -213,7 +260,9 @@ EngineStats Engine::Impl::stats() const {
 }
 
 Engine::Engine(EngineOptions options, Log& log)
-    : impl_(std::make_unique<Impl>(std::move(options), log)) {}
+    : impl_(std::make_unique<Impl>(std::move(options), log)) {
+  impl_->preload();
+}
 Engine::~Engine() = default;
 RequestId Engine::submit(Request request) { return impl_->submit(std::move(request)); }
 void Engine::cancel(RequestId id) { impl_->cancel(id); }
@@ -224,6 +273,10 @@ const SiteTable& Engine::sites() const { return impl_->model().sites; }
 const Tokenizer* Engine::tokenizer() const { return impl_->tokenizer(); }
 EngineStats Engine::stats() const { return impl_->stats(); }
 AdapterSnapshot Engine::adapters() const { return impl_->adapters(); }
+void Engine::load_adapter(AdapterLoad load, std::function<void(const Error*)> done) {
+  impl_->load_adapter(std::move(load), std::move(done));
+}
+void Engine::unload_adapter(const std::string& name) { impl_->unload_adapter(name); }
 double Engine::stuck_seconds() const { return impl_->stuck_seconds(); }
 
 }  // namespace lorry

@@ -4,11 +4,13 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "adapters/registry.h"
+#include "adapters/loader.h"
+#include "adapters/snapshot.h"
 #include "base/log.h"
 #include "engine/request.h"
 #include "lorry/forward.h"
@@ -36,14 +38,23 @@ struct EngineOptions {
   int32_t max_medusa_heads = 0;    // of an adapter, each a draft; 0: such adapters are refused
   int32_t max_requests = 1024;     // submitted and not finished
   int32_t max_lora_rank = 64;
-  int64_t adapter_memory = 0;  // bytes; 0: a tenth of what is free after the weights
-  std::string adapter_root;    // local adapters may be named by a path below it
+  int64_t adapter_memory = 0;          // bytes; 0: a tenth of what is free after the weights
+  int64_t adapter_host_memory = 0;     // bytes of packed adapters kept ready beside those in use
+  double adapter_cycle_seconds = 2;    // how long an adapter may run while others wait for its room
+  int32_t max_active_adapters = 1024;  // that run at once
+  std::string adapter_root;            // local adapters may be named by a path below it
+  std::string folded_adapter;  // folder of one that becomes part of the weights; empty: none
   std::vector<std::pair<std::string, std::string>> adapters;  // name, folder
+  AdapterFetch adapter_fetch;  // empty: adapters of the hub and of S3 are refused
+  int32_t adapter_fetch_threads = 16;
+  AdapterRef default_adapter;                  // of requests that name none; empty: the base model
+  std::vector<AdapterRef> preloaded_adapters;  // loaded at start, which fails if one of them does
 };
 
 // What start-up decided; printed by `lorry serve` and reported by /info.
 struct MemoryPlan {
-  size_t weights = 0, kv_cache = 0, adapters = 0, scratch = 0, available = 0;
+  size_t weights = 0, kv_cache = 0, scratch = 0, available = 0;
+  size_t adapters = 0, adapters_host = 0;  // on the device, in the host tier
   int64_t kv_tokens = 0, kv_blocks = 0;
   std::string to_text() const;
 };
@@ -62,6 +73,7 @@ struct ModelInfo {
 struct EngineStats {
   int64_t running = 0, waiting = 0, waiting_for_adapter = 0;
   int64_t steps = 0, preemptions = 0, finished = 0, failed = 0;
+  int64_t parked = 0;  // times that a request stepped aside for another adapter
   int64_t prompt_tokens = 0, generated_tokens = 0;
   int64_t prefix_queries = 0, prefix_hits = 0;  // tokens asked for, tokens found
   int64_t kv_blocks = 0, kv_blocks_free = 0;    // free: not held by a sequence
@@ -71,9 +83,16 @@ struct EngineStats {
   int64_t draft_tokens = 0, draft_tokens_kept = 0;  // verified; of these, kept
 };
 
+// A name for a folder, to be loaded now.
+struct AdapterLoad {
+  std::string name, path;
+  bool in_place = false;  // the name may exist; what runs with its old content finishes with that
+};
+
 class Engine {
  public:
-  // Loads the model (on the calling thread) and starts the engine thread. Throws Error.
+  // Loads the model (on the calling thread), starts the engine thread and loads the default and the
+  // preloaded adapters. Throws Error.
   Engine(EngineOptions options, Log& log);
   ~Engine();  // cancels what is left and stops
   Engine(const Engine&) = delete;
@@ -94,8 +113,16 @@ class Engine {
   // Null for a synthetic model.
   const Tokenizer* tokenizer() const;
   EngineStats stats() const;
-  // Answered by the engine thread between two steps.
+  // Answered by the engine thread between two steps, as the next three are; any thread.
+  // Throws Error(unavailable) while the engine stops.
   AdapterSnapshot adapters() const;
+  // Calls `done` on the engine thread once: with null when the name now means that folder's
+  // content, which has been read; else with the reason, and the name means what it meant before:
+  // invalid_argument (the name exists, or is out of the grammar), or what the folder's reading
+  // says.
+  void load_adapter(AdapterLoad load, std::function<void(const Error*)> done);
+  // Forgets a name; requests in work finish. Throws Error(not_found).
+  void unload_adapter(const std::string& name);
   // The engine thread's last sign of life, seconds ago, while there is work; 0 when idle.
   double stuck_seconds() const;
 

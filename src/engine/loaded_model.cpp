@@ -7,6 +7,7 @@
 #include "base/system.h"
 #include "engine/memory_plan.h"
 #include "models/base_rows.h"
+#include "models/fold.h"
 #include "models/loader.h"
 #include "models/source.h"
 #include "models/synthetic.h"
@@ -16,6 +17,8 @@
 namespace lorry {
 
 namespace {
+
+constexpr double kLongestCycle = 86'400;  // seconds
 
 Isa chosen_isa(const std::string& name) {
   if (name.empty()) return best_isa();
@@ -40,6 +43,13 @@ void check_options(const EngineOptions& o) {
   at_least("--max-medusa-heads", o.max_medusa_heads, 0);
   at_least("--max-concurrent-requests", o.max_requests, 1);
   at_least("--max-lora-rank", o.max_lora_rank, 1);
+  at_least("--adapter-memory", o.adapter_memory, 0);
+  at_least("--adapter-host-memory", o.adapter_host_memory, 0);
+  at_least("--max-active-adapters", o.max_active_adapters, 1);
+  if (!(o.adapter_cycle_seconds >= 0 && o.adapter_cycle_seconds <= kLongestCycle)) {
+    fail(Code::invalid_argument, "--adapter-cycle-time-s {}: expected 0 to {}",
+         o.adapter_cycle_seconds, kLongestCycle);
+  }
   if (o.dtype != Dtype::bf16 && o.dtype != Dtype::f32) {
     fail(Code::invalid_argument, "--dtype {}: expected bfloat16 or float32", to_string(o.dtype));
   }
@@ -86,6 +96,24 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
   m.lm = std::make_unique<CausalLM>(spec, std::move(weights), *m.ops, *m.comm, forward_limits(o));
 }
 
+void fold(LoadedModel& m, const EngineOptions& o, Log& log) {
+  if (o.folded_adapter.empty()) return;
+  const auto start = std::chrono::steady_clock::now();
+  AdapterLimits limits;
+  limits.max_rank = o.max_lora_rank;
+  const auto adapter = load_adapter(o.folded_adapter, adapter_target(m), limits);
+  if (!adapter->invocation_tokens().empty()) {
+    fail(Code::unsupported,
+         "{}: alora_invocation_tokens: an adapter that acts from these tokens on cannot be merged "
+         "into the weights; name it in requests instead",
+         o.folded_adapter);
+  }
+  fold_adapter(m.lm->weights(), adapter->view(), *m.ops);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  log.info("adapter {} (sha256:{}) merged into the weights in {:.1f} s", quote(o.folded_adapter),
+           to_hex(adapter->digest()), seconds.count());
+}
+
 }  // namespace
 
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
@@ -113,6 +141,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   }
   log.info("{}", m->memory.to_text());
   load(*m, o, log);
+  fold(*m, o, log);
   const Tensor block = m->ops->kv_layout(m->memory.kv_blocks, m->info.spec.attention);
   m->kv = std::make_unique<KvCache>(m->info.spec.layers, block);
   for (int32_t i = 0; i < m->info.spec.layers; ++i) m->layers.push_back(m->kv->layer(i));

@@ -46,6 +46,7 @@ MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops,
   }
   const size_t free = usable - fixed;
   plan.adapters = o.adapter_memory > 0 ? static_cast<size_t>(o.adapter_memory) : free / 10;
+  plan.adapters_host = static_cast<size_t>(o.adapter_host_memory);
   const Tensor block = ops.kv_layout(1, spec.attention);
   const auto block_bytes = static_cast<size_t>(2 * spec.layers * block.shape.size()) *
                            static_cast<size_t>(size_of(block.dtype));
@@ -61,22 +62,23 @@ MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops,
   }
   plan.kv_tokens = plan.kv_blocks * kBlockTokens;
   plan.kv_cache = static_cast<size_t>(plan.kv_blocks) * block_bytes;
-  if (plan.kv_blocks < 2 || plan.adapters + plan.kv_cache > free) {
-    fail(
-        Code::over_capacity,
-        "KV cache {} ({} tokens) and adapters {} do not fit in the {} left beside the model; lower "
-        "--kv-tokens or --adapter-memory",
-        format_bytes(plan.kv_cache), plan.kv_tokens, format_bytes(plan.adapters),
-        format_bytes(free));
+  if (plan.kv_blocks < 2 || plan.adapters + plan.adapters_host + plan.kv_cache > free) {
+    fail(Code::over_capacity,
+         "KV cache {} ({} tokens), adapters {} and their host tier {} do not fit in the {} left "
+         "beside the model; lower --kv-tokens, --adapter-memory or --adapter-host-memory",
+         format_bytes(plan.kv_cache), plan.kv_tokens, format_bytes(plan.adapters),
+         format_bytes(plan.adapters_host), format_bytes(free));
   }
   return plan;
 }
 
 std::string MemoryPlan::to_text() const {
   return fmt::format(
-      "memory: weights {}, KV cache {} ({} tokens), adapters up to {}, step {}; {} available",
+      "memory: weights {}, KV cache {} ({} tokens), adapters {} (host tier {}), step {}; {} "
+      "available",
       format_bytes(weights), format_bytes(kv_cache), kv_tokens, format_bytes(adapters),
-      format_bytes(scratch), format_bytes(available));
+      adapters_host == 0 ? "none" : format_bytes(adapters_host), format_bytes(scratch),
+      format_bytes(available));
 }
 
 }  // namespace lorry

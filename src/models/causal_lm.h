@@ -42,6 +42,7 @@ class CausalLM {
   const Spec& spec() const { return spec_; }
   const ForwardLimits& limits() const { return limits_; }
   const ModelWeights& weights() const { return weights_; }
+  ModelWeights& weights() { return weights_; }  // between two passes
   size_t scratch_bytes() const { return arena_.size(); }
   static size_t scratch_bytes(const Spec& spec, const Ops& ops, const ForwardLimits& limits);
 

@@ -2,7 +2,7 @@
 // tests script another, to have answers, failures and delays at will without a model.
 // Any thread may call any member.
 #pragma once
-#include "adapters/registry.h"
+#include "adapters/snapshot.h"
 #include "engine/engine.h"
 #include "engine/request.h"
 #include "text/tokenizer.h"

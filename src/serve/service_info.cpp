@@ -101,7 +101,8 @@ void Service::metrics(const CallPtr& call) {
 std::vector<std::string> Service::served_models() const {
   std::vector<std::string> names = {intake_.served_name};
   for (const AdapterSnapshot::Entry& entry : backend_.adapters().entries) {
-    if (entry.registered || entry.state == AdapterState::ready) names.push_back(entry.name);
+    const bool loaded = entry.state == AdapterState::host || entry.state == AdapterState::device;
+    if (entry.registered || loaded) names.push_back(entry.name);
   }
   return names;
 }

@@ -26,6 +26,9 @@ TEST(AdapterRef, key_tells_sources_tokens_and_weights_apart_and_holds_no_token) 
   for (const std::string& text : {mine.key(), mine.label()}) {
     EXPECT_EQ(text.find("secret"), std::string::npos) << text;
   }
+  AdapterRef with_token = local;
+  with_token.parts[0].api_token = "hf_secret_1";
+  EXPECT_EQ(local.key(), with_token.key()) << "local adapters need no token";
 }
 
 TEST(AdapterRef, a_merge_of_one_differs_from_the_adapter_and_label_says_how) {

@@ -47,7 +47,7 @@ TEST_F(AdapterLoad, OneModuleOfOneLayerIsApplied) {
   const auto adapter = load(draft);
   ASSERT_EQ(adapter->sites().size(), 1U);
   EXPECT_EQ(adapter->sites()[0].module, q0_);
-  EXPECT_EQ(adapter->bytes(), 4096U) << "128, in whole pages";
+  EXPECT_EQ(adapter->bytes(), 128U);
   EXPECT_EQ(adapter->max_rank(), 2);
   EXPECT_EQ(pair(*adapter, {SiteKind::q, 0}).scale, 2.0F);
   EXPECT_EQ(pair(*adapter, {SiteKind::q, 1}).rank, 0);
@@ -202,12 +202,19 @@ TEST_F(AdapterLoad, F8_many_tiny_tensors) {
   refused(Code::bad_file, {"tensor t"}, draft);
 }
 
+TEST_F(AdapterLoad, F8_names_of_any_length) {
+  std::string name = q0_;
+  for (int i = 0; i < 300000; ++i) name += ".base_layer";
+  refused(Code::bad_file, {"no linear"}, Draft{}.pair(name, 2, 8, 8));
+  refused(Code::bad_file, {"expected shape [8, 8]"}, Draft{}.add(name + ".weight", {8}));
+}
+
 TEST_F(AdapterLoad, FileThatChangesBetweenCheckAndRead) {
   Draft draft;
   draft.pair(q0_, 2, 8, 8);
   const std::string path = draft.write(temp_.path() + "/a");
   const auto folder = AdapterFolder::open(path, {&table_, &ops_}, {});
-  EXPECT_EQ(folder->packed_bytes(), 4096U);
+  EXPECT_EQ(folder->packed_bytes(), 128U) << "A and B, aligned to 64 bytes each";
   draft.pair("lm_head", 2, 8, 10).write(path);
   test::expect_error(Code::bad_file, {"changed while"}, [&] { folder->read(); });
 }

@@ -1,6 +1,7 @@
 // Medusa heads of an adapter folder: what is taken, what is refused, and where it lies in memory.
 #include "adapters/medusa.h"
 
+#include <cstring>
 #include <limits>
 
 #include <gtest/gtest.h>
@@ -90,7 +91,7 @@ TEST_F(Medusa, heads_of_version_1_have_outputs_of_their_own) {
   EXPECT_EQ(adapter->base_model(), "tiny");
   // Every value is where the layout says, in memory that is counted.
   const MedusaLayout layout(ops_, medusa.shape);
-  EXPECT_EQ(adapter->bytes(), Buffer::size_for(layout.bytes()));
+  EXPECT_EQ(adapter->bytes(), layout.bytes());
   const auto expect_values = [&](size_t at, const std::string& name) {
     const auto& values = draft.tensors.at(name).second;
     const auto* got = reinterpret_cast<const float*>(medusa.data + at);
@@ -105,6 +106,21 @@ TEST_F(Medusa, heads_of_version_1_have_outputs_of_their_own) {
     }
     expect_values(layout.output(i), fmt::format("{}.2.weight", i));
   }
+}
+
+TEST_F(Medusa, heads_follow_their_adapter_when_it_is_moved) {
+  const std::string path = folder();
+  Draft lora;
+  lora.pair("lm_head", 2, 4, 5).write(path);
+  HeadsDraft draft = v2();
+  draft.file = "heads.safetensors";
+  const auto adapter = load(draft.write(path));
+  const AdapterView before = adapter->view();
+  const std::byte* image = before.patches[static_cast<size_t>(sites_.index({SiteKind::lm_head}))].a;
+  Buffer moved(adapter->bytes());
+  std::memcpy(moved.data(), image, adapter->bytes());
+  adapter->rebase(moved.data());
+  EXPECT_EQ(adapter->view().medusa.data - moved.data(), before.medusa.data - image);
 }
 
 TEST_F(Medusa, heads_of_version_2_have_none_and_a_file_without_version_is_told_by_its_tensors) {

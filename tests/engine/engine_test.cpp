@@ -156,7 +156,7 @@ TEST(Engine, cancel_frees_everything) {
   const EngineStats stats = engine->stats();
   EXPECT_EQ(stats.kv_blocks_free, stats.kv_blocks);
   EXPECT_EQ(stats.running + stats.waiting, 0);
-  for (const auto& e : engine->adapters().entries) EXPECT_EQ(e.holds, 0) << e.name;
+  for (const auto& e : engine->adapters().entries) EXPECT_EQ(e.claims, 0) << e.name;
 }
 
 TEST(Engine, I1_more_requests_than_allowed_are_refused_and_others_unharmed) {

@@ -280,7 +280,7 @@ TEST_F(OpenAi, models_are_listed_with_their_parent) {
   snapshot.entries[0].name = "org/pirate";
   snapshot.entries[0].registered = true;
   snapshot.entries[1].name = "poet";
-  snapshot.entries[1].state = AdapterState::ready;
+  snapshot.entries[1].state = AdapterState::device;
   snapshot.entries[2].name = "broken";
   snapshot.entries[2].state = AdapterState::failed;
   backend.set_adapters(snapshot);
