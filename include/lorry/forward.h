@@ -31,9 +31,12 @@ struct ForwardInput {
 
 // Views into the model's own memory, valid until its next forward pass.
 struct ForwardOutput {
-  Tensor logits;       // [R, V] f32, or empty when hidden states were asked for
-  Tensor hidden;       // [R, D] after the final norm, when asked for
-  Tensor speculative;  // [R, heads, V] f32; empty: no speculative heads are loaded
+  Tensor logits;  // [R, V] f32, or empty when hidden states were asked for
+  Tensor hidden;  // [R, D] after the final norm, when asked for
+  // [R, heads, V] f32: what the Medusa heads of each row's adapter guess, head i the token i + 2
+  // places after the row; `heads` is the most that an adapter of these rows has. 0 for heads that
+  // the row's adapter lacks. Empty: none has any, or hidden states were asked for.
+  Tensor speculative;
 };
 
 // Limits that size the model's scratch memory; a pass beyond them is a programmer's error.
@@ -42,6 +45,7 @@ struct ForwardLimits {
   int32_t max_sequences = 64;    // S
   int32_t max_logit_rows = 128;  // R
   int32_t max_lora_rank = 64;
+  int32_t max_medusa_heads = 0;  // of an adapter; 0: adapters with Medusa heads are refused
 };
 
 }  // namespace lorry

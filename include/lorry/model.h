@@ -26,7 +26,8 @@ class Model {
   ~Model();
   Model(Model&&) noexcept;
 
-  // Reads a PEFT folder; the number is what ForwardInput::adapters names. Throws Error.
+  // Reads a PEFT folder, or one of Medusa heads; the number is what ForwardInput::adapters names.
+  // Throws Error.
   int32_t load_adapter(const std::string& folder);
   // Requires: input within the limits, slots and tables within kv_blocks.
   ForwardOutput forward(const ForwardInput& input);

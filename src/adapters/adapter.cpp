@@ -54,6 +54,7 @@ struct AdapterFolder::Files {
   CheckedFolder from;
   std::vector<size_t> offset = {};  // of each piece in the adapter's memory
   std::vector<Place> place = {};    // of each patch
+  size_t medusa = 0;                // where the heads are
 
   const std::vector<MappedPatch>& patches() const { return from.map.patches; }
   const TensorInfo& header(int32_t tensor) const {
@@ -115,6 +116,7 @@ void AdapterFolder::plan(const AdapterLimits& limits) {
     if (!p.tokens.empty()) place.tokens = take(p.tokens.size() * sizeof(int32_t));
     f.place.push_back(place);
   }
+  if (f.from.medusa) f.medusa = take(f.from.medusa->packed_bytes());
 }
 
 void Adapter::rebase(std::byte* to) {
@@ -132,6 +134,7 @@ void Adapter::rebase(std::byte* to) {
     follow(c.tokens);
     follow(c.token_rows);
   }
+  follow(medusa_.data);
   image_ = to;
 }
 
@@ -149,6 +152,9 @@ std::unique_ptr<Adapter> AdapterFolder::read(std::byte* memory) {
   adapter->bytes_ = packed_bytes_;
   pack(memory);
   point(*adapter, memory);
+  if (MedusaFolder* heads = files_->from.medusa.get()) {
+    adapter->medusa_ = heads->read(memory + files_->medusa);
+  }
   for (const MappedPatch& p : files_->patches()) {
     adapter->sites_.push_back({p.site, p.module, p.rank, p.scale, p.magnitude >= 0, p.weight >= 0,
                                static_cast<int32_t>(p.tokens.size())});
@@ -301,6 +307,7 @@ Digest AdapterFolder::digest() const {
     hash_value(hash, t.dtype);
     hash.update({t.data, static_cast<size_t>(info->end - info->begin)});
   }
+  if (f.from.medusa) f.from.medusa->hash(hash);
   return hash.finish();
 }
 

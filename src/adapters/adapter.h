@@ -1,4 +1,5 @@
-// Adapter: a LoRA adapter in memory, packed for one backend and ready to be applied.
+// Adapter: a LoRA adapter, Medusa heads (medusa.h) or both in memory, packed for one backend and
+// ready to be applied.
 // AdapterFolder: a PEFT folder, or several to be merged, checked against a model, whose size is
 // known before its weights are kept. Loading is: open (checks, plan), then read (weights).
 // Everything in the folders is applied exactly or loading fails with a sentence that names the
@@ -34,13 +35,14 @@ struct AppliedSite {
 class Adapter {
  public:
   // Points into the image: valid while that stays where rebase() last said it is.
-  AdapterView view() const { return {patches_, norms_}; }
+  AdapterView view() const { return {patches_, norms_, medusa_}; }
   // The image now lies at `to`: its bytes were copied there, by whatever means.
   void rebase(std::byte* to);
   // SHA-256 over what is applied where and the tensors as stored: equal digests, equal adapters.
   const Digest& digest() const { return digest_; }
   size_t bytes() const { return bytes_; }  // of the image
   int32_t max_rank() const { return max_rank_; }
+  const MedusaShape& medusa() const { return medusa_.shape; }
   // By rising site index.
   const std::vector<AppliedSite>& sites() const { return sites_; }
   // Activated LoRA: 1 to kMaxInvocationTokens ids of the vocabulary. The adapter belongs to the
@@ -60,6 +62,7 @@ class Adapter {
   std::vector<SitePatch> patches_;   // [SiteIndex::size()], into the image and changes_
   std::vector<SiteChange> changes_;  // into the image
   bool norms_ = false;
+  MedusaView medusa_;  // into the image
   std::vector<AppliedSite> sites_;
   Digest digest_{};
   int32_t max_rank_ = 0;

@@ -104,16 +104,20 @@ CheckedFolder CheckedFolder::open(const std::string& folder, const std::string& 
   LORRY_CHECK(target.sites != nullptr && target.ops != nullptr);
   if (!is_directory(folder)) fail(Code::not_found, "{}: no such folder", folder);
   const std::string config_path = join_path(folder, "adapter_config.json");
+  std::unique_ptr<MedusaFolder> medusa;
+  if (has_medusa(folder)) medusa = std::make_unique<MedusaFolder>(folder, target, limits);
   if (!file_exists(config_path)) {
-    const bool medusa = file_exists(join_path(folder, "config.json"));
-    fail(medusa ? Code::unsupported : Code::not_found, "{}: expected adapter_config.json, found {}",
-         folder, medusa ? "config.json: this is no LoRA adapter" : "none");
+    if (!medusa) fail(Code::not_found, "{}: expected adapter_config.json, found none", folder);
+    PeftConfig none = PeftConfig::none(medusa->base_model());
+    auto tensors = no_tensors(medusa->path());
+    return {label, std::move(none), std::move(tensors), {}, {}, std::move(medusa)};
   }
   PeftConfig config = PeftConfig::read(config_path, limits.max_rank);
   check_invocation(config, *target.sites);
   std::unique_ptr<TensorSet> tensors = open_tensors(weight_file(folder), limits.max_bytes);
   LoraMap map = map_lora(config, *target.sites, tensors->tensors(), tensors->path());
-  CheckedFolder result{label, std::move(config), std::move(tensors), std::move(map)};
+  CheckedFolder result{label, std::move(config), std::move(tensors), std::move(map),
+                       {},    std::move(medusa)};
   drop_base_copies(result, target, limits.max_bytes);
   return result;
 }

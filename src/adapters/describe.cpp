@@ -87,6 +87,11 @@ std::string describe_text(const Adapter& adapter) {
   if (!adapter.base_model().empty()) text += fmt::format("made for  {}\n", adapter.base_model());
   text += fmt::format("{} sites, {} bytes, rank at most {}\n", adapter.sites().size(),
                       adapter.bytes(), adapter.max_rank());
+  if (const MedusaShape& m = adapter.medusa(); m.heads > 0) {
+    text += fmt::format(
+        "{} Medusa heads of {} layers, {}\n", m.heads, m.blocks,
+        m.own_output ? "output matrices of their own" : "through the model's output layer");
+  }
   if (!adapter.invocation_tokens().empty()) {
     text +=
         fmt::format("activated by the tokens {}\n", fmt::join(adapter.invocation_tokens(), " "));
@@ -122,6 +127,7 @@ json::object describe_json(const Adapter& adapter) {
   o["base_model_name_or_path"] = adapter.base_model();
   o["invocation_tokens"] =
       json::array(adapter.invocation_tokens().begin(), adapter.invocation_tokens().end());
+  o["medusa_heads"] = adapter.medusa().heads;
   o["sites"] = std::move(sites);
   return o;
 }

@@ -1,6 +1,7 @@
 #include "adapters/dora.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace lorry {
@@ -9,21 +10,23 @@ namespace {
 
 constexpr int64_t kChunkRows = 64;
 
-// v += the sum over k of c[k] * right[k], four k at a time so that v is read and written less.
+// v += the sum over k of c[k] * right[k], by tiles that stay in registers.
 void add_rows(std::vector<double>& v, const std::vector<double>& c,
               const std::vector<double>& right) {
+  constexpr size_t kTile = 16;
   const size_t n = v.size();
-  size_t k = 0;
-  for (; k + 4 <= c.size(); k += 4) {
-    const double* r = right.data() + k * n;
-    for (size_t i = 0; i < n; ++i) {
-      v[i] +=
-          (c[k] * r[i] + c[k + 1] * r[n + i]) + (c[k + 2] * r[2 * n + i] + c[k + 3] * r[3 * n + i]);
+  size_t i = 0;
+  for (; i + kTile <= n; i += kTile) {
+    std::array<double, kTile> sum;
+    std::copy_n(v.data() + i, kTile, sum.data());
+    const double* r = right.data() + i;
+    for (size_t k = 0; k < c.size(); ++k, r += n) {
+      for (size_t j = 0; j < kTile; ++j) sum[j] += c[k] * r[j];
     }
+    std::copy_n(sum.data(), kTile, v.data() + i);
   }
-  for (; k < c.size(); ++k) {
-    const double* r = right.data() + k * n;
-    for (size_t i = 0; i < n; ++i) v[i] += c[k] * r[i];
+  for (; i < n; ++i) {
+    for (size_t k = 0; k < c.size(); ++k) v[i] += c[k] * right[k * n + i];
   }
 }
 

@@ -116,6 +116,12 @@ CheckedFolder merge_folders(std::span<const MergePart> parts, const MergeSpec& s
   int64_t bytes = 0;
   for (const MergePart& p : parts) {
     sources.push_back({CheckedFolder::open(p.folder, p.label, target, limits), p.weight});
+    if (sources.back().folder.medusa) {
+      fail(Code::unsupported,
+           "{}: config.json: medusa_num_heads: an adapter with Medusa heads cannot be merged with "
+           "others; use it alone",
+           p.folder);
+    }
     bytes += sources.back().folder.tensors->bytes();
     if (bytes > limits.max_bytes) {
       fail(Code::over_capacity, "{}: the files are larger than {} bytes together", ref.label(),

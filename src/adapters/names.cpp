@@ -63,6 +63,22 @@ std::string real_path(const std::string& path) {
   return real ? std::string(real.get()) : std::string();
 }
 
+// The real path of `path` (from the root, where it is not absolute), which is below the root.
+std::string below(const std::string& root, const std::string& path, const std::string& what) {
+  const std::string real_root = real_path(root);
+  if (real_root.empty()) fail(Code::not_found, "adapter root '{}' does not exist", root);
+  if (path.find('\0') != path.npos) fail(Code::invalid_argument, "{} holds a NUL byte", what);
+  const std::string real = real_path(path.starts_with('/') ? path : join_path(real_root, path));
+  const bool inside = real.starts_with(join_path(real_root, ""));
+  if (!real.empty() && !inside) {
+    fail(Code::invalid_argument, "{} leads out of the adapter root", what);
+  }
+  if (real.empty() || !is_directory(real)) {
+    fail(Code::not_found, "{} not found in the adapter root", what);
+  }
+  return real;
+}
+
 }  // namespace
 
 void check_adapter_name(std::string_view name) {
@@ -78,16 +94,12 @@ std::string local_adapter_folder(const std::string& root, const std::string& nam
   if (name.find('@') != name.npos) {
     fail(Code::not_found, "adapter '{}' not found: local adapters have no revisions", name);
   }
-  const std::string real_root = real_path(root);
-  if (real_root.empty()) fail(Code::not_found, "adapter root '{}' does not exist", root);
-  const std::string real = real_path(join_path(real_root, name));
-  if (real.empty() || !is_directory(real)) {
-    fail(Code::not_found, "adapter '{}' not found in the adapter root", name);
-  }
-  if (!real.starts_with(join_path(real_root, ""))) {
-    fail(Code::invalid_argument, "adapter '{}' leads out of the adapter root", name);
-  }
-  return real;
+  return below(root, name, fmt::format("adapter '{}'", name));
+}
+
+std::string folder_below(const std::string& root, const std::string& path) {
+  // "/a/../b" and links are seen through by below().
+  return below(root, path, fmt::format("folder {}", quote(path)));
 }
 
 }  // namespace lorry

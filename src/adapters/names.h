@@ -16,4 +16,8 @@ void check_adapter_name(std::string_view name);
 // of the grammar or a link that leads out of the root, Error(not_found) where there is no folder.
 std::string local_adapter_folder(const std::string& root, const std::string& name);
 
+// The real path of a folder that a client names: `path` from `root`, or absolute and below it.
+// Throws Error(not_found), Error(invalid_argument) where it is not below the root.
+std::string folder_below(const std::string& root, const std::string& path);
+
 }  // namespace lorry

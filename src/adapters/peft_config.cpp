@@ -16,8 +16,9 @@ namespace lorry {
 namespace {
 
 constexpr size_t kMaxConfigBytes = size_t{4} << 20;
-// Every pattern is tried on every module: this bounds the work that a file can ask for.
-constexpr size_t kMaxPatterns = 1024;
+// Of patterns, names and lists: each is tried on every module, so this bounds the work that a file
+// can ask for.
+constexpr size_t kMaxEntries = 1024;
 
 // Read by PeftConfig itself.
 constexpr std::array kUsed = {"peft_type",
@@ -181,6 +182,10 @@ std::vector<std::string> read_names(const std::string& path, const json::object&
   if (!v.is_array()) {
     fail(Code::bad_file, "{}: {} is {}; expected a list of names", path, key, shown(v));
   }
+  if (v.get_array().size() > kMaxEntries) {
+    fail(Code::bad_file, "{}: {} has {} entries; at most {} are supported", path, key,
+         v.get_array().size(), kMaxEntries);
+  }
   for (const json::value& name : v.get_array()) {
     if (!name.is_string() || name.get_string().empty()) {
       fail(Code::bad_file, "{}: {} holds {}; expected a name", path, key, shown(name));
@@ -211,9 +216,9 @@ const json::object* pattern_object(const std::string& path, const json::object& 
   const json::value& v = field(o, key);
   if (v.is_null()) return nullptr;
   if (!v.is_object()) fail(Code::bad_file, "{}: {} is {}; expected an object", path, key, shown(v));
-  if (v.get_object().size() > kMaxPatterns) {
+  if (v.get_object().size() > kMaxEntries) {
     fail(Code::bad_file, "{}: {} has {} entries; at most {} are supported", path, key,
-         v.get_object().size(), kMaxPatterns);
+         v.get_object().size(), kMaxEntries);
   }
   return &v.get_object();
 }
@@ -238,6 +243,12 @@ PeftConfig::PeftConfig() = default;
 PeftConfig::PeftConfig(PeftConfig&&) noexcept = default;
 PeftConfig& PeftConfig::operator=(PeftConfig&&) noexcept = default;
 PeftConfig::~PeftConfig() = default;
+
+PeftConfig PeftConfig::none(std::string base_model) {
+  PeftConfig c;
+  c.base_model_ = std::move(base_model);
+  return c;
+}
 
 PeftConfig PeftConfig::read(const std::string& path, int32_t max_rank) {
   return parse(parse_json_file(path, kMaxConfigBytes), path, max_rank);
@@ -277,10 +288,14 @@ void PeftConfig::parse_tokens(const json::object& o) {
   }
   const json::value& tokens = field(o, "trainable_token_indices");
   if (tokens.is_null()) return;
-  if (!tokens.is_object()) {
+  if (const json::object* lists = tokens.if_object(); lists == nullptr) {
     token_lists_.push_back({{}, read_distinct(path_, "trainable_token_indices", tokens)});
   } else {
-    for (const auto& entry : tokens.get_object()) {
+    if (lists->size() > kMaxEntries) {
+      fail(Code::bad_file, "{}: trainable_token_indices has {} entries; at most {} are supported",
+           path_, lists->size(), kMaxEntries);
+    }
+    for (const auto& entry : *lists) {
       const std::string module(entry.key());
       const std::string name = fmt::format("trainable_token_indices[\"{}\"]", module);
       if (module.empty())

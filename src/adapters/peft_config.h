@@ -27,6 +27,9 @@ class PeftConfig {
   static PeftConfig read(const std::string& path, int32_t max_rank);
   static PeftConfig parse(const json::value& value, std::string path, int32_t max_rank);
 
+  // Of an adapter without LoRA.
+  static PeftConfig none(std::string base_model);
+
   PeftConfig(PeftConfig&&) noexcept;
   PeftConfig& operator=(PeftConfig&&) noexcept;
   ~PeftConfig();

@@ -11,6 +11,7 @@ namespace lorry {
 struct AdapterLimits {
   int64_t max_bytes = int64_t{4} << 30;  // of adapter_model.safetensors, and of the packed form
   int32_t max_rank = 512;
+  int32_t max_medusa_heads = 0;  // 0: adapters with Medusa heads are refused
 };
 
 // y [n, in] f32 <- rows [first, first + n) of the base matrix [out, in] of a site, as the backend

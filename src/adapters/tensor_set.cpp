@@ -48,6 +48,20 @@ class FileTensors final : public TensorSet {
   int64_t max_bytes_;
 };
 
+class NoTensors final : public TensorSet {
+ public:
+  explicit NoTensors(std::string path) : path_(std::move(path)) {}
+
+  const std::string& path() const override { return path_; }
+  const std::vector<TensorInfo>& tensors() const override { return none_; }
+  Tensor tensor(const TensorInfo&) const override { return {}; }
+  void load() override {}
+
+ private:
+  std::string path_;
+  std::vector<TensorInfo> none_;
+};
+
 }  // namespace
 
 int64_t TensorSet::bytes() const {
@@ -71,6 +85,10 @@ void TensorSet::check_values() const {
 
 std::unique_ptr<TensorSet> open_tensors(const std::string& path, int64_t max_bytes) {
   return std::make_unique<FileTensors>(path, max_bytes);
+}
+
+std::unique_ptr<TensorSet> no_tensors(std::string path) {
+  return std::make_unique<NoTensors>(std::move(path));
 }
 
 }  // namespace lorry

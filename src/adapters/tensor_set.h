@@ -37,5 +37,7 @@ class TensorSet {
 
 // The tensors of a safetensors file; reads its header. Throws as SafetensorsFile::open.
 std::unique_ptr<TensorSet> open_tensors(const std::string& path, int64_t max_bytes);
+// None; `path` is what messages name.
+std::unique_ptr<TensorSet> no_tensors(std::string path);
 
 }  // namespace lorry

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "adapters/describe.h"
+#include "adapters/medusa.h"
 #include "base/error.h"
 #include "base/files.h"
 #include "base/system.h"
@@ -27,7 +28,7 @@ struct Flags {
 };
 
 bool is_adapter(const std::string& folder) {
-  return file_exists(join_path(folder, "adapter_config.json"));
+  return file_exists(join_path(folder, "adapter_config.json")) || has_medusa(folder);
 }
 
 std::string site_kinds(const Preview& p) {

@@ -57,6 +57,11 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
                               "Tokens of one prompt in one step (default: no limit of its own)")
                    ->group(group),
                0, kMaxInt);
+  accept_units(app.add_option("--speculative-tokens", f.speculative_tokens,
+                              "Tokens to guess ahead of a text that repeats itself; they are "
+                              "verified, so no text changes (default: 0, none)")
+                   ->group(group),
+               0, 64);
   const char* memory = "Memory";
   accept_units(app.add_option("--kv-tokens", f.kv_tokens,
                               "Tokens that the KV cache holds (default: by free memory)")
@@ -76,6 +81,11 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
       app.add_option("--max-lora-rank", f.max_lora_rank, "Largest rank of an adapter (default: 64)")
           ->group(memory),
       1, 512);
+  accept_units(app.add_option("--max-medusa-heads", f.max_medusa_heads,
+                              "Most Medusa heads of an adapter, whose guesses are verified like "
+                              "--speculative-tokens (default: 0, such adapters are refused)")
+                   ->group(memory),
+               0, 16);
 }
 
 ModelPlace find_model(const std::string& name) {
@@ -105,6 +115,8 @@ EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
   o.threads = f.threads;
   o.isa = f.isa;
   o.prefill_chunk = f.prefill_chunk;
+  o.speculative_tokens = f.speculative_tokens;
+  o.max_medusa_heads = f.max_medusa_heads;
   o.kv_tokens = f.kv_tokens;
   o.adapter_memory = f.adapter_memory;
   o.adapter_host_memory = f.adapter_host_memory;

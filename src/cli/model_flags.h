@@ -22,6 +22,8 @@ struct ModelFlags {
   int32_t threads = 0;
   std::string isa;
   int32_t prefill_chunk = 0;
+  int32_t speculative_tokens = 0;
+  int32_t max_medusa_heads = 0;
   int64_t kv_tokens = 0;
   int64_t adapter_memory = 0;
   int64_t adapter_host_memory = 0;

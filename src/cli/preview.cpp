@@ -9,7 +9,6 @@
 #include "models/source.h"
 #include "models/synthetic.h"
 #include "ops/cpu/cpu_ops.h"
-#include "weights/slice.h"
 
 namespace lorry {
 
@@ -42,25 +41,6 @@ void check_tensors(Preview& p) {
   p.digest = to_hex(checkpoint.digest());
 }
 
-// y f32 <- rows of the base matrix of a site, rounded to what the backend would compute with.
-void stored_rows(Tensor y, const Preview& p, const Site& site, int64_t first) {
-  const LoadedModel& m = p.parts;
-  const auto source = m.checkpoint ? checkpoint_source(*m.checkpoint) : random_source();
-  const Slice s = slice_of(*m.architecture, p.spec, site,
-                           [&](std::string_view name) { return source->has(name); });
-  const Tensor t = source->tensor(s.name, s.shape);
-  Tensor part = view(t.data, t.dtype, {t.shape.size() / s.shape[-1], s.shape[-1]});
-  part = rows(part, s.first, s.count);
-  std::vector<std::byte> act(static_cast<size_t>(y.shape.size() * size_of(m.ops->act())));
-  const Tensor rounded = view(act.data(), is_norm(site.kind) ? Dtype::f32 : m.ops->act(), y.shape);
-  if (s.transposed) {
-    copy_transposed(rounded, columns(part, first, y.rows()));
-  } else {
-    copy(rounded, rows(part, first, y.rows()));
-  }
-  copy(y, rounded);
-}
-
 }  // namespace
 
 Preview preview_model(const EngineOptions& options) {
@@ -88,11 +68,16 @@ Preview preview_model(const EngineOptions& options) {
 
 std::unique_ptr<Adapter> preview_adapter(const Preview& model, const std::string& folder,
                                          int32_t max_rank) {
-  const AdapterTarget target{
-      &model.sites, model.parts.ops.get(),
-      [&model](Tensor y, const Site& site, int64_t first) { stored_rows(y, model, site, first); }};
+  const LoadedModel& parts = model.parts;
+  const auto source = parts.checkpoint ? checkpoint_source(*parts.checkpoint) : random_source();
+  const StoredModel stored{*parts.architecture, model.spec, *source, parts.ops->act()};
+  const AdapterTarget target{&model.sites, parts.ops.get(),
+                             [&stored](Tensor y, const Site& site, int64_t first) {
+                               stored_rows(y, stored, site, first);
+                             }};
   AdapterLimits limits;
   limits.max_rank = max_rank;
+  limits.max_medusa_heads = 16;
   return load_adapter(folder, target, limits);
 }
 

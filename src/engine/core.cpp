@@ -34,6 +34,7 @@ AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPl
   r.host_bytes = memory.adapters_host;
   r.root = o.adapter_root;
   r.limits.max_rank = o.max_lora_rank;
+  r.limits.max_medusa_heads = o.max_medusa_heads;
   r.max_active = o.max_active_adapters;
   r.fetch = o.adapter_fetch;
   r.fetch_threads = o.adapter_fetch_threads;
@@ -208,24 +209,17 @@ void EngineCore::deliver(const ForwardOutput& out) {
     if (a.request.max_new_tokens == 0) {
       computed.push_back(&a);
     } else {
-      const int64_t row = entry.first_logit_row + chunk.n_logits - 1;
-      choices_.push_back({&a, out.logits.row<const float>(row), {}});
+      const int64_t n_rows = 1 + a.seq.n_draft;
+      const int64_t first = entry.first_logit_row + chunk.n_logits - n_rows;
+      Choice c{&a, rows(out.logits, first, n_rows), {}, {}, {}};
+      if (a.view.medusa.shape.heads > 0) c.heads = rows_of_heads(out.speculative, first, n_rows);
+      choices_.push_back(std::move(c));
     }
   }
   score_prompts();
   choose_tokens();
   for (Active* a : computed) finish(*a, FinishReason::length);
-  for (Choice& c : choices_) {
-    if (c.token) {
-      accept(*c.active, *c.token);
-    } else {
-      ++counters_.nan_total;
-      finish(*c.active, FinishReason::failed,
-             Error(Code::internal,
-                   "the model's scores hold NaN or infinity: its weights or the "
-                   "adapter's are broken for this input"));
-    }
-  }
+  for (Choice& c : choices_) take(c);
 }
 
 void EngineCore::deliver_prompt(Active& a, const BatchEntry& entry, const ForwardOutput& out) {
@@ -260,44 +254,82 @@ void EngineCore::score_prompts() {
   for (const Score& s : scores_) s.active->request.sink->on_prompt_token({s.token, s.position});
 }
 
-// Rows are independent, so they are spread over the compute threads.
+// Sequences are independent, so they are spread over the compute threads.
 void EngineCore::choose_tokens() {
-  const auto vocab = static_cast<size_t>(model_.info.spec.vocab);
   const auto n = static_cast<int64_t>(choices_.size());
   model_.pool->for_each_thread(n, [&](int64_t i, int thread) {
     Choice& c = choices_[static_cast<size_t>(i)];
-    const Sequence& seq = c.active->seq;
-    c.token = samplers_[static_cast<size_t>(thread)]->sample(
-        {c.logits, vocab}, c.active->request.sampling,
-        {seq.tokens, static_cast<size_t>(seq.n_prompt)}, seq.tokens.size());
+    c.verified = verify(*samplers_[static_cast<size_t>(thread)], c.active->request.sampling,
+                        c.active->seq, c.logits);
+    if (!c.heads || c.verified.broken) return;
+    c.guesses = best_tokens(c.heads, c.verified.n_kept, c.active->view.medusa.shape.heads);
   });
 }
 
-void EngineCore::accept(Active& a, const SampledToken& token) {
+void EngineCore::take(Choice& c) {
+  Active& a = *c.active;
+  const Verified& got = c.verified;
+  if (const int32_t n = a.seq.n_draft; n > 0) {
+    counters_.draft_tokens += n;
+    counters_.draft_tokens_kept += got.n_kept;
+    a.view.medusa.shape.heads > 0 ? a.pace.learn(n, got.n_kept) : a.drafter->learn(n, got.n_kept);
+    scheduler_.truncate(a.seq, a.seq.n_certain() + got.n_kept);
+  }
+  for (size_t i = 0; i < got.tokens.size(); ++i) {
+    if (!accept(a, got.tokens[i], i < static_cast<size_t>(got.n_kept))) return;
+  }
+  if (!got.broken) return draft(a, c.guesses);
+  ++counters_.nan_total;
+  finish(a, FinishReason::failed,
+         Error(Code::internal,
+               "the model's scores hold NaN or infinity: its weights or the "
+               "adapter's are broken for this input"));
+}
+
+// From the heads of its adapter, else from its own past.
+void EngineCore::draft(Active& a, std::span<const int32_t> guesses) {
+  // The last token of an answer is never computed, so a draft in its place would be for nothing.
+  const int32_t room = a.seq.max_tokens - 1 - a.seq.n_certain();
+  if (a.view.medusa.shape.heads > 0) {
+    a.seq.n_draft = a.pace.length(std::min(static_cast<int32_t>(guesses.size()), room));
+    const auto used = guesses.first(static_cast<size_t>(a.seq.n_draft));
+    a.seq.tokens.insert(a.seq.tokens.end(), used.begin(), used.end());
+    return;
+  }
+  const int32_t limit = std::min(options_.speculative_tokens, room);
+  if (limit <= 0) return;
+  if (!a.drafter) a.drafter = std::make_unique<NgramDrafter>(a.seq.max_tokens);
+  a.seq.n_draft = a.drafter->propose(a.seq.tokens, limit);
+}
+
+bool EngineCore::accept(Active& a, const SampledToken& token, bool was_draft) {
   if (!a.has_token) {
     a.has_token = true;
     a.first_token = Clock::now();
   }
-  const auto position = static_cast<int64_t>(a.seq.tokens.size());
-  a.seq.tokens.push_back(token.id);
+  const int64_t position = int64_t{a.seq.n_prompt} + a.generated;
+  if (!was_draft) a.seq.tokens.push_back(token.id);
   ++a.generated;
+  a.skipped += was_draft ? 1 : 0;
   ++counters_.generated_tokens;
-  a.request.sink->on_token({token, position});
+  a.request.sink->on_token({token, position, was_draft});
   const auto is_in = [&](const std::vector<int32_t>& ids) {
     return std::find(ids.begin(), ids.end(), token.id) != ids.end();
   };
   if ((!a.request.ignore_eos && is_in(eos_ids_)) || is_in(a.request.stop_token_ids)) {
     finish(a, FinishReason::eos_token);
-    return;
+    return false;
   }
   if (a.decoder) {
     std::string found = stop_text(a, token.id);
     if (!found.empty()) {
       finish(a, FinishReason::stop_sequence, {}, std::move(found));
-      return;
+      return false;
     }
   }
-  if (a.generated >= a.request.max_new_tokens) finish(a, FinishReason::length);
+  if (a.generated < a.request.max_new_tokens) return true;
+  finish(a, FinishReason::length);
+  return false;
 }
 
 std::string EngineCore::stop_text(Active& a, int32_t id) {
@@ -337,6 +369,7 @@ void EngineCore::finish(Active& a, FinishReason reason, std::optional<Error> err
   event.prompt_tokens = a.seq.n_prompt;
   event.cached_tokens = a.cached;
   event.generated_tokens = a.generated;
+  event.skipped_tokens = a.skipped;
   event.stop_sequence = std::move(stop_sequence);
   event.queue_seconds = seconds(a.submitted, started);
   event.prefill_seconds = seconds(started, first_token);

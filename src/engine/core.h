@@ -7,16 +7,19 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "adapters/registry.h"
 #include "engine/batch.h"
+#include "engine/drafter.h"
 #include "engine/engine.h"
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/verify.h"
 #include "text/stream_decoder.h"
 
 namespace lorry {
@@ -26,7 +29,7 @@ struct EngineCounters {
   std::atomic<int64_t> running{0}, waiting{0}, waiting_for_adapter{0}, steps{0}, preemptions{0},
       parked{0}, finished{0}, failed{0}, prompt_tokens{0}, generated_tokens{0}, prefix_queries{0},
       prefix_hits{0}, kv_blocks{0}, kv_blocks_free{0}, step_microseconds{0}, last_batch_tokens{0},
-      last_batch_sequences{0}, nan_total{0};
+      last_batch_sequences{0}, nan_total{0}, draft_tokens{0}, draft_tokens_kept{0};
 };
 
 class EngineCore {
@@ -74,15 +77,20 @@ class EngineCore {
     std::unique_ptr<StreamDecoder> decoder;  // only with stop texts
     std::string tail;                        // the end of the generated text
     std::string run;  // bytes of the byte tokens that the decoder still holds back
+    std::unique_ptr<NgramDrafter> drafter;  // from the first draft on
+    DraftPace pace{kMedusaChance};          // of the guesses of Medusa heads
+    int32_t skipped = 0;                    // generated tokens that were drafts
     Clock::time_point submitted, started, first_token;
     bool has_started = false, has_token = false;
   };
 
-  // A row to choose a token from.
+  // The rows of a sequence to choose tokens from.
   struct Choice {
     Active* active = nullptr;
-    const float* logits = nullptr;
-    std::optional<SampledToken> token;
+    Tensor logits;
+    Tensor heads;  // [rows, heads, V]: of its adapter's Medusa heads
+    Verified verified;
+    std::vector<int32_t> guesses;  // of the heads, for the tokens behind verified.tokens
   };
 
   // A prompt token whose log-probability was asked for.
@@ -111,7 +119,11 @@ class EngineCore {
   void deliver_prompt(Active& active, const BatchEntry& entry, const ForwardOutput& out);
   void score_prompts();
   void choose_tokens();
-  void accept(Active& active, const SampledToken& token);
+  // The tokens that it has got, then its next drafts or its finish.
+  void take(Choice& choice);
+  // False: it was the last, and the request is gone.
+  bool accept(Active& active, const SampledToken& token, bool was_draft);
+  void draft(Active& active, std::span<const int32_t> guesses);
   // Empty, or the stop text that the generated text now holds.
   std::string stop_text(Active& active, int32_t id);
   std::string stop_in_run(Active& active, int32_t id);

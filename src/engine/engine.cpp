@@ -254,6 +254,8 @@ EngineStats Engine::Impl::stats() const {
   s.last_batch_tokens = c.last_batch_tokens;
   s.last_batch_sequences = c.last_batch_sequences;
   s.nan_total = c.nan_total;
+  s.draft_tokens = c.draft_tokens;
+  s.draft_tokens_kept = c.draft_tokens_kept;
   return s;
 }
 

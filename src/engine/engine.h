@@ -34,7 +34,9 @@ struct EngineOptions {
   double kv_memory_fraction =
       0.5;  // of the memory that is free after the weights, with kv_tokens 0
   bool prefix_cache = true;
-  int32_t max_requests = 1024;  // submitted and not finished
+  int32_t speculative_tokens = 0;  // drafts of one sequence in a step, at most; 0: none
+  int32_t max_medusa_heads = 0;    // of an adapter, each a draft; 0: such adapters are refused
+  int32_t max_requests = 1024;     // submitted and not finished
   int32_t max_lora_rank = 64;
   int64_t adapter_memory = 0;       // bytes; 0: a tenth of what is free after the weights
   int64_t adapter_host_memory = 0;  // bytes of packed adapters kept ready beside those in use
@@ -43,6 +45,7 @@ struct EngineOptions {
   double adapter_cycle_seconds = 0.25;
   int32_t max_active_adapters = 1024;  // that run at once
   std::string adapter_root;            // local adapters may be named by a path below it
+  std::string folded_adapter;  // folder of one that becomes part of the weights; empty: none
   std::vector<std::pair<std::string, std::string>> adapters;  // name, folder
   AdapterFetch adapter_fetch;  // empty: adapters of the hub and of S3 are refused
   int32_t adapter_fetch_threads = 16;
@@ -79,6 +82,7 @@ struct EngineStats {
   double step_seconds = 0;                      // total time in steps
   int64_t last_batch_tokens = 0, last_batch_sequences = 0;
   int64_t nan_total = 0;
+  int64_t draft_tokens = 0, draft_tokens_kept = 0;  // verified; of these, kept
 };
 
 // A name for a folder, to be loaded now.

@@ -7,6 +7,7 @@
 #include "base/system.h"
 #include "engine/memory_plan.h"
 #include "models/base_rows.h"
+#include "models/fold.h"
 #include "models/loader.h"
 #include "models/source.h"
 #include "models/synthetic.h"
@@ -38,6 +39,8 @@ void check_options(const EngineOptions& o) {
   at_least("--max-batch-prefill-tokens", o.max_batch_tokens, o.max_sequences);
   at_least("max_logit_rows", o.max_logit_rows, o.max_sequences);
   at_least("--prefill-chunk", o.prefill_chunk, 0);
+  at_least("--speculative-tokens", o.speculative_tokens, 0);
+  at_least("--max-medusa-heads", o.max_medusa_heads, 0);
   at_least("--max-concurrent-requests", o.max_requests, 1);
   at_least("--max-lora-rank", o.max_lora_rank, 1);
   at_least("--adapter-memory", o.adapter_memory, 0);
@@ -93,6 +96,24 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
   m.lm = std::make_unique<CausalLM>(spec, std::move(weights), *m.ops, *m.comm, forward_limits(o));
 }
 
+void fold(LoadedModel& m, const EngineOptions& o, Log& log) {
+  if (o.folded_adapter.empty()) return;
+  const auto start = std::chrono::steady_clock::now();
+  AdapterLimits limits;
+  limits.max_rank = o.max_lora_rank;
+  const auto adapter = load_adapter(o.folded_adapter, adapter_target(m), limits);
+  if (!adapter->invocation_tokens().empty()) {
+    fail(Code::unsupported,
+         "{}: alora_invocation_tokens: an adapter that acts from these tokens on cannot be merged "
+         "into the weights; name it in requests instead",
+         o.folded_adapter);
+  }
+  fold_adapter(m.lm->weights(), adapter->view(), *m.ops);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  log.info("adapter {} (sha256:{}) merged into the weights in {:.1f} s", quote(o.folded_adapter),
+           to_hex(adapter->digest()), seconds.count());
+}
+
 }  // namespace
 
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
@@ -120,6 +141,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   }
   log.info("{}", m->memory.to_text());
   load(*m, o, log);
+  fold(*m, o, log);
   const Tensor block = m->ops->kv_layout(m->memory.kv_blocks, m->info.spec.attention);
   m->kv = std::make_unique<KvCache>(m->info.spec.layers, block);
   for (int32_t i = 0; i < m->info.spec.layers; ++i) m->layers.push_back(m->kv->layer(i));

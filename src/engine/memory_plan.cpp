@@ -19,7 +19,7 @@ constexpr double kReserve = 0.05;
 ForwardLimits forward_limits(const EngineOptions& o) {
   // A chunk in which an activated LoRA begins is two sequences of the pass (engine/batch.h).
   const int32_t sequences = std::min(o.max_batch_tokens, 2 * o.max_sequences);
-  return {o.max_batch_tokens, sequences, o.max_logit_rows, o.max_lora_rank};
+  return {o.max_batch_tokens, sequences, o.max_logit_rows, o.max_lora_rank, o.max_medusa_heads};
 }
 
 int64_t longest_sequence(const EngineOptions& options, const Spec& spec) {

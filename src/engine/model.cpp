@@ -16,7 +16,7 @@ struct Model::Parts {
   std::unique_ptr<LoadedModel> model;
   std::vector<std::unique_ptr<Adapter>> adapters;
   std::vector<AdapterView> views;
-  int32_t max_rank = 0;
+  AdapterLimits limits;
 };
 
 Model::Model(const std::string& folder, const ModelOptions& o) {
@@ -28,9 +28,11 @@ Model::Model(const std::string& folder, const ModelOptions& o) {
   options.max_sequences = o.limits.max_sequences;
   options.max_logit_rows = o.limits.max_logit_rows;
   options.max_lora_rank = o.limits.max_lora_rank;
+  options.max_medusa_heads = o.limits.max_medusa_heads;
   options.kv_tokens = int64_t{o.kv_blocks} * kBlockTokens;
   parts_ = std::make_unique<Parts>(options);
-  parts_->max_rank = o.limits.max_lora_rank;
+  parts_->limits.max_rank = o.limits.max_lora_rank;
+  parts_->limits.max_medusa_heads = o.limits.max_medusa_heads;
 }
 
 Model::~Model() = default;
@@ -38,9 +40,7 @@ Model::Model(Model&&) noexcept = default;
 
 int32_t Model::load_adapter(const std::string& folder) {
   const LoadedModel& model = *parts_->model;
-  AdapterLimits limits;
-  limits.max_rank = parts_->max_rank;
-  parts_->adapters.push_back(lorry::load_adapter(folder, adapter_target(model), limits));
+  parts_->adapters.push_back(lorry::load_adapter(folder, adapter_target(model), parts_->limits));
   parts_->views.push_back(parts_->adapters.back()->view());
   return static_cast<int32_t>(parts_->views.size()) - 1;
 }

@@ -20,6 +20,7 @@ enum class FinishReason : uint8_t { length, eos_token, stop_sequence, cancelled,
 struct TokenEvent {
   SampledToken token;
   int64_t position = 0;  // in the sequence, prompt included
+  bool skipped = false;  // a draft that was kept: it came without a step of its own
 };
 
 struct FinishEvent {
@@ -28,6 +29,7 @@ struct FinishEvent {
   int32_t prompt_tokens = 0;
   int32_t cached_tokens = 0;  // of the prompt, found in the prefix cache
   int32_t generated_tokens = 0;
+  int32_t skipped_tokens = 0;  // of these, kept drafts; depends on who shares the batch
   std::string stop_sequence;   // which one, reason == stop_sequence
   double queue_seconds = 0;    // from submit to the first step that computed for it
   double prefill_seconds = 0;  // from there to the first token

@@ -1,6 +1,7 @@
 #include "models/base_rows.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "base/error.h"
 #include "weights/slice.h"
@@ -33,6 +34,36 @@ const SiteNorm& norm_of(const ModelWeights& w, const Site& site) {
   return site.kind == SiteKind::attn_norm ? l.attn_norm : l.ffn_norm;
 }
 
+// The tensor that holds the matrix of a site.
+Slice slice_of(const StoredModel& model, const Site& site) {
+  if (!in_layer(site.kind)) {
+    const ModelSlices m = model.architecture.model(model.spec);
+    return site.kind == SiteKind::embed        ? m.embed
+           : site.kind == SiteKind::final_norm ? m.final_norm
+                                               : m.head;
+  }
+  const auto has = [&](std::string_view name) { return model.source.has(name); };
+  const LayerSlices l = model.architecture.layer(model.spec, site.layer, has);
+  switch (site.kind) {
+    case SiteKind::attn_norm:
+      return l.attn_norm;
+    case SiteKind::ffn_norm:
+      return l.ffn_norm;
+    case SiteKind::o:
+      return l.o;
+    case SiteKind::router:
+      return l.router;
+    case SiteKind::gate:
+      return l.experts[static_cast<size_t>(site.expert)].gate;
+    case SiteKind::up:
+      return l.experts[static_cast<size_t>(site.expert)].up;
+    case SiteKind::down:
+      return l.experts[static_cast<size_t>(site.expert)].down;
+    default:  // q, k, v in their order, or qkv alone
+      return l.qkv[site.kind == SiteKind::qkv ? 0 : static_cast<size_t>(site.kind)];
+  }
+}
+
 }  // namespace
 
 void base_rows(Tensor y, const ModelWeights& weights, const SiteIndex& index, const Ops& ops,
@@ -53,33 +84,20 @@ void base_rows(Tensor y, const ModelWeights& weights, const SiteIndex& index, co
   }
 }
 
-Slice slice_of(const Architecture& architecture, const Spec& spec, const Site& site,
-               const Architecture::Has& has) {
-  if (!in_layer(site.kind)) {
-    const ModelSlices m = architecture.model(spec);
-    return site.kind == SiteKind::embed        ? m.embed
-           : site.kind == SiteKind::final_norm ? m.final_norm
-                                               : m.head;
+void stored_rows(Tensor y, const StoredModel& model, const Site& site, int64_t first) {
+  const Slice s = slice_of(model, site);
+  const Tensor t = model.source.tensor(s.name, s.shape);
+  const int64_t cols = s.shape[-1];
+  const Tensor part = rows(view(t.data, t.dtype, {t.shape.size() / cols, cols}), s.first, s.count);
+  const Dtype rounded = is_norm(site.kind) ? Dtype::f32 : model.act;
+  std::vector<std::byte> memory(static_cast<size_t>(y.shape.size() * size_of(rounded)));
+  const Tensor own = view(memory.data(), rounded, y.shape);
+  if (s.transposed) {
+    copy_transposed(own, columns(part, first, y.rows()));
+  } else {
+    copy(own, rows(part, first, y.rows()));
   }
-  const LayerSlices l = architecture.layer(spec, site.layer, has);
-  switch (site.kind) {
-    case SiteKind::attn_norm:
-      return l.attn_norm;
-    case SiteKind::ffn_norm:
-      return l.ffn_norm;
-    case SiteKind::o:
-      return l.o;
-    case SiteKind::router:
-      return l.router;
-    case SiteKind::gate:
-      return l.experts[static_cast<size_t>(site.expert)].gate;
-    case SiteKind::up:
-      return l.experts[static_cast<size_t>(site.expert)].up;
-    case SiteKind::down:
-      return l.experts[static_cast<size_t>(site.expert)].down;
-    default:  // q, k, v in their order, or qkv alone
-      return l.qkv[site.kind == SiteKind::qkv ? 0 : static_cast<size_t>(site.kind)];
-  }
+  copy(y, own);
 }
 
 }  // namespace lorry

@@ -1,22 +1,27 @@
 // Rows of a base matrix by the site that adapters know it by: what DoRA's norms are made of, and
-// what whole weights in adapters are compared with. Pure functions, any thread.
+// what whole weights in adapters are compared with.
 #pragma once
-#include <functional>
-#include <vector>
-
 #include "models/architecture.h"
 #include "models/causal_lm.h"
+#include "models/source.h"
 
 namespace lorry {
 
 // y [n, in] f32 <- rows [first, first + n) of the matrix [out, in] of a linear, as the backend
-// computes with it. Of the embedding [V, D] likewise; a norm is one row [D].
+// computes with it. Of the embedding [V, D] likewise; a norm is one row [D]. Any thread.
 // Requires: a site of the model that `weights` are of.
 void base_rows(Tensor y, const ModelWeights& weights, const SiteIndex& index, const Ops& ops,
                const Site& site, int64_t first);
 
-// The tensor of a checkpoint that holds the same matrix.
-Slice slice_of(const Architecture& architecture, const Spec& spec, const Site& site,
-               const Architecture::Has& has);
+// A model that is not loaded.
+struct StoredModel {
+  const Architecture& architecture;
+  const Spec& spec;
+  TensorSource& source;
+  Dtype act = Dtype::bf16;  // what its weights would be rounded to
+};
+
+// The same rows, read from the source. One thread at a time. Throws as TensorSource::tensor.
+void stored_rows(Tensor y, const StoredModel& model, const Site& site, int64_t first);
 
 }  // namespace lorry

@@ -29,9 +29,9 @@ StepBuffers lay_out(const Spec& s, Dtype act, const ForwardLimits& limits, Take&
   b.cos = take(Dtype::f32, t, s.attention.head_dim / 2);
   b.sin = take(Dtype::f32, t, s.attention.head_dim / 2);
   const int64_t sites = 3;  // q, k and v are the most that one linear has
+  const int64_t out = int64_t{limits.max_logit_rows} * std::max(1, limits.max_medusa_heads);
   b.lora = take(Dtype::f32, 1,
-                Ops::lora_scratch_size(std::max({n, t, int64_t{limits.max_logit_rows}}), sites,
-                                       limits.max_lora_rank));
+                Ops::lora_scratch_size(std::max({n, t, out}), sites, limits.max_lora_rank));
   b.route.expert = take(Dtype::i32, t, s.routing.top_k);
   b.route.weight = take(Dtype::f32, t, s.routing.top_k);
   b.route.slot = take(Dtype::i32, t, s.routing.top_k);
@@ -72,7 +72,8 @@ CausalLM::CausalLM(Spec spec, ModelWeights weights, Ops& ops, Comm& comm,
       comm_(comm),
       limits_(limits),
       rope_(spec_.rope, spec_.attention.head_dim),
-      arena_(scratch_bytes(spec_, ops, limits)) {
+      arena_(scratch_bytes(spec_, ops, limits)),
+      medusa_({}, limits) {
   const auto tokens = static_cast<size_t>(limits.max_tokens);
   const auto logit_rows = static_cast<size_t>(limits.max_logit_rows);
   row_adapter_.reserve(tokens);
@@ -92,6 +93,7 @@ size_t CausalLM::scratch_bytes(const Spec& spec, const Ops& ops, const ForwardLi
   take(Dtype::f32, limits.max_logit_rows, spec.dim);
   take(ops.act(), limits.max_logit_rows, spec.dim);
   take(Dtype::f32, limits.max_logit_rows, spec.vocab);
+  MedusaBuffers::lay_out(spec, ops.act(), limits, take);
   const auto attention = ops.attention_scratch_bytes(limits.max_tokens, spec.attention);
   return bytes + Arena::tensor_bytes(Dtype::u8, {static_cast<int64_t>(attention)});
 }
@@ -104,6 +106,7 @@ void CausalLM::carve() {
   out_x_ = take(Dtype::f32, limits_.max_logit_rows, spec_.dim);
   out_h_ = take(ops_.act(), limits_.max_logit_rows, spec_.dim);
   logits_ = take(Dtype::f32, limits_.max_logit_rows, spec_.vocab);
+  medusa_ = MedusaRunner(MedusaBuffers::lay_out(spec_, ops_.act(), limits_, take), limits_);
   const auto attention = ops_.attention_scratch_bytes(limits_.max_tokens, spec_.attention);
   attention_scratch_ = arena_.tensor(Dtype::u8, {static_cast<int64_t>(attention)});
 }
@@ -191,6 +194,7 @@ ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step) {
   }
   out.logits = rows(logits_, 0, r);
   apply(step, out.logits, h, weights_.head, out_rows);
+  out.speculative = medusa_.run(step, h, out_segments_, weights_.head);
   return out;
 }
 

@@ -11,6 +11,7 @@
 #include "base/memory.h"
 #include "lorry/forward.h"
 #include "models/layer.h"
+#include "models/medusa.h"
 #include "models/rope.h"
 #include "models/spec.h"
 #include "ops/ops.h"
@@ -41,6 +42,7 @@ class CausalLM {
   const Spec& spec() const { return spec_; }
   const ForwardLimits& limits() const { return limits_; }
   const ModelWeights& weights() const { return weights_; }
+  ModelWeights& weights() { return weights_; }  // between two passes
   size_t scratch_bytes() const { return arena_.size(); }
   static size_t scratch_bytes(const Spec& spec, const Ops& ops, const ForwardLimits& limits);
 
@@ -59,6 +61,7 @@ class CausalLM {
   Arena arena_;
   StepBuffers full_;
   Tensor out_x_, out_h_, logits_, attention_scratch_;
+  MedusaRunner medusa_;
   // Plans of the current step; reserved for the limits.
   std::vector<int32_t> row_adapter_, out_adapter_;
   std::vector<LoraSegment> segments_, out_segments_;

@@ -262,6 +262,14 @@ class CheckedOps final : public Ops {
     ops_->add(x, y);
   }
 
+  void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override {
+    check_matrix("y", y, act(), x.rows(), x.cols());
+    check_matrix("x", x, act(), x.rows(), x.cols());
+    check_matrix("v", v, Dtype::f32, x.rows(), x.cols());
+    check_vector("bias", bias, Dtype::f32, x.cols());
+    ops_->add_silu(y, x, v, bias);
+  }
+
  private:
   static Tensor rows_of(Tensor t, int64_t r) { return rows(t, r, 1); }
 

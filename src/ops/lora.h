@@ -124,10 +124,23 @@ struct SitePatch {
   bool neutral() const { return rank == 0 && change == nullptr; }
 };
 
+// Heads that guess tokens further ahead (ops/medusa.h); they change no result.
+struct MedusaShape {
+  int32_t heads = 0;        // 0: none
+  int32_t blocks = 0;       // of each head
+  bool own_output = false;  // each head has an output matrix, else the model's output layer serves
+  int64_t dim = 0, vocab = 0;
+};
+struct MedusaView {
+  const std::byte* data = nullptr;  // as MedusaLayout says
+  MedusaShape shape;
+};
+
 // An adapter as the backend reads it: a patch for each site of the SiteIndex.
 struct AdapterView {
   std::span<const SitePatch> patches;
   bool norms = false;  // some norm has a patch
+  MedusaView medusa = {};
 };
 
 // Rows [begin, end) of a batch (or of one expert's share of it) that use one adapter.

@@ -164,6 +164,8 @@ class Ops {
   virtual void combine(Tensor y, Tensor d, const Route& route) = 0;
   // x += y, f32.
   virtual void add(Tensor x, Tensor y) = 0;
+  // y [T, D] act <- x + silu(v + bias), x [T, D] act, v [T, D] f32, bias [D] f32. y may be x.
+  virtual void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) = 0;
 };
 
 }  // namespace lorry

@@ -2,6 +2,9 @@
 // tests script another, to have answers, failures and delays at will without a model.
 // Any thread may call any member.
 #pragma once
+#include <functional>
+#include <string>
+
 #include "adapters/snapshot.h"
 #include "engine/engine.h"
 #include "engine/request.h"
@@ -20,6 +23,8 @@ class Backend {
   virtual const Tokenizer& tokenizer() const = 0;
   virtual EngineStats stats() const = 0;
   virtual AdapterSnapshot adapters() const = 0;  // may wait for a step: not on an I/O thread
+  virtual void load_adapter(AdapterLoad load, std::function<void(const Error*)> done) = 0;
+  virtual void unload_adapter(const std::string& name) = 0;  // may wait for a step
   virtual double stuck_seconds() const = 0;
 };
 

@@ -17,6 +17,10 @@ class EngineBackend final : public Backend {
   const Tokenizer& tokenizer() const override { return *engine_.tokenizer(); }
   EngineStats stats() const override { return engine_.stats(); }
   AdapterSnapshot adapters() const override { return engine_.adapters(); }
+  void load_adapter(AdapterLoad load, std::function<void(const Error*)> done) override {
+    engine_.load_adapter(std::move(load), std::move(done));
+  }
+  void unload_adapter(const std::string& name) override { engine_.unload_adapter(name); }
   double stuck_seconds() const override { return engine_.stuck_seconds(); }
 
  private:

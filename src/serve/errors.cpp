@@ -60,25 +60,27 @@ static_assert(in_order());
 const Row& row_of(Problem problem) { return kRows[static_cast<size_t>(problem)]; }
 
 Problem problem_of(Code code, Stage stage) {
+  // Once a request was taken, only its adapter can be too large or out of reach.
+  const bool adapter = stage == Stage::generating || stage == Stage::loading;
   switch (code) {
     case Code::over_capacity:
-      return Problem::overloaded;
+      return adapter ? Problem::bad_adapter : Problem::overloaded;
     case Code::unavailable:
-      return Problem::unavailable;
+      return adapter ? Problem::bad_adapter : Problem::unavailable;
     case Code::internal:
       return Problem::failed;
     case Code::too_long:
       return Problem::too_long;
     case Code::not_found:
-      return stage == Stage::generating ? Problem::unknown_adapter : Problem::bad_value;
+      return adapter ? Problem::unknown_adapter : Problem::bad_value;
     case Code::bad_file:
-      return stage == Stage::generating ? Problem::bad_adapter : Problem::bad_json;
+      return adapter ? Problem::bad_adapter : Problem::bad_json;
     case Code::invalid_argument:
     case Code::unsupported:
       break;
   }
   if (stage == Stage::rendering) return Problem::chat_template;
-  return stage == Stage::generating ? Problem::bad_adapter : Problem::bad_value;
+  return adapter ? Problem::bad_adapter : Problem::bad_value;
 }
 
 }  // namespace

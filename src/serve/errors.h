@@ -50,7 +50,7 @@ class RequestError : public Error {
 };
 
 // Where an Error comes from decides what its code means to a client.
-enum class Stage { parsing, rendering, generating };
+enum class Stage { parsing, rendering, generating, loading };
 
 struct ApiError {
   Problem problem = Problem::failed;

@@ -44,6 +44,12 @@ int64_t Results::generated_tokens() const {
   return n;
 }
 
+int64_t Results::skipped_tokens() const {
+  int64_t n = 0;
+  for (const Answer& answer : answers) n += answer.finish ? answer.finish->skipped_tokens : 0;
+  return n;
+}
+
 void EventQueue::push(Event event) {
   std::lock_guard lock(mutex_);
   if (!owner_) return;
@@ -142,6 +148,7 @@ TokenRecord Generation::record_of(const TokenEvent& event) const {
   record.id = event.token.id;
   record.logprob = event.token.logprob;
   record.special = parts_.backend.tokenizer().is_special(record.id);
+  record.skipped = event.skipped;
   record.alternatives = event.token.alternatives;
   return record;
 }

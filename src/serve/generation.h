@@ -48,7 +48,8 @@ struct TokenRecord {
   int32_t id = 0;
   float logprob = 0;
   bool special = false;
-  std::string text;  // what it added to the text; of a special token, its name
+  bool skipped = false;  // a draft that was kept
+  std::string text;      // what it added to the text; of a special token, its name
   std::vector<TokenProbability> alternatives;
 };
 
@@ -75,6 +76,7 @@ struct Results {
   std::chrono::steady_clock::time_point first_token{}, last_token{};
   int64_t prompt_tokens() const;
   int64_t generated_tokens() const;
+  int64_t skipped_tokens() const;  // of finished answers
 };
 
 // Writes a generation in the form of a dialect. What it returns is sent as it is.

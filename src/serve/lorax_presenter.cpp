@@ -130,7 +130,7 @@ std::string LoraxPresenter::event(const Results& results, const Answer& answer, 
 void LoraxPresenter::write_token(JsonWriter& json, const TokenRecord& token) const {
   json.begin_object();
   json.member("id", token.id).member("text", token.text).member("logprob", token.logprob);
-  json.member("special", token.special).member("skipped", false);
+  json.member("special", token.special).member("skipped", token.skipped);
   if (!token.alternatives.empty()) {
     json.key("alternative_tokens").begin_array();
     for (const TokenProbability& other : token.alternatives) {
@@ -147,7 +147,8 @@ void LoraxPresenter::write_tokens(JsonWriter& json, const Results& results,
                                   const Answer& answer) const {
   json.member("finish_reason", reason_of(answer));
   json.member("prompt_tokens", results.job.prompts[answer.prompt].ids.size());
-  json.member("generated_tokens", answer.tokens.size()).member("skipped_tokens", 0);
+  json.member("generated_tokens", answer.tokens.size());
+  json.member("skipped_tokens", answer.finish->skipped_tokens);
   json.key("seed");
   results.job.request.sampling.sample ? json.value(answer.seed) : json.null();
 
@@ -209,7 +210,7 @@ void LoraxPresenter::add_timings(const Results& results, const Answer& answer,
   headers->emplace_back("x-compute-time", fmt::format("{:.3f}", total));
   headers->emplace_back("x-total-time", milliseconds(total));
   headers->emplace_back("x-generated-tokens", std::to_string(generated));
-  headers->emplace_back("x-skipped-tokens", "0");
+  headers->emplace_back("x-skipped-tokens", std::to_string(results.skipped_tokens()));
   headers->emplace_back("x-total-tokens", std::to_string(results.prompt_tokens() + generated));
   headers->emplace_back("x-queue-time", milliseconds(finish.queue_seconds));
   headers->emplace_back("x-inference-time", milliseconds(inference));

@@ -101,6 +101,8 @@ struct Metrics::Impl {
       times("lorax_request_mean_time_per_token_duration", "Seconds of computing per token");
   prometheus::Histogram& generated =
       tokens("lorax_request_generated_tokens", "Tokens of an answer");
+  prometheus::Histogram& skipped =
+      tokens("lorax_request_skipped_tokens", "Tokens of an answer that were drafts");
   prometheus::Histogram& input = tokens("lorax_request_input_length", "Tokens of a prompt");
   prometheus::Histogram& most_new =
       tokens("lorax_request_max_new_tokens", "Tokens asked for at most");
@@ -168,6 +170,7 @@ void Metrics::succeeded(const Results& results) {
     impl_->decode_time.Observe(finish.decode_seconds);
     if (n > 0) impl_->per_token.Observe(inference / n);
     impl_->generated.Observe(n);
+    impl_->skipped.Observe(finish.skipped_tokens);
     impl_->generation_tokens.Observe(n);
     impl_->input.Observe(prompt);
     impl_->prompt_tokens.Observe(prompt);
@@ -252,6 +255,10 @@ std::string Metrics::expose(const EngineStats& stats) const {
   add("vllm:num_preemptions_total", "Preemptions", count, stats.preemptions, labels);
   add("vllm:prompt_tokens_total", "Prompt tokens computed", count, stats.prompt_tokens, labels);
   add("vllm:generation_tokens_total", "Tokens generated", count, stats.generated_tokens, labels);
+  add("vllm:spec_decode_num_draft_tokens_total", "Drafts verified", count, stats.draft_tokens,
+      labels);
+  add("vllm:spec_decode_num_accepted_tokens_total", "Drafts kept", count, stats.draft_tokens_kept,
+      labels);
   add("vllm:prefix_cache_queries_total", "Tokens looked up", count, stats.prefix_queries, labels);
   add("vllm:prefix_cache_hits_total", "Tokens found", count, stats.prefix_hits, labels);
   add("vllm:cache_config_info", "Of the KV cache", gauge, 1,

@@ -20,6 +20,7 @@ struct ServerOptions {
   int validation_workers = 2;           // threads that parse and tokenise
   double unhealthy_after_seconds = 60;  // of silence of the engine while it has work
   AdapterPolicy adapters;
+  std::string adapter_root;  // folders that may be loaded under a name; empty: none may
   std::vector<std::string> allowed_hosts;  // beside loopback's, when bound to loopback
 };
 

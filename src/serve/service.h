@@ -70,6 +70,9 @@ class Service {
   void models(const CallPtr& call);
   void model(const CallPtr& call);
   void tokenize(const CallPtr& call);
+  void adapters(const CallPtr& call);
+  void load_adapter(const CallPtr& call);
+  void unload_adapter(const CallPtr& call);
   void generate(const CallPtr& call);
   void generate_stream(const CallPtr& call);
   void compat(const CallPtr& call);

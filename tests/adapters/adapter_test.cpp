@@ -70,7 +70,7 @@ TEST_F(AdapterLoad, F2_missing_or_broken_config) {
   test::expect_error(Code::not_found, {folder, "expected adapter_model.safetensors"}, open);
   std::filesystem::remove(folder + "/adapter_config.json");
   write_file(folder + "/config.json", R"({"medusa_num_heads": 3})");
-  test::expect_error(Code::unsupported, {"no LoRA adapter"}, open);
+  test::expect_error(Code::unsupported, {"--max-medusa-heads"}, open);
 }
 
 TEST_F(AdapterLoad, F4_wrong_shapes) {
@@ -200,6 +200,13 @@ TEST_F(AdapterLoad, F8_many_tiny_tensors) {
   Draft draft;
   for (int i = 0; i < 20000; ++i) draft.tensors[fmt::format("t{}", i)] = {{0}, {}};
   refused(Code::bad_file, {"tensor t"}, draft);
+}
+
+TEST_F(AdapterLoad, F8_names_of_any_length) {
+  std::string name = q0_;
+  for (int i = 0; i < 300000; ++i) name += ".base_layer";
+  refused(Code::bad_file, {"no linear"}, Draft{}.pair(name, 2, 8, 8));
+  refused(Code::bad_file, {"expected shape [8, 8]"}, Draft{}.add(name + ".weight", {8}));
 }
 
 TEST_F(AdapterLoad, FileThatChangesBetweenCheckAndRead) {

@@ -1,191 +1,15 @@
-// What PEFT writes beside plain LoRA pairs: DoRA, whole weights, embeddings, single token rows. The
-// formulas are those of PEFT, written out over the values in the file and a made-up base model.
+// What PEFT writes beside plain LoRA pairs and DoRA: whole weights, embeddings, single token rows.
+// The values are those of the file, at the places that PEFT's names mean.
+#include "adapters/formats.h"
+
 #include <algorithm>
-#include <numeric>
 
 #include <gtest/gtest.h>
 
 #include "adapters/describe.h"
-#include "adapters/support.h"
 
-namespace lorry {
+namespace lorry::test {
 namespace {
-
-using test::Draft;
-
-constexpr int64_t kHidden = 8, kWidth = 6, kVocab = 10, kExperts = 4;
-
-// Element (row, col) of the base matrix of a site.
-double base(const Site& site, int64_t row, int64_t col) {
-  const double seed = 3 * static_cast<double>(site.kind) + site.layer + 0.5 * site.expert;
-  return double{static_cast<float>(
-      std::sin(seed + 0.31 * static_cast<double>(row) + 1.7 * static_cast<double>(col)))};
-}
-
-void base_rows_of(Tensor y, const Site& site, int64_t first) {
-  for (int64_t r = 0; r < y.rows(); ++r) {
-    for (int64_t c = 0; c < y.cols(); ++c) {
-      y.row<float>(r)[c] = static_cast<float>(base(site, first + r, c));
-    }
-  }
-}
-
-std::string config(const std::string& fields) {
-  return R"({"peft_type": "LORA", "peft_version": "0.21.2", "r": 2, "lora_alpha": 4, )" + fields +
-         "}";
-}
-
-class Formats : public testing::Test {
- protected:
-  Formats() : table_(test::mixtral_sites({2, kExperts, kHidden, 8, 4, kWidth, kVocab})) {}
-
-  std::unique_ptr<Adapter> load(Draft draft, const SiteTable& table) {
-    return load_adapter(draft.write(temp_.path() + "/a"), {&table, &ops_, base_rows_of});
-  }
-  std::unique_ptr<Adapter> load(Draft draft) { return load(std::move(draft), table_); }
-  void refused(Code code, const std::vector<std::string>& parts, const Draft& draft) {
-    test::expect_error(code, parts, [&] { load(draft); });
-  }
-  SitePatch patch(const Adapter& a, const Site& site) const {
-    return a.view().patches[static_cast<size_t>(table_.index(site))];
-  }
-  static double value(const Draft& d, const std::string& name, int64_t i) {
-    return double{d.tensors.at("base_model.model." + name).second[static_cast<size_t>(i)]};
-  }
-  static const float* floats(const std::byte* p) { return reinterpret_cast<const float*>(p); }
-
-  const std::string q0_ = "model.layers.0.self_attn.q_proj";
-  const std::string embed_ = "model.embed_tokens";
-  test::TempFolder temp_;
-  test::PackOps ops_;
-  SiteTable table_;
-};
-
-// ---- DoRA ----
-
-TEST_F(Formats, dora_divides_by_the_norm_of_each_output) {
-  const std::string w2 = "model.layers.1.block_sparse_moe.experts.3.w2";
-  const Site site{SiteKind::down, 1, 3};
-  for (const bool rslora : {false, true}) {
-    Draft d;
-    d.config = config(rslora ? R"("use_dora": true, "use_rslora": true)" : R"("use_dora": true)");
-    d.pair(w2, 2, kWidth, kHidden).add(w2 + ".lora_magnitude_vector", {kHidden});
-    const auto adapter = load(d);
-    const double s = rslora ? 4 / std::sqrt(2.0) : 2.0;
-    const SitePatch p = patch(*adapter, site);
-    ASSERT_NE(p.change, nullptr);
-    EXPECT_EQ(p.rank, 2);
-    EXPECT_EQ(p.change->weight, nullptr);
-    for (int64_t o = 0; o < kHidden; ++o) {
-      double square = 0;
-      for (int64_t i = 0; i < kWidth; ++i) {
-        double v = base(site, o, i);
-        for (int64_t k = 0; k < 2; ++k) {
-          v += s * value(d, w2 + ".lora_B.weight", o * 2 + k) *
-               value(d, w2 + ".lora_A.weight", k * kWidth + i);
-        }
-        square += v * v;
-      }
-      const double want = value(d, w2 + ".lora_magnitude_vector", o) / std::sqrt(square);
-      EXPECT_NEAR(p.change->gain[o], want, 1e-6 * (1 + std::abs(want))) << o;
-    }
-    EXPECT_TRUE(adapter->sites()[0].dora);
-  }
-}
-
-TEST_F(Formats, dora_of_an_embedding_divides_by_the_norm_of_each_column) {
-  Draft d;
-  d.config = config(R"("use_dora": true)");
-  d.add(embed_ + ".lora_embedding_A", {2, kVocab}).add(embed_ + ".lora_embedding_B", {kHidden, 2});
-  d.add(embed_ + ".lora_magnitude_vector", {kHidden});
-  const auto adapter = load(d);
-  const SitePatch p = patch(*adapter, {SiteKind::embed});
-  ASSERT_NE(p.change, nullptr);
-  for (int64_t j = 0; j < kHidden; ++j) {
-    double square = 0;
-    for (int64_t id = 0; id < kVocab; ++id) {
-      double v = base({SiteKind::embed}, id, j);
-      for (int64_t k = 0; k < 2; ++k) {
-        v += 2 * value(d, embed_ + ".lora_embedding_B", j * 2 + k) *
-             value(d, embed_ + ".lora_embedding_A", k * kVocab + id);
-      }
-      square += v * v;
-    }
-    const double want = value(d, embed_ + ".lora_magnitude_vector", j) / std::sqrt(square);
-    EXPECT_NEAR(p.change->gain[j], want, 1e-6 * (1 + std::abs(want))) << j;
-  }
-  // A is stored by token.
-  for (int64_t id = 0; id < kVocab; ++id) {
-    for (int64_t k = 0; k < 2; ++k) {
-      EXPECT_EQ(double{floats(p.a)[id * 2 + k]},
-                value(d, embed_ + ".lora_embedding_A", k * kVocab + id));
-    }
-  }
-}
-
-// The quirk of DBRX: modules_to_save = ["layer"] trains what LoRA of Wqkv stands on as well.
-TEST_F(Formats, a_trained_base_layer_is_the_weight_under_lora_and_dora) {
-  Draft d;
-  d.config = config(R"("use_dora": true)");
-  d.pair(q0_, 2, kHidden, 8).add(q0_ + ".base_layer.weight", {8, kHidden});
-  d.add(q0_ + ".lora_magnitude_vector", {8});
-  const auto adapter = load(d);
-  const SitePatch p = patch(*adapter, {SiteKind::q, 0});
-  ASSERT_NE(p.change, nullptr);
-  ASSERT_NE(p.change->weight, nullptr);
-  for (int64_t o = 0; o < 8; ++o) {
-    double square = 0;
-    for (int64_t i = 0; i < kHidden; ++i) {
-      double v = value(d, q0_ + ".base_layer.weight", o * kHidden + i);
-      EXPECT_EQ(double{floats(p.change->weight)[o * kHidden + i]}, v);
-      for (int64_t k = 0; k < 2; ++k) {
-        v += 2 * value(d, q0_ + ".lora_B.weight", o * 2 + k) *
-             value(d, q0_ + ".lora_A.weight", k * kHidden + i);
-      }
-      square += v * v;
-    }
-    const double want = value(d, q0_ + ".lora_magnitude_vector", o) / std::sqrt(square);
-    EXPECT_NEAR(p.change->gain[o], want, 1e-6 * (1 + std::abs(want)));
-  }
-  EXPECT_TRUE(adapter->sites()[0].dora && adapter->sites()[0].replaced);
-}
-
-TEST_F(Formats, dora_needs_a_magnitude_for_every_pair) {
-  Draft d;
-  d.config = config(R"("use_dora": true)");
-  d.pair(q0_, 2, kHidden, 8);
-  refused(Code::bad_file, {q0_ + ".lora_A.weight", "lora_magnitude_vector, found none"}, d);
-  Draft short_one = d;
-  short_one.add(q0_ + ".lora_magnitude_vector", {7});
-  refused(Code::bad_file, {"lora_magnitude_vector", "expected shape [8], found [7]"}, short_one);
-  Draft alone;
-  alone.config = d.config;
-  alone.add(q0_ + ".lora_magnitude_vector", {8});
-  refused(Code::bad_file, {"lora_magnitude_vector", "found only this one"}, alone);
-}
-
-TEST_F(Formats, dora_of_target_parameters_is_refused) {
-  const std::string experts = "model.layers.0.mlp.experts";
-  Draft d;
-  d.config = config(R"("use_dora": true, "target_parameters": ["down_proj"])");
-  d.pair(experts, 2 * kExperts, kWidth, kHidden);
-  refused(Code::unsupported, {experts, "use_dora is true", "target_parameters"}, d);
-}
-
-TEST_F(Formats, dora_of_a_zero_output_is_refused) {
-  const std::string router = "model.layers.0.block_sparse_moe.gate";
-  Draft d;
-  d.config = config(R"("use_dora": true)");
-  d.pair(router, 2, kHidden, kExperts).add(router + ".lora_magnitude_vector", {kExperts});
-  d.add(router + ".base_layer.weight", {kExperts, kHidden});
-  for (const char* part : {".base_layer.weight", ".lora_B.weight"}) {
-    auto& values = d.tensors.at("base_model.model." + router + part).second;
-    std::fill(values.begin(), values.end(), 0.0F);
-  }
-  refused(Code::bad_file, {router + ".lora_magnitude_vector", "a norm of 0"}, d);
-}
-
-// ---- whole weights ----
 
 TEST_F(Formats, modules_to_save_replace_any_weight) {
   Draft d;
@@ -244,7 +68,7 @@ TEST_F(Formats, whole_parameters_of_all_experts_are_taken_apart) {
 }
 
 TEST_F(Formats, a_whole_w2_of_dbrx_is_turned) {
-  const SiteTable table = test::dbrx_sites({1, 2, kHidden, 8, 4, kWidth, kVocab});
+  const SiteTable table = dbrx_sites({1, 2, kHidden, 8, 4, kWidth, kVocab});
   const std::string w2 = "transformer.blocks.0.ffn.experts.mlp.w2";
   Draft d;
   d.add(w2, {2 * kWidth, kHidden}).add("transformer.wte.weight", {kVocab, kHidden});
@@ -292,7 +116,7 @@ TEST_F(Formats, a_copy_that_changes_while_it_is_loaded_is_found_out) {
   const auto folder = AdapterFolder::open(path, {&table_, &ops_, base_rows_of}, {});
   values[0] += 1.0F;
   d.write(path);
-  test::expect_error(Code::bad_file, {"changed while"}, [&] { folder->read(); });
+  expect_error(Code::bad_file, {"changed while"}, [&] { folder->read(); });
 }
 
 TEST_F(Formats, what_modules_to_save_promises_must_be_there) {
@@ -468,4 +292,4 @@ TEST_F(Formats, the_digest_covers_all_that_is_applied) {
 }
 
 }  // namespace
-}  // namespace lorry
+}  // namespace lorry::test

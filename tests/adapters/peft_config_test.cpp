@@ -141,6 +141,18 @@ TEST(PeftConfig, UnsetAndHarmlessFieldsAreAccepted) {
   EXPECT_EQ(c.base_model(), "a/b");
 }
 
+TEST(PeftConfig, ListsOfNamesAreBounded) {
+  std::string many = "\"m\"";
+  for (int i = 0; i < 1024; ++i) many += ",\"m\"";
+  for (const char* field : {"target_parameters", "modules_to_save"}) {
+    expect_refused(Code::bad_file, {fmt::format("{} has 1025", field), "1024"},
+                   fmt::format("\"{}\": [{}]", field, many));
+    for (const char* bad : {"\"m\"", "[3]", "[\"\"]", "{}"}) {
+      expect_refused(Code::bad_file, {field, "name"}, fmt::format("\"{}\": {}", field, bad));
+    }
+  }
+}
+
 TEST(PeftConfig, PatternsThatCannotRunAreRefused) {
   expect_refused(Code::unsupported, {"rank_pattern", "(?!gate)", "look-around"},
                  R"("rank_pattern": {"(?!gate).*": 4})");
@@ -148,8 +160,10 @@ TEST(PeftConfig, PatternsThatCannotRunAreRefused) {
   expect_refused(Code::bad_file, {"rank_pattern", "object"}, R"("rank_pattern": [4])");
   std::string many;
   for (int i = 0; i < 1025; ++i) many += fmt::format("{}\"m{}\": 4", i == 0 ? "" : ",", i);
-  expect_refused(Code::bad_file, {"rank_pattern has 1025", "1024"},
-                 "\"rank_pattern\": {" + many + "}");
+  for (const char* field : {"rank_pattern", "trainable_token_indices"}) {
+    expect_refused(Code::bad_file, {fmt::format("{} has 1025", field), "1024"},
+                   fmt::format("\"{}\": {{{}}}", field, many));
+  }
 }
 
 }  // namespace

@@ -108,6 +108,7 @@ class PackOps : public Ops {
   void glu(Tensor, Tensor, Activation) override { unused<int>(); }
   void combine(Tensor, Tensor, const Route&) override { unused<int>(); }
   void add(Tensor, Tensor) override { unused<int>(); }
+  void add_silu(Tensor, Tensor, Tensor, Tensor) override { unused<int>(); }
 
  private:
   template <class T>

@@ -104,6 +104,10 @@ TEST(Inspect, AdapterIsToldByWhatItChangesInTheModel) {
   expect_one_line(
       run_lorry({"inspect", golden("dbrx-base/adapters/attn-r8"), "--model", golden(kModel)}), 1,
       "adapter_model.safetensors");
+  const std::string heads = golden("medusa/v2");
+  EXPECT_THAT(run_lorry({"inspect", heads, "--model", golden(kModel)}).out,
+              HasSubstr("3 Medusa heads"));
+  expect_one_line(run_lorry({"inspect", heads}), 1, "--model");
 }
 
 TEST(Errors, BadModelsEndWithOneLineThatNamesTheFile) {
@@ -166,6 +170,18 @@ TEST(Generate, ReadsThePromptFromAPipe) {
       {"generate", golden(kModel), "--prompt", "-", "--max-new-tokens", "4"}, {.in = "Hello"});
   EXPECT_EQ(piped.status, 0) << piped.err;
   EXPECT_EQ(piped.out, typed.out);
+}
+
+TEST(Generate, DraftsChangeNoText) {
+  const std::vector<std::string> plain = {"generate", golden(kModel),     "--prompt",
+                                          "Hello",    "--max-new-tokens", "80"};
+  std::vector<std::string> drafted = plain;
+  drafted.insert(drafted.end(), {"--speculative-tokens", "5"});
+  const ProcessResult with = run_lorry(drafted);
+  EXPECT_EQ(with.status, 0) << with.err;
+  EXPECT_EQ(with.out, run_lorry(plain).out);
+  drafted.back() = "65";
+  expect_one_line(run_lorry(drafted), 2, "--speculative-tokens");
 }
 
 TEST(Chat, SwitchesAdaptersAndForgetsOverAPipe) {

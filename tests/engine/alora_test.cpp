@@ -28,7 +28,7 @@ struct Case {
 
 const std::vector<Case> kCases = {{"mixtral-base", "all-linear-rslora-r16"},
                                   {"mixtral-sliding", "experts-r4"},
-                                  {"dbrx-base", "everything-r8"}};
+                                  {"dbrx-base", "attn-r8"}};
 
 // A copy of a golden adapter with invocation tokens in its config.
 class Activated {

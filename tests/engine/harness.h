@@ -29,7 +29,11 @@ class Collector final : public RequestSink {
     n_rows += n;
   }
   void on_prompt_token(const TokenEvent& e) override { prompt.push_back(e.token); }
-  void on_token(const TokenEvent& e) override { tokens.push_back(e.token); }
+  void on_token(const TokenEvent& e) override {
+    tokens.push_back(e.token);
+    positions.push_back(e.position);
+    n_skipped += e.skipped ? 1 : 0;
+  }
   void on_finish(const FinishEvent& e) override {
     {
       std::lock_guard lock(mutex_);
@@ -52,6 +56,8 @@ class Collector final : public RequestSink {
   int64_t n_rows = 0;
   bool out_of_order = false;
   std::vector<SampledToken> prompt, tokens;
+  std::vector<int64_t> positions;  // of tokens
+  int32_t n_skipped = 0;           // tokens
   std::optional<FinishEvent> finish;
 
  private:

@@ -171,6 +171,42 @@ TEST_P(LoraTest, a_row_has_the_same_bits_alone_and_among_others) {
   }
 }
 
+// Ranks and widths that kernels elsewhere do not have, all in one batch, a row each.
+TEST_P(LoraTest, lorax_fault_10_every_rank_and_width_and_all_mixed_in_one_batch) {
+  const std::vector<int32_t> ranks{1,  2,  3,  4,  5,  7,  12, 15,  16,
+                                   17, 24, 31, 33, 40, 63, 65, 100, 512};
+  for (const auto& [in, out] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {33, 65}, {130, 63}}) {
+    std::vector<Adapter> adapters;
+    std::vector<LoraSegment> segments;
+    for (const int32_t rank : ranks) {
+      const auto i = static_cast<int32_t>(adapters.size());
+      adapters.push_back(make_adapter({{in, out, rank}}, static_cast<unsigned>(rank)));
+      segments.push_back({i, i + 1, i});
+    }
+    const auto n = static_cast<int64_t>(ranks.size());
+    const std::vector<LoraSite> sites{{.first = 0, .in = in, .out = out}};
+    const Matrix x = random_matrix(GetParam(), n, in, 5);
+    const Matrix y(Dtype::f32, n, out, 4);
+    const Matrix scratch(Dtype::f32, 1, Ops::lora_scratch_size(n, 1, 512));
+    same_everywhere(GetParam(), [&](Ops& ops) {
+      std::vector<AdapterView> views;
+      for (Adapter& a : adapters) pack(a, ops);
+      for (const Adapter& a : adapters) views.push_back({a.patches, false});
+      fill(y(), 6, 0);
+      ops.adapt(y(), x(), sites, segments, {views, {}, segments}, scratch());
+      return bytes_of(y());
+    });
+    for (int64_t r = 0; r < n; ++r) {
+      for (int64_t o = 0; o < out; ++o) {
+        const double want = delta(adapters[static_cast<size_t>(r)], 0, x(), r, o);
+        ASSERT_NEAR(get(y(), r, o), want, 1e-3 * (1 + std::abs(want)))
+            << ranks[static_cast<size_t>(r)];
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Act, LoraTest, testing::Values(Dtype::bf16, Dtype::f32),
                          [](const auto& test) { return to_string(test.param); });
 

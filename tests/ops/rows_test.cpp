@@ -58,6 +58,30 @@ TEST_P(RowsTest, norms) {
   }
 }
 
+TEST_P(RowsTest, add_silu_in_place_and_not) {
+  for (const int64_t n : {1, 15, 16, 70, 300}) {
+    const Matrix x = random_matrix(GetParam(), 5, n, 2, 2.0);
+    const Matrix v = random_matrix(Dtype::f32, 5, n, 3, 4.0);
+    const Matrix bias = random_matrix(Dtype::f32, 1, n, 4);
+    const Matrix y(GetParam(), 5, n, 3);
+    const Tensor b = view(bias.data(), Dtype::f32, {n});
+    same_everywhere(GetParam(), [&](Ops& ops) {
+      ops.add_silu(y(), x(), v(), b);
+      return bytes_of(y());
+    });
+    for (int64_t r = 0; r < 5; ++r) {
+      for (int64_t c = 0; c < n; ++c) {
+        const double z = get(v(), r, c) + get(bias(), 0, c);
+        const double expected = get(x(), r, c) + z / (1 + std::exp(-z));
+        ASSERT_NEAR(get(y(), r, c), expected, tolerance(expected) + 1e-6) << n;
+      }
+    }
+    ThreadPool pool(1);
+    checked_cpu_ops(GetParam(), pool)->add_silu(x(), x(), v(), b);
+    EXPECT_EQ(bytes_of(x()), bytes_of(y()));
+  }
+}
+
 TEST_P(RowsTest, clamp_keeps_nan) {
   const Matrix x = random_matrix(Dtype::f32, 3, 50, 4, 5.0);
   same_everywhere(GetParam(), [&](Ops& ops) {

@@ -52,6 +52,23 @@ TEST_F(Lorax, details_hold_tokens_and_reason) {
   EXPECT_FALSE(token.at("skipped").as_bool());
 }
 
+TEST_F(Lorax, kept_drafts_are_told_as_skipped_tokens) {
+  backend.set_plan([&](const Request& request) {
+    Script script = backend.say("one two", request);
+    script.tokens[1].skipped = true;
+    script.finish.skipped_tokens = 1;
+    return script;
+  });
+  const Reply reply = generate(R"({"details":true,"best_of":2,"do_sample":true})");
+  EXPECT_EQ(reply.headers.at("x-skipped-tokens"), "2");  // of both answers
+  const json::object details = reply.json().as_object().at("details").as_object();
+  EXPECT_EQ(details.at("skipped_tokens").as_int64(), 1);
+  const json::array tokens = details.at("tokens").as_array();
+  EXPECT_FALSE(tokens[0].at("skipped").as_bool());
+  EXPECT_TRUE(tokens[1].at("skipped").as_bool());
+  EXPECT_THAT(get("/metrics").body, HasSubstr("lorax_request_skipped_tokens_sum 2"));
+}
+
 TEST_F(Lorax, decoder_input_details_hold_the_prompt) {
   backend.set_plan([&](const Request& request) {
     Script script = backend.say("x", request);

@@ -126,7 +126,10 @@ TEST(Errors, codes_mean_by_the_stage_they_come_from) {
   EXPECT_EQ(problem(Code::not_found, Stage::generating), Problem::unknown_adapter);
   EXPECT_EQ(problem(Code::invalid_argument, Stage::rendering), Problem::chat_template);
   EXPECT_EQ(problem(Code::over_capacity, Stage::parsing), Problem::overloaded);
-  EXPECT_EQ(problem(Code::unavailable, Stage::generating), Problem::unavailable);
+  EXPECT_EQ(problem(Code::unavailable, Stage::parsing), Problem::unavailable);
+  // An adapter that the hub does not give, or that is too large.
+  EXPECT_EQ(problem(Code::unavailable, Stage::generating), Problem::bad_adapter);
+  EXPECT_EQ(problem(Code::over_capacity, Stage::generating), Problem::bad_adapter);
   EXPECT_EQ(problem(Code::internal, Stage::generating), Problem::failed);
   EXPECT_EQ(to_api_error(std::runtime_error("x"), Stage::parsing).problem, Problem::failed);
 }

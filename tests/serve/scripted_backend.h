@@ -85,6 +85,8 @@ class ScriptedBackend final : public Backend {
   void set_capacity(size_t n) { capacity_.store(n); }
   void set_stuck(double seconds) { stuck_.store(seconds); }
   void set_max_total_tokens(int64_t n) { info_.max_total_tokens = n; }
+  void set_load_error(std::optional<Error> error) { load_error_ = std::move(error); }
+  const std::vector<AdapterLoad>& loads() const { return loads_; }
   void set_adapters(AdapterSnapshot snapshot) { adapters_ = std::move(snapshot); }
 
   std::vector<Request> submitted() const {
@@ -129,10 +131,21 @@ class ScriptedBackend final : public Backend {
     stats.kv_blocks_free = 5;
     return stats;
   }
+  void load_adapter(AdapterLoad load, std::function<void(const Error*)> done) override {
+    loads_.push_back(load);
+    std::thread([answer = load_error_, done = std::move(done)] {
+      done(answer ? &*answer : nullptr);
+    }).detach();
+  }
+  void unload_adapter(const std::string& name) override {
+    if (name != "known") throw Error(Code::not_found, "adapter '" + name + "' not found");
+  }
   AdapterSnapshot adapters() const override { return adapters_; }
   double stuck_seconds() const override { return stuck_.load(); }
 
  private:
+  std::vector<AdapterLoad> loads_;
+  std::optional<Error> load_error_;
   struct Running {
     Script script;
     std::shared_ptr<RequestSink> sink;

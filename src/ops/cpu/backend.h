@@ -70,6 +70,7 @@ class CpuOps final : public Ops {
   void glu(Tensor y, Tensor gu, Activation activation) override;
   void combine(Tensor y, Tensor d, const Route& route) override;
   void add(Tensor x, Tensor y) override;
+  void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override;
 
  private:
   // Rows of one group that pass over each panel together.

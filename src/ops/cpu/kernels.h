@@ -77,6 +77,8 @@ struct ActKernels {
   void (*norm)(const NormArgs&);
   // y [n] act = activation(gate) * up, gu interleaved by 64; kind is the value of Activation.
   void (*glu)(void* y, const float* gu, int64_t n, int kind);
+  // y = x + silu(v + bias), x and y act.
+  void (*add_silu)(void* y, const void* x, const float* v, const float* bias, int64_t n);
   void (*widen)(float* y, const void* x, int64_t n);
   void (*narrow)(void* y, const float* x, int64_t n);
   void (*divide)(void* y, const float* x, float by, int64_t n);  // y act = x / by

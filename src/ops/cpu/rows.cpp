@@ -101,4 +101,11 @@ void CpuOps::add(Tensor x, Tensor y) {
                 [&](int64_t r) { kernels_.add(x.row<float>(r), y.row<const float>(r), x.cols()); });
 }
 
+void CpuOps::add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) {
+  parallel_rows(x.rows(), 4 * x.cols(), [&](int64_t r) {
+    act_kernels_.add_silu(y.data + r * y.pitch * element(), x.data + r * x.pitch * element(),
+                          v.row<const float>(r), bias.row<const float>(0), x.cols());
+  });
+}
+
 }  // namespace lorry::cpu

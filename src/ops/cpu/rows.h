@@ -95,6 +95,16 @@ void glu(void* y, const float* gu, int64_t n, int kind) {
 }
 
 template <class A>
+void add_silu_row(void* y, const void* x, const float* v, const float* bias, int64_t size) {
+  auto* out = static_cast<typename A::Element*>(y);
+  const auto* in = static_cast<const typename A::Element*>(x);
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    const V16 step = silu(add(load_some(v + i, n), load_some(bias + i, n)));
+    narrow_some<A>(out + i, add(widen_some<A>(in + i, n), step), n);
+  });
+}
+
+template <class A>
 void widen_row(float* y, const void* x, int64_t size) {
   const auto* in = static_cast<const typename A::Element*>(x);
   for_vectors(size, [&](int64_t i, int n)

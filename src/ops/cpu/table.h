@@ -13,6 +13,7 @@ constexpr ActKernels act_table() {
           .attend = attend<A>,
           .norm = norm<A>,
           .glu = glu<A>,
+          .add_silu = add_silu_row<A>,
           .widen = widen_row<A>,
           .narrow = narrow_row<A>,
           .divide = divide_row<A>};
