@@ -25,7 +25,7 @@ BELOW = {
     "models": ["weights", "ops", "kv", "parallel"],
     "engine": ["models", "adapters", "kv", "text"],
     "serve": ["engine"],
-    "cli": ["serve"],
+    "cli": ["serve", "fetch"],
 }
 
 # The layer of each public header, include/lorry/NAME. One that is not named belongs to models.
