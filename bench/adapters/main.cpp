@@ -35,7 +35,7 @@ namespace lorry::bench {
 namespace {
 
 struct Flags {
-  std::string model = "demo", out, linears = "attention";
+  std::string model = "demo", out, linears = "qv";
   std::vector<std::string> only;
   int64_t adapters = 2000, fit = 50, few = 5, factor = 4, bad = 25;
   int64_t requests = 2000;  // of a round of `many`
@@ -107,8 +107,7 @@ class Bench {
       sites_ = engine.sites();
     }
     for (int64_t i = 0; i < flags_.adapters; ++i) {
-      bytes_.push_back(write_adapter(root_ + "/" + name_of(i), sites_,
-                                     {rank_of(i), flags_.linears == "all"},
+      bytes_.push_back(write_adapter(root_ + "/" + name_of(i), sites_, {rank_of(i), linears()},
                                      static_cast<uint64_t>(i)));
     }
     int64_t sum = 0;
@@ -124,8 +123,14 @@ class Bench {
     report_["cpu"] = cpu_name();
   }
 
-  // At least for two of the largest.
+  // At least for three of the largest.
   int64_t room_for(int64_t n) const { return std::max(n * mean_bytes_, 3 * largest_bytes_); }
+  RandomAdapter::Linears linears() const {
+    using Linears = RandomAdapter::Linears;
+    return flags_.linears == "qv"          ? Linears::qv
+           : flags_.linears == "attention" ? Linears::attention
+                                           : Linears::all;
+  }
   int64_t room_for_all() const { return 2 * room_for(flags_.adapters) + (int64_t{64} << 20); }
 
   Request request(int64_t adapter, uint64_t salt) const {
@@ -361,8 +366,8 @@ int main(int argc, char** argv) {
   app.add_option("--tokens", f.tokens, "Tokens of an answer (default: 32)");
   app.add_option("--rounds", f.rounds, "Rounds, whose median counts (default: 5)");
   app.add_option("--threads", f.threads, "Compute threads (default: physical cores)");
-  app.add_option("--linears", f.linears, "What they adapt: attention (default) or all")
-      ->check(CLI::IsMember({"attention", "all"}));
+  app.add_option("--linears", f.linears, "What they adapt: qv (default), attention or all")
+      ->check(CLI::IsMember({"qv", "attention", "all"}));
   app.add_option("--host-memory", f.host_memory, "Bytes of the host tier (default: 0)");
   app.add_option("--cycle-time", f.cycle_time, "Seconds of an adapter's turn (default: 0.1)");
   app.add_option("--seconds", f.seconds, "bad: of each part (default: 10)");

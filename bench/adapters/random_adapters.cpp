@@ -33,18 +33,19 @@ class Random {
   uint64_t state_;
 };
 
-bool is_adapted(SiteKind kind, bool all_linears) {
+bool is_adapted(SiteKind kind, RandomAdapter::Linears linears) {
   switch (kind) {
     case SiteKind::q:
-    case SiteKind::k:
     case SiteKind::v:
-    case SiteKind::o:
       return true;
+    case SiteKind::k:
+    case SiteKind::o:
+      return linears != RandomAdapter::Linears::qv;
     case SiteKind::router:
     case SiteKind::gate:
     case SiteKind::up:
     case SiteKind::down:
-      return all_linears;
+      return linears == RandomAdapter::Linears::all;
     default:
       return false;
   }
@@ -77,7 +78,7 @@ int64_t write_adapter(const std::string& folder, const SiteTable& sites, const R
     bytes += rows * cols * 2;
   };
   for (const SiteInfo& s : sites.sites) {
-    if (!is_adapted(s.site.kind, what.all_linears)) continue;
+    if (!is_adapted(s.site.kind, what.linears)) continue;
     // Deltas of about a third of what the linear itself does, whatever the rank.
     add(s.module + ".lora_A.weight", rank, s.in, 1.7F / std::sqrt(static_cast<float>(s.in)));
     add(s.module + ".lora_B.weight", s.out, rank, 0.6F / std::sqrt(static_cast<float>(rank)));
@@ -87,7 +88,7 @@ int64_t write_adapter(const std::string& folder, const SiteTable& sites, const R
 }
 
 void write_bad_adapter(const std::string& folder, const SiteTable& sites, int64_t index) {
-  write_adapter(folder, sites, {16, true}, static_cast<uint64_t>(index));
+  write_adapter(folder, sites, {}, static_cast<uint64_t>(index));
   const std::string weights = folder + "/adapter_model.safetensors";
   switch (index % 5) {
     case 0:  // the ranks of the config are not those of the tensors

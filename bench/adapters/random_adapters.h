@@ -12,7 +12,8 @@ int32_t rank_of(int64_t index);
 
 struct RandomAdapter {
   int32_t rank = 16;
-  bool all_linears = true;  // q, k, v, o, the router and every expert matrix; false: q, k, v, o
+  // qv is what PEFT adapts of a Mixtral when nothing is said; all: attention, router, experts.
+  enum class Linears : uint8_t { qv, attention, all } linears = Linears::all;
 };
 
 // Writes `folder` with adapter_config.json and adapter_model.safetensors (bf16), values a function

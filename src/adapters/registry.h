@@ -68,7 +68,7 @@ class AdapterRegistry {
     std::chrono::milliseconds fetch_memory{600'000};
     size_t max_failures = 1024;  // failures remembered at once; the oldest are forgotten first
     size_t max_keys = 1024;
-    size_t move_bytes = size_t{32} << 20;  // moved within memory in one poll()
+    size_t move_bytes = size_t{32} << 20;  // moved or copied within memory in one poll()
     int loader_threads = 2;
     int fetch_threads = 16;
     AdapterFetch fetch = {};          // empty: the hub and S3 are refused
@@ -202,6 +202,7 @@ class AdapterRegistry {
   void add_claims(int32_t content, int64_t n);
   void update_keep(int32_t content);
   void send_jobs();
+  static bool is_done_here(const Residency::Work& work);
   void carry_out(const Residency::Work& work);
   void take(LoadResult result);
   void take_folder(int32_t content, LoadResult result);

@@ -181,7 +181,7 @@ void AdapterRegistry::send_jobs() {
     drop_lost();
     if (!work) break;
     carry_out(*work);
-    if (work->kind == Residency::Work::Kind::move) moved += static_cast<size_t>(work->bytes);
+    if (is_done_here(*work)) moved += static_cast<size_t>(work->bytes);
   }
   while (!to_open_.empty() && loader_.has_room(LoadJob::Kind::open)) {
     LoadJob job;
@@ -207,6 +207,14 @@ void AdapterRegistry::send_jobs() {
   }
 }
 
+// Moves, which must not overlap with a step, and copies that take less than waking a thread that
+// must first take a core from the compute threads.
+bool AdapterRegistry::is_done_here(const Residency::Work& work) {
+  constexpr int64_t kSmall = int64_t{1} << 20;
+  return work.kind == Residency::Work::Kind::move ||
+         (work.kind == Residency::Work::Kind::copy && work.bytes <= kSmall);
+}
+
 void AdapterRegistry::carry_out(const Residency::Work& work) {
   using Kind = Residency::Work::Kind;
   Content& c = content_at(by_item_.at(work.item));
@@ -214,6 +222,12 @@ void AdapterRegistry::carry_out(const Residency::Work& work) {
   if (work.kind == Kind::move) {
     std::memmove(to, memory(work.tier) + work.from, static_cast<size_t>(work.bytes));
     if (work.tier == AdapterTier::device) c.adapter->rebase(to);
+    return;
+  }
+  if (is_done_here(work)) {
+    std::memcpy(to, memory(AdapterTier::host) + work.from, static_cast<size_t>(work.bytes));
+    residency_.finished(work.item, true, now());
+    c.adapter->rebase(to);
     return;
   }
   LoadJob job;
