@@ -25,7 +25,7 @@ BELOW = {
     "models": ["weights", "ops", "kv", "parallel"],
     "engine": ["models", "adapters", "kv", "text"],
     "serve": ["engine"],
-    "cli": ["serve"],
+    "cli": ["serve", "fetch"],
 }
 
 # The layer of each public header, include/lorry/NAME. One that is not named belongs to models.
@@ -123,6 +123,23 @@ def check_source(path, text, allowed):
             yield number, "the environment is read outside " + ", ".join(ENVIRONMENT)
 
 
+DEFINITION = re.compile(r"^(?:class|struct|enum class)\s+(\w+)(?:\s+final)?\s*(?::[^;{]*)?\{", re.M)
+NAMESPACE = re.compile(r"^namespace (\w+(?:::\w+)*)? ?\{", re.M)
+
+
+def check_names(sources):
+    """Types of one name in two headers: the linker takes one of them for both, without a word."""
+    homes = {}
+    for path, text in sources:
+        for found in DEFINITION.finditer(text):
+            spaces = tuple(NAMESPACE.findall(text[:found.start()]))
+            if "" in spaces:
+                continue
+            home = homes.setdefault((spaces, found.group(1)), path)
+            if home != path:
+                yield f"{path}: {found.group(1)} is also defined in {home}"
+
+
 def check_tree(root):
     """All complaints about the tree at `root`, as printable lines."""
     declared = {}
@@ -142,6 +159,8 @@ def check_tree(root):
                 yield f"src/{name}/CMakeLists.txt: {name} may not stand on {dep}"
 
     sources = [p for top in ("src", "include") for p in (root / top).rglob("*")]
+    headers = sorted(p for p in sources if p.suffix == ".h")
+    yield from check_names((p.relative_to(root).as_posix(), p.read_text()) for p in headers)
     for source in sorted(p for p in sources if p.suffix in SUFFIXES):
         path = source.relative_to(root).as_posix()
         layer = layer_of(path)

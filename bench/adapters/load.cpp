@@ -67,7 +67,7 @@ void start(Engine& engine, Request request, int32_t tokens, Mailbox& mailbox) {
   engine.submit(std::move(request));
 }
 
-void take_in(LoadResult& result, Running& running) {
+void take_in(LoadResult& result, Running& running, size_t keep_every) {
   const auto& times = running.times;
   if (!times.empty()) {
     running.served.ttft = std::chrono::duration<double>(times.front() - running.begin).count();
@@ -76,6 +76,10 @@ void take_in(LoadResult& result, Running& running) {
     result.intervals.push_back(std::chrono::duration<double>(times[i] - times[i - 1]).count());
   }
   result.tokens += static_cast<int64_t>(times.size());
+  if (result.requests.size() % keep_every != 0) {
+    running.served.prompt = {};
+    running.served.tokens = {};
+  }
   result.requests.push_back(std::move(running.served));
 }
 
@@ -102,7 +106,7 @@ LoadResult run_load(Engine& engine, const Load& load) {
     mailbox.ended.pop_front();
     lock.unlock();
     --in_flight;
-    take_in(result, *running);
+    take_in(result, *running, load.keep_every);
   }
   result.seconds = since(begin);
   return result;

@@ -30,8 +30,11 @@ struct LoadResult {
 struct Load {
   int32_t concurrency = 32;
   int32_t tokens = 32;  // of each answer
+  // Of every so manieth request prompt and tokens are kept; the others' memory would be taken for
+  // the engine's.
+  size_t keep_every = 64;
   // The next request's adapter and prompt; nothing: no more. Called by one thread.
-  std::function<std::optional<Request>()> next;
+  std::function<std::optional<Request>()> next = {};
 };
 
 // Returns when every request has ended.

@@ -15,6 +15,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <random>
 #include <thread>
 
 #include <CLI/CLI.hpp>
@@ -34,7 +35,7 @@ namespace lorry::bench {
 namespace {
 
 struct Flags {
-  std::string model = "demo", out;
+  std::string model = "demo", out, linears = "attention";
   std::vector<std::string> only;
   int64_t adapters = 2000, fit = 50, few = 5, factor = 4, bad = 25;
   int64_t requests = 2000;  // of a round of `many`
@@ -106,30 +107,33 @@ class Bench {
       sites_ = engine.sites();
     }
     for (int64_t i = 0; i < flags_.adapters; ++i) {
-      bytes_.push_back(
-          write_adapter(root_ + "/" + name_of(i), sites_, rank_of(i), static_cast<uint64_t>(i)));
+      bytes_.push_back(write_adapter(root_ + "/" + name_of(i), sites_,
+                                     {rank_of(i), flags_.linears == "all"},
+                                     static_cast<uint64_t>(i)));
     }
     int64_t sum = 0;
     for (const int64_t b : bytes_) sum += b;
-    // Packed, a panel has at least 64 columns; and extents are whole pages.
     mean_bytes_ = sum / flags_.adapters;
-    fmt::print("{} adapters, ranks 4 to 64, {} each on average, {} in all\n", flags_.adapters,
-               format_bytes(static_cast<size_t>(mean_bytes_)),
+    largest_bytes_ = *std::max_element(bytes_.begin(), bytes_.end());
+    fmt::print("{} adapters of {} linears, ranks 4 to 64, {} each on average, {} in all\n",
+               flags_.adapters, flags_.linears, format_bytes(static_cast<size_t>(mean_bytes_)),
                format_bytes(static_cast<size_t>(sum)));
     report_["adapters"] = flags_.adapters;
+    report_["linears"] = flags_.linears;
     report_["mean_bytes"] = mean_bytes_;
     report_["cpu"] = cpu_name();
   }
 
-  int64_t room_for(int64_t n) const { return n * mean_bytes_; }
+  // At least for two of the largest.
+  int64_t room_for(int64_t n) const { return std::max(n * mean_bytes_, 3 * largest_bytes_); }
   int64_t room_for_all() const { return 2 * room_for(flags_.adapters) + (int64_t{64} << 20); }
 
   Request request(int64_t adapter, uint64_t salt) const {
     Request r;
     r.adapter = name_of(adapter);
-    Zipf random(static_cast<int64_t>(1) << 20, 0.0, salt + 1);
+    std::mt19937_64 random(salt);
     for (int i = 0; i < 24; ++i) {
-      r.prompt.push_back(static_cast<int32_t>(random.next() % vocab_));
+      r.prompt.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(vocab_)));
     }
     return r;
   }
@@ -137,7 +141,7 @@ class Bench {
   Load zipf_load(int64_t adapters, int64_t requests, uint64_t seed) {
     auto zipf = std::make_shared<Zipf>(adapters, 1.0, seed);
     auto left = std::make_shared<int64_t>(requests);
-    Load load{flags_.concurrency, flags_.tokens, {}};
+    Load load{.concurrency = flags_.concurrency, .tokens = flags_.tokens};
     load.next = [this, zipf, left, seed]() -> std::optional<Request> {
       if (*left == 0) return std::nullopt;
       --*left;
@@ -172,8 +176,8 @@ class Bench {
       many_speed.push_back(all.tokens_per_s());
       ratios.push_back(all.tokens_per_s() / few.tokens_per_s());
       for (const Served& s : all.requests) waits.push_back(s.ttft);
-      for (size_t i = 0; i < all.requests.size(); i += all.requests.size() / 20 + 1) {
-        sample.push_back(all.requests[i]);
+      for (const Served& s : all.requests) {
+        if (!s.tokens.empty()) sample.push_back(s);
       }
     }
     // What is planned is reserved at start and becomes resident with its first use.
@@ -213,7 +217,7 @@ class Bench {
     int64_t wrong = 0;
     for (const Served& s : sample) {
       bool asked = false;
-      Load load{1, flags_.tokens, {}};
+      Load load{.concurrency = 1, .tokens = flags_.tokens};
       load.next = [&]() -> std::optional<Request> {
         if (std::exchange(asked, true)) return std::nullopt;
         Request r;
@@ -237,7 +241,7 @@ class Bench {
     for (int32_t round = 0; round < flags_.rounds + 1; ++round) {
       const auto ttft = [&](Engine& engine) {
         auto left = std::make_shared<int64_t>(clients * 8);
-        Load load{clients, flags_.tokens, {}};
+        Load load{.concurrency = clients, .tokens = flags_.tokens};
         load.next = [&, left]() -> std::optional<Request> {
           if (*left == 0) return std::nullopt;
           --*left;
@@ -315,7 +319,7 @@ class Bench {
         0.8 * flags_.seconds / static_cast<double>(std::max<int64_t>(flags_.bad, 1)));
     for (int64_t i = 0; ask && i < flags_.bad && !stop; ++i) {
       bool asked = false;
-      Load load{1, 4, {}};
+      Load load{.concurrency = 1, .tokens = 4};
       load.next = [&]() -> std::optional<Request> {
         if (std::exchange(asked, true)) return std::nullopt;
         Request r;
@@ -334,7 +338,7 @@ class Bench {
   const std::string root_;
   SiteTable sites_;
   std::vector<int64_t> bytes_;
-  int64_t mean_bytes_ = 0;
+  int64_t mean_bytes_ = 0, largest_bytes_ = 0;
   int32_t vocab_ = 1;
   json::object report_;
   bool failed_ = false;
@@ -357,6 +361,8 @@ int main(int argc, char** argv) {
   app.add_option("--tokens", f.tokens, "Tokens of an answer (default: 32)");
   app.add_option("--rounds", f.rounds, "Rounds, whose median counts (default: 5)");
   app.add_option("--threads", f.threads, "Compute threads (default: physical cores)");
+  app.add_option("--linears", f.linears, "What they adapt: attention (default) or all")
+      ->check(CLI::IsMember({"attention", "all"}));
   app.add_option("--host-memory", f.host_memory, "Bytes of the host tier (default: 0)");
   app.add_option("--cycle-time", f.cycle_time, "Seconds of an adapter's turn (default: 0.1)");
   app.add_option("--seconds", f.seconds, "bad: of each part (default: 10)");

@@ -33,17 +33,18 @@ class Random {
   uint64_t state_;
 };
 
-bool is_block_linear(SiteKind kind) {
+bool is_adapted(SiteKind kind, bool all_linears) {
   switch (kind) {
     case SiteKind::q:
     case SiteKind::k:
     case SiteKind::v:
     case SiteKind::o:
+      return true;
     case SiteKind::router:
     case SiteKind::gate:
     case SiteKind::up:
     case SiteKind::down:
-      return true;
+      return all_linears;
     default:
       return false;
   }
@@ -60,8 +61,9 @@ void write_config(const std::string& folder, int32_t rank) {
 
 int32_t rank_of(int64_t index) { return kRanks[static_cast<size_t>(index * 7 % 10)]; }
 
-int64_t write_adapter(const std::string& folder, const SiteTable& sites, int32_t rank,
+int64_t write_adapter(const std::string& folder, const SiteTable& sites, const RandomAdapter& what,
                       uint64_t seed) {
+  const int32_t rank = what.rank;
   write_config(folder, rank);
   Random random(seed * 0x2545f4914f6cdd1dU + 1);
   std::map<std::string, std::vector<bf16>> values;
@@ -75,7 +77,7 @@ int64_t write_adapter(const std::string& folder, const SiteTable& sites, int32_t
     bytes += rows * cols * 2;
   };
   for (const SiteInfo& s : sites.sites) {
-    if (!is_block_linear(s.site.kind)) continue;
+    if (!is_adapted(s.site.kind, what.all_linears)) continue;
     // Deltas of about a third of what the linear itself does, whatever the rank.
     add(s.module + ".lora_A.weight", rank, s.in, 1.7F / std::sqrt(static_cast<float>(s.in)));
     add(s.module + ".lora_B.weight", s.out, rank, 0.6F / std::sqrt(static_cast<float>(rank)));
@@ -85,7 +87,7 @@ int64_t write_adapter(const std::string& folder, const SiteTable& sites, int32_t
 }
 
 void write_bad_adapter(const std::string& folder, const SiteTable& sites, int64_t index) {
-  write_adapter(folder, sites, 16, static_cast<uint64_t>(index));
+  write_adapter(folder, sites, {16, true}, static_cast<uint64_t>(index));
   const std::string weights = folder + "/adapter_model.safetensors";
   switch (index % 5) {
     case 0:  // the ranks of the config are not those of the tensors

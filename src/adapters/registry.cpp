@@ -115,7 +115,12 @@ void AdapterRegistry::check_ref(const AdapterRef& ref) const {
   }
 }
 
-AdapterHandle AdapterRegistry::acquire(const AdapterRef& ref) {
+AdapterHandle AdapterRegistry::acquire(const AdapterRef& asked) {
+  // A registered name is the operator's: it counts before any source.
+  AdapterRef ref = asked;
+  for (AdapterPart& part : ref.parts) {
+    if (names_.contains(part.name)) part = {part.name, AdapterSource::local, "", part.weight};
+  }
   forget_failures();
   const int32_t index = current_version(ref);
   Version& v = at(index);

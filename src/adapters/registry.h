@@ -96,9 +96,9 @@ class AdapterRegistry {
 
   // ---- claims ----
 
-  // Claims the current version of `ref` and starts to load it where needed. Any number of claims
-  // share one load. A failure is remembered for failure_memory and then tried again.
-  // Requires: !ref.empty().
+  // Claims the current version of `ref` (where a registered name stands before all sources) and
+  // starts to load it where needed. Any number of claims share one load. A failure is remembered
+  // for failure_memory and then tried again. Requires: !ref.empty().
   AdapterHandle acquire(const AdapterRef& ref);
   // Claims what is in the folder `path`, under a name that does not yet lead to it: publish() makes
   // it what the name means, if it could be loaded. Throws as register_name.

@@ -1,6 +1,10 @@
 #include "adapters/tensor_set.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -22,6 +26,37 @@ float element(const Tensor& t, int64_t i) {
       return to_float(reinterpret_cast<const f16*>(t.data)[i]);
     default:
       return to_float(reinterpret_cast<const bf16*>(t.data)[i]);
+  }
+}
+
+// The place of the block of values that holds the first one out of range, or the size of t. Values
+// are compared as integers without their sign, a block at a time: several times as fast as one by
+// one, which matters when adapters come and go.
+template <class Bits>
+int64_t first_suspect(const Bits* x, int64_t n, Bits largest) {
+  constexpr int64_t kBlock = 512;
+  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max() >> 1;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    Bits most = 0;
+    for (int64_t k = 0; k < kBlock; ++k) {
+      most = std::max<Bits>(most, static_cast<Bits>(x[i + k] & kMagnitude));
+    }
+    if (most > largest) return i;
+  }
+  return i;
+}
+
+int64_t first_suspect(const Tensor& t) {
+  const int64_t n = t.shape.size();
+  switch (t.dtype) {
+    case Dtype::f32:
+      return first_suspect(reinterpret_cast<const uint32_t*>(t.data), n,
+                           std::bit_cast<uint32_t>(kLargest));
+    case Dtype::f16:
+      return first_suspect(reinterpret_cast<const uint16_t*>(t.data), n, uint16_t{0x7bff});
+    default:
+      return first_suspect(reinterpret_cast<const uint16_t*>(t.data), n, uint16_t{0x7f7f});
   }
 }
 
@@ -74,7 +109,7 @@ void TensorSet::check_values() const {
   for (const TensorInfo& info : tensors()) {
     const Tensor t = tensor(info);
     const int64_t n = t.shape.size();
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = first_suspect(t); i < n; ++i) {
       const float x = element(t, i);
       if (std::abs(x) <= kLargest) continue;
       fail(Code::bad_file, "{}: tensor {}: element {} is {}; expected finite numbers (bf16 range)",

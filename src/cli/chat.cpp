@@ -82,7 +82,7 @@ class Conversation {
       Request request =
           make_request(flags_.sampling, talk_.encode_chat(messages_), talk_.longest());
       request.adapter = adapter_;
-      const Answer answer = talk_.ask(std::move(request));
+      const Spoken answer = talk_.ask(std::move(request));
       if (!answer.text.ends_with('\n')) fmt::print("\n");
       add("assistant", answer.text);
     } catch (const Error& e) {

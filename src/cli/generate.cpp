@@ -44,7 +44,7 @@ int run(const Flags& flags) {
   }
   Request request = make_request(flags.sampling, std::move(tokens), talk.longest());
   request.adapter = adapter;
-  const Answer answer = talk.ask(std::move(request));
+  const Spoken answer = talk.ask(std::move(request));
   if (!answer.text.ends_with('\n')) fmt::print("\n");
   return answer.finish.reason == FinishReason::cancelled ? kInterrupted : 0;
 }

@@ -72,6 +72,10 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
                      "Memory for adapters, as 64M or 1G (default: a tenth of what is free)")
           ->group(memory),
       0, int64_t{1} << 50);
+  accept_range(app.add_option("--adapter-memory-fraction", f.adapter_memory_fraction,
+                              "Without --adapter-memory: a part of what is free (default: 0.1)")
+                   ->group(memory),
+               0.0, 1.0);
   accept_units(app.add_option("--adapter-host-memory", f.adapter_host_memory,
                               "More memory, for adapters that wait until they fit beside those in "
                               "use: worth it where those are on a device (default: none)")
@@ -119,6 +123,7 @@ EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
   o.max_medusa_heads = f.max_medusa_heads;
   o.kv_tokens = f.kv_tokens;
   o.adapter_memory = f.adapter_memory;
+  o.adapter_memory_fraction = f.adapter_memory_fraction;
   o.adapter_host_memory = f.adapter_host_memory;
   o.max_lora_rank = f.max_lora_rank;
   o.adapters = place.adapters;

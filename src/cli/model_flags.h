@@ -26,6 +26,7 @@ struct ModelFlags {
   int32_t max_medusa_heads = 0;
   int64_t kv_tokens = 0;
   int64_t adapter_memory = 0;
+  double adapter_memory_fraction = EngineOptions{}.adapter_memory_fraction;
   int64_t adapter_host_memory = 0;
   int32_t max_lora_rank = 64;
 };

@@ -6,7 +6,6 @@
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "cli/values.h"
 
 namespace lorry {
@@ -53,29 +52,6 @@ void add_limits(CLI::App& app, ServeFlags& f) {
                1, 64);
 }
 
-void add_adapters(CLI::App& app, ServeFlags& f) {
-  const char* group = "Adapters";
-  app.add_option("--lora-modules", f.lora_modules, "NAME=FOLDER, any number")->group(group);
-  app.add_option("--adapter-root", f.adapter_root, "Requests may name any folder below this one")
-      ->group(group);
-  app.add_option("--adapter-id", f.adapter_id,
-                 "Adapter of requests that name none (default: none, the base model)")
-      ->group(group);
-  app.add_option("--preloaded-adapter-ids", f.preloaded_adapter_ids,
-                 "Adapters to load at start, any number")
-      ->delimiter(',')
-      ->group(group);
-  accept_units(app.add_option("--max-active-adapters", f.max_active_adapters,
-                              "Adapters that run at once (default: 1024)")
-                   ->group(group),
-               1, kMaxInt);
-  accept_range(app.add_option("--adapter-cycle-time-s", f.adapter_cycle_time_s,
-                              "Seconds that an adapter runs while others wait for its memory "
-                              "(default: 0.25)")
-                   ->group(group),
-               0.0, 86400.0);
-}
-
 void add_operation(CLI::App& app, ServeFlags& f) {
   const char* group = "Operation";
   app.add_option("--config", f.config, "YAML file with flags, as `max-num-seqs: 128`")
@@ -92,21 +68,12 @@ void add_operation(CLI::App& app, ServeFlags& f) {
       ->group(group);
 }
 
-bool has_adapter(const EngineOptions& o, const std::string& name) {
-  return std::any_of(o.adapters.begin(), o.adapters.end(),
-                     [&](const auto& known) { return known.first == name; });
-}
-
-void need_folder(const std::string& flag, const std::string& folder) {
-  if (!is_directory(folder)) fail(Code::not_found, "{}: {} is no folder", flag, quote(folder));
-}
-
 }  // namespace
 
 void add_serve_flags(CLI::App& app, ServeFlags& flags) {
   add_model_flags(app, flags.model, false);
   add_network(app, flags);
-  add_adapters(app, flags);
+  add_adapter_flags(app, flags.adapters);
   add_limits(app, flags);
   add_operation(app, flags);
 }
@@ -120,21 +87,7 @@ EngineOptions engine_options(const ServeFlags& f, const ModelPlace& place) {
   o.max_total_tokens = f.max_total_tokens;
   o.prefix_cache = f.prefix_caching;
   o.max_requests = f.max_requests;
-  o.adapter_root = f.adapter_root;
-  o.default_adapter = AdapterRef(f.adapter_id);
-  for (const std::string& id : f.preloaded_adapter_ids) o.preloaded_adapters.emplace_back(id);
-  o.max_active_adapters = f.max_active_adapters;
-  o.adapter_cycle_seconds = f.adapter_cycle_time_s;
-  if (!o.adapter_root.empty()) need_folder("--adapter-root", o.adapter_root);
-  for (const std::string& module : f.lora_modules) {
-    const NamedPath adapter = parse_named_path(module);  // here a name alone means nothing
-    need_folder("--lora-modules " + adapter.name, adapter.path);
-    if (has_adapter(o, adapter.name)) {
-      fail(Code::invalid_argument, "--lora-modules: there are two adapters named {}",
-           quote(adapter.name));
-    }
-    add_adapter(o, module);
-  }
+  set_adapters(o, f.adapters);
   const std::string& name = f.served_name.empty() ? place.name : f.served_name;
   if (has_adapter(o, name)) {
     fail(Code::invalid_argument, "--served-model-name {} is an adapter's name too", quote(name));
@@ -153,6 +106,8 @@ ServerOptions server_options(const ServeFlags& f, const ModelPlace& place) {
   o.max_stop_sequences = f.max_stop_sequences;
   o.max_concurrent_requests = f.max_requests;
   o.validation_workers = f.validation_workers;
+  o.adapters = adapter_policy(f.adapters);
+  o.adapter_root = f.adapters.root;
   return o;
 }
 

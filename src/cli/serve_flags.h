@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/adapter_flags.h"
 #include "cli/model_flags.h"
 #include "serve/options.h"
 
@@ -15,6 +16,7 @@ namespace lorry {
 
 struct ServeFlags {
   ModelFlags model;
+  AdapterFlags adapters;
   std::string config;
   std::string host = "127.0.0.1";
   uint16_t port = 3000;
@@ -28,12 +30,6 @@ struct ServeFlags {
   int32_t max_sequences = 64;
   int32_t validation_workers = 2;
   bool prefix_caching = true;
-  std::vector<std::string> lora_modules;
-  std::string adapter_root;
-  std::string adapter_id;
-  std::vector<std::string> preloaded_adapter_ids;
-  int32_t max_active_adapters = 1024;
-  double adapter_cycle_time_s = EngineOptions{}.adapter_cycle_seconds;
   double shutdown_timeout_s = 30;
   bool json_output = false;
   std::string log_level = "info";

@@ -65,11 +65,11 @@ int64_t Talk::longest() const {
   return std::min(engine_.info().max_total_tokens, engine_.memory().kv_tokens);
 }
 
-Answer Talk::ask(Request request) {
+Spoken Talk::ask(Request request) {
   const auto events = std::make_shared<EventQueue>(request.max_new_tokens);
   request.sink = events;
   StreamDecoder decoder(tokenizer_);
-  Answer answer;
+  Spoken answer;
   const auto write = [&](const std::string& piece) {
     print(piece);
     answer.text += piece;

@@ -18,7 +18,7 @@ namespace lorry {
 
 inline constexpr int kInterrupted = 130;  // exit status, as shells have it
 
-struct Answer {
+struct Spoken {
   std::string text;
   FinishEvent finish;
 };
@@ -34,7 +34,7 @@ class Talk {
   std::vector<int32_t> encode_chat(const json::array& messages);
 
   // Writes the answer to standard output. Throws Error when the request fails.
-  Answer ask(Request request);
+  Spoken ask(Request request);
   // Ends the answer that is being given. False: there is none.
   bool interrupt();
 

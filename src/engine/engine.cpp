@@ -64,7 +64,6 @@ class Engine::Impl {
   }
 
   RequestId submit(Request request) {
-    if (request.adapter.empty()) request.adapter = options_.default_adapter;
     check(request);
     if (draining_) throw Error(Code::unavailable, "the server is shutting down");
     int32_t n = in_flight_.load();
@@ -184,8 +183,7 @@ class Engine::Impl {
 
 // All at once; the first that fails decides.
 void Engine::Impl::preload() {
-  std::vector<AdapterRef> refs = options_.preloaded_adapters;
-  if (!options_.default_adapter.empty()) refs.push_back(options_.default_adapter);
+  const std::vector<AdapterRef>& refs = options_.preloaded_adapters;
   std::vector<std::promise<std::optional<Error>>> results(refs.size());
   for (size_t i = 0; i < refs.size(); ++i) {
     post([&refs, &results, i](EngineCore& core) {

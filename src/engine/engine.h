@@ -38,7 +38,9 @@ struct EngineOptions {
   int32_t max_medusa_heads = 0;    // of an adapter, each a draft; 0: such adapters are refused
   int32_t max_requests = 1024;     // submitted and not finished
   int32_t max_lora_rank = 64;
-  int64_t adapter_memory = 0;       // bytes; 0: a tenth of what is free after the weights
+  int64_t adapter_memory =
+      0;  // bytes; 0: adapter_memory_fraction of what is free after the weights
+  double adapter_memory_fraction = 0.1;
   int64_t adapter_host_memory = 0;  // bytes of packed adapters kept ready beside those in use
   // How long an adapter may run while others wait for its room, but at least 16 steps, and four
   // times what it took to load. LoRAX's default is 2.
@@ -49,7 +51,6 @@ struct EngineOptions {
   std::vector<std::pair<std::string, std::string>> adapters;  // name, folder
   AdapterFetch adapter_fetch;  // empty: adapters of the hub and of S3 are refused
   int32_t adapter_fetch_threads = 16;
-  AdapterRef default_adapter;                  // of requests that name none; empty: the base model
   std::vector<AdapterRef> preloaded_adapters;  // loaded at start, which fails if one of them does
 };
 
@@ -93,8 +94,8 @@ struct AdapterLoad {
 
 class Engine {
  public:
-  // Loads the model (on the calling thread), starts the engine thread and loads the default and the
-  // preloaded adapters. Throws Error.
+  // Loads the model (on the calling thread), starts the engine thread and loads the preloaded
+  // adapters. Throws Error.
   Engine(EngineOptions options, Log& log);
   ~Engine();  // cancels what is left and stops
   Engine(const Engine&) = delete;

@@ -45,7 +45,9 @@ MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops,
          format_bytes(plan.weights), format_bytes(plan.scratch), format_bytes(available));
   }
   const size_t free = usable - fixed;
-  plan.adapters = o.adapter_memory > 0 ? static_cast<size_t>(o.adapter_memory) : free / 10;
+  plan.adapters = o.adapter_memory > 0
+                      ? static_cast<size_t>(o.adapter_memory)
+                      : static_cast<size_t>(static_cast<double>(free) * o.adapter_memory_fraction);
   plan.adapters_host = static_cast<size_t>(o.adapter_host_memory);
   const Tensor block = ops.kv_layout(1, spec.attention);
   const auto block_bytes = static_cast<size_t>(2 * spec.layers * block.shape.size()) *

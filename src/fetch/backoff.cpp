@@ -32,7 +32,7 @@ std::optional<milliseconds> retry_after(const std::string& text) {
 Backoff::Backoff(const NetworkOptions& options, const Deadline& deadline, int attempts)
     : options_(options), deadline_(deadline), attempts_(attempts) {}
 
-bool Backoff::wait(const HttpResponse& failed) {
+bool Backoff::wait(const FetchResponse& failed) {
   if (++tried_ >= attempts_) return false;
   double delay_ms = static_cast<double>(options_.first_delay.count());
   for (int i = 1; i < tried_; ++i) delay_ms *= 2;

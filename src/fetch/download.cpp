@@ -32,7 +32,7 @@ class Download {
     Backoff backoff(http_.options(), http_.deadline(), http_.options().attempts);
     int64_t furthest = partial_.size();
     while (!complete()) {
-      const HttpResponse response = http_.send(next_request());
+      const FetchResponse response = http_.send(next_request());
       const bool accepted = response.status == 200 || response.status == 206;
       if (response.failure.empty() && accepted) {
         whole_ = file_.size < 0;  // its end is where the answer ended
@@ -69,17 +69,17 @@ class Download {
  private:
   bool complete() const { return whole_ || (file_.size >= 0 && partial_.size() == file_.size); }
 
-  HttpRequest next_request() {
-    HttpRequest request = file_.request();
+  FetchRequest next_request() {
+    FetchRequest request = file_.request();
     if (partial_.size() > 0) {
       request.headers.emplace_back("Range", fmt::format("bytes={}-", partial_.size()));
     }
-    request.on_head = [this](const HttpResponse& head) { start(head); };
+    request.on_head = [this](const FetchResponse& head) { start(head); };
     request.on_body = [this](std::span<const std::byte> bytes) { take(bytes); };
     return request;
   }
 
-  void start(const HttpResponse& head) {
+  void start(const FetchResponse& head) {
     if (head.status == 200) {
       partial_.clear();  // the server does not do ranges
     } else if (range_start(head.header("content-range")) != partial_.size()) {
@@ -103,7 +103,7 @@ class Download {
     if (control_.progress) control_.progress({file_.name, partial_.size(), file_.size});
   }
 
-  void check_size(int64_t total, const HttpResponse& head) {
+  void check_size(int64_t total, const FetchResponse& head) {
     if (total > file_.max_bytes) {
       partial_.remove();
       fail(Code::bad_file, "{}: has {} bytes; at most {} are fetched", file_.label, total,
@@ -116,7 +116,7 @@ class Download {
     }
   }
 
-  [[noreturn]] void give_up(const HttpResponse& last) {
+  [[noreturn]] void give_up(const FetchResponse& last) {
     const std::string why = last.failure.empty() && (last.status == 200 || last.status == 206)
                                 ? last.url.shown() + ": the answer ended early"
                                 : last.describe();

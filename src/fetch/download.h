@@ -21,9 +21,9 @@ struct RemoteFile {
   int64_t max_bytes = 0;
   std::optional<ContentHash> hash = {};  // none: the size is all that is checked
   // A GET of the whole file; the range is added. Made anew for each try (it may be signed).
-  std::function<HttpRequest()> request;
+  std::function<FetchRequest()> request;
   // Throws the source's own sentence for an answer that no retry will change.
-  std::function<void(const HttpResponse&)> refuse;
+  std::function<void(const FetchResponse&)> refuse;
 };
 
 // Returns the bytes that came over the network. A hash that does not fit is tried once more from

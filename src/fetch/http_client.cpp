@@ -59,7 +59,7 @@ struct FreeList {
 };
 using HeaderList = std::unique_ptr<curl_slist, FreeList>;
 
-void append(HeaderList& list, const HttpRequest::Headers& headers) {
+void append(HeaderList& list, const FetchRequest::Headers& headers) {
   for (const auto& [name, value] : headers) {
     for (const char c : value) {
       // The value may be a token: the message does not show it.
@@ -83,7 +83,7 @@ struct HttpClient::Handle {
 };
 
 struct HttpClient::Hop {
-  const HttpRequest& request;
+  const FetchRequest& request;
   Url url;
   bool with_secrets = true;
 };
@@ -93,9 +93,9 @@ namespace {
 // One hop on its way: what libcurl's callbacks fill. Exceptions must not pass through libcurl: they
 // are kept and the transfer is ended.
 struct Transfer {
-  const HttpRequest& request;
+  const FetchRequest& request;
   const Deadline& deadline;
-  HttpResponse response = {};
+  FetchResponse response = {};
   size_t header_bytes = 0;
   bool head_seen = false;
   bool cut = false;  // the rest of an error's text is not wanted
@@ -206,19 +206,19 @@ void set_limits(CURL* easy, const NetworkOptions& options, const Deadline& deadl
 
 }  // namespace
 
-std::string HttpResponse::header(const std::string& name) const {
+std::string FetchResponse::header(const std::string& name) const {
   const auto found = headers.find(name);
   return found == headers.end() ? std::string() : found->second;
 }
 
-int64_t HttpResponse::content_length() const {
+int64_t FetchResponse::content_length() const {
   const std::string text = header("content-length");
   int64_t n = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
   return error == std::errc() && end == text.data() + text.size() && n >= 0 ? n : -1;
 }
 
-std::string HttpResponse::describe() const {
+std::string FetchResponse::describe() const {
   if (!failure.empty()) return fmt::format("{}: {}", url.shown(), failure);
   return fmt::format("{}: answered {}", url.shown(), status);
 }
@@ -234,7 +234,7 @@ HttpClient::HttpClient(const NetworkOptions& options, const Deadline& deadline)
 
 HttpClient::~HttpClient() = default;
 
-HttpResponse HttpClient::send_once(const Hop& hop) {
+FetchResponse HttpClient::send_once(const Hop& hop) {
   CURL* easy = handle_->easy;
   curl_easy_reset(easy);  // keeps the connections
   Transfer transfer{.request = hop.request, .deadline = deadline_};
@@ -261,7 +261,7 @@ HttpResponse HttpClient::send_once(const Hop& hop) {
   if (transfer.thrown) std::rethrow_exception(transfer.thrown);
   deadline_.check();
   if (code == CURLE_OK) transfer.on_head();  // where there was no body
-  HttpResponse response = std::move(transfer.response);
+  FetchResponse response = std::move(transfer.response);
   if (code != CURLE_OK && !transfer.cut) {
     response.failure = escape_control(message[0] != '\0' ? message : curl_easy_strerror(code));
     response.retryable = may_pass_later(code);
@@ -271,11 +271,11 @@ HttpResponse HttpClient::send_once(const Hop& hop) {
   return response;
 }
 
-HttpResponse HttpClient::send(const HttpRequest& request) {
+FetchResponse HttpClient::send(const FetchRequest& request) {
   deadline_.check();
   Hop hop{.request = request, .url = parse_url(request.url, "the address of a request")};
   for (int n_redirects = 0;; ++n_redirects) {
-    HttpResponse response = send_once(hop);
+    FetchResponse response = send_once(hop);
     if (!response.failure.empty() || !is_redirect(response.status) || request.max_redirects == 0) {
       return response;
     }
@@ -290,10 +290,10 @@ HttpResponse HttpClient::send(const HttpRequest& request) {
   }
 }
 
-HttpResponse HttpClient::send_patiently(const HttpRequest& request, int attempts) {
+FetchResponse HttpClient::send_patiently(const FetchRequest& request, int attempts) {
   Backoff backoff(options_, deadline_, attempts);
   for (;;) {
-    HttpResponse response = send(request);
+    FetchResponse response = send(request);
     if (!response.retryable || !backoff.wait(response)) return response;
   }
 }

@@ -19,7 +19,7 @@
 
 namespace lorry {
 
-struct HttpResponse {
+struct FetchResponse {
   int status = 0;          // 0: there was no answer
   std::string failure;     // why the transfer broke, a sentence; empty: the answer is complete
   bool retryable = false;  // the same request may succeed later: broken transfers, 408, 429, 5xx
@@ -36,7 +36,7 @@ struct HttpResponse {
   std::string describe() const;
 };
 
-struct HttpRequest {
+struct FetchRequest {
   using Headers = std::vector<std::pair<std::string, std::string>>;
 
   std::string url;
@@ -46,11 +46,11 @@ struct HttpRequest {
   Headers secret_headers = {};
   int max_redirects = 5;  // 0: a redirect is the answer
   // Asked before a redirect is followed: false makes the redirect the answer.
-  std::function<bool(const HttpResponse& redirect)> follow = {};
+  std::function<bool(const FetchResponse& redirect)> follow = {};
   size_t max_body_bytes = size_t{1} << 20;  // of an answer that is kept in memory
   // A body of status 200 or 206 goes to on_body in pieces, after on_head saw status and headers.
   // What they throw ends the transfer and comes out of send().
-  std::function<void(const HttpResponse&)> on_head = {};
+  std::function<void(const FetchResponse&)> on_head = {};
   std::function<void(std::span<const std::byte>)> on_body = {};
 };
 
@@ -65,17 +65,17 @@ class HttpClient {
   // One try. Broken transfers and error statuses are in the response. Throws
   // Error(invalid_argument) for a bad URL or header, Error(bad_file) for an answer that is longer
   // than allowed, Error(unavailable) for redirects that are refused and when the deadline says so.
-  HttpResponse send(const HttpRequest& request);
+  FetchResponse send(const FetchRequest& request);
   // send() until the answer is not retryable, `attempts` at most, or the time is over: the last
   // answer. For requests without on_body.
-  HttpResponse send_patiently(const HttpRequest& request, int attempts);
+  FetchResponse send_patiently(const FetchRequest& request, int attempts);
 
   const NetworkOptions& options() const { return options_; }
   const Deadline& deadline() const { return deadline_; }
 
  private:
   struct Hop;
-  HttpResponse send_once(const Hop& hop);
+  FetchResponse send_once(const Hop& hop);
 
   const NetworkOptions& options_;
   const Deadline& deadline_;
@@ -89,7 +89,7 @@ class Backoff {
   Backoff(const NetworkOptions& options, const Deadline& deadline, int attempts);
   // Waits for the next try: longer each time, or as the failed answer's Retry-After says. False,
   // without waiting, where no try or no time is left. Throws when the deadline says so.
-  bool wait(const HttpResponse& failed);
+  bool wait(const FetchResponse& failed);
   // The last try got something done: counts anew.
   void reset() { tried_ = 0; }
 

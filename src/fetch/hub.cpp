@@ -132,8 +132,8 @@ class Resolve {
   }
   std::string label_of(const std::string& file) const { return quote(file) + " of " + label_; }
 
-  HttpRequest request(std::string url) const {
-    HttpRequest request{.url = std::move(url)};
+  FetchRequest request(std::string url) const {
+    FetchRequest request{.url = std::move(url)};
     if (!token_.empty()) request.secret_headers = {{"Authorization", "Bearer " + token_}};
     return request;
   }
@@ -158,11 +158,11 @@ class Resolve {
 
   // None where the hub cannot be reached and the cache may answer instead.
   std::optional<RepoInfo> ask(bool cache_may_answer) {
-    HttpRequest r = request(options_.endpoint + "/api/models/" + name_.repo + "/revision/" +
-                            percent_encode(name_.revision, false) + "?blobs=true");
+    FetchRequest r = request(options_.endpoint + "/api/models/" + name_.repo + "/revision/" +
+                             percent_encode(name_.revision, false) + "?blobs=true");
     r.max_body_bytes = options_.limits.max_listing_bytes;
     const int attempts = cache_may_answer ? 1 : options_.network.attempts;
-    const HttpResponse response = http_.send_patiently(r, attempts);
+    const FetchResponse response = http_.send_patiently(r, attempts);
     if (response.ok()) return parse_info(response.body, label_, options_.limits);
     if (response.retryable && cache_may_answer) return std::nullopt;
     refuse(response);
@@ -174,13 +174,13 @@ class Resolve {
 
   // Size and hash of a file.
   HubCache::Blob find(const std::string& commit, const ListedFile& file) {
-    HttpRequest r = request(file_url(commit, file.name));
+    FetchRequest r = request(file_url(commit, file.name));
     r.head = true;
     // The hub answers for files in a store elsewhere by itself, in the redirect.
-    r.follow = [](const HttpResponse& redirect) {
+    r.follow = [](const FetchResponse& redirect) {
       return redirect.header("x-linked-etag").empty();
     };
-    const HttpResponse response = http_.send_patiently(r, options_.network.attempts);
+    const FetchResponse response = http_.send_patiently(r, options_.network.attempts);
     const bool is_answer = response.failure.empty() && response.status < 400;
     const std::string label = label_of(file.name);
     if (!is_answer) {
@@ -198,7 +198,7 @@ class Resolve {
         .etag = strip_etag(linked.empty() ? response.header("etag") : linked),
         .size = response.status == 200 && linked.empty() ? response.content_length() : -1};
     static_cast<void>(ContentHash(blob.etag, label));  // or the name of a blob could be anything
-    HttpResponse size;                                 // a Content-Length by another name
+    FetchResponse size;                                // a Content-Length by another name
     size.headers["content-length"] = response.header("x-linked-size");
     if (size.content_length() >= 0) blob.size = size.content_length();
     if (blob.size < 0) blob.size = file.size;
@@ -244,13 +244,13 @@ class Resolve {
         .max_bytes = max_bytes_of(blob.name, options_.limits),
         .hash = ContentHash(blob.etag, label),
         .request = [&] { return request(file_url(commit, blob.name)); },
-        .refuse = [this](const HttpResponse& response) { refuse(response); },
+        .refuse = [this](const FetchResponse& response) { refuse(response); },
     };
     return download(http_, file, control_);
   }
 
   // Throws for the statuses that say something about the repository.
-  void refuse(const HttpResponse& response) const {
+  void refuse(const FetchResponse& response) const {
     if (!response.failure.empty()) return;
     if (response.status == 401 || response.status == 403) {
       fail(Code::invalid_argument,

@@ -104,12 +104,12 @@ class Resolve {
 
  private:
   // A GET, signed now.
-  HttpRequest request(const std::string& key, const QueryParameters& query) const {
+  FetchRequest request(const std::string& key, const QueryParameters& query) const {
     Url url = parse_url(options_.endpoint, "the S3 endpoint");
     if (url.path.ends_with('/')) url.path.pop_back();
     url.path += "/" + name_.bucket + (key.empty() ? "" : "/" + percent_encode(key, true));
     url.query = canonical_query(query);
-    HttpRequest request{.url = url.text()};
+    FetchRequest request{.url = url.text()};
     request.max_redirects = 0;  // a signature holds for one host
     if (!options_.credentials.access_key.empty()) {
       request.secret_headers =
@@ -128,9 +128,9 @@ class Resolve {
     std::vector<S3Object> objects;
     QueryParameters query = {{"list-type", "2"}, {"delimiter", "/"}, {"prefix", folder_key()}};
     for (int n_pages = 1;; ++n_pages) {
-      HttpRequest r = request("", query);
+      FetchRequest r = request("", query);
       r.max_body_bytes = options_.limits.max_listing_bytes;
-      const HttpResponse response = http_.send_patiently(r, options_.network.attempts);
+      const FetchResponse response = http_.send_patiently(r, options_.network.attempts);
       if (!response.ok()) refuse(response);
       S3Page page = parse_s3_page(response.body, label_);
       if (n_pages > kMaxPages ||
@@ -211,16 +211,16 @@ class Resolve {
         .max_bytes = max_bytes_of(object.key, options_.limits),
         .request =
             [&] {
-              HttpRequest r = request(folder_key() + object.key, {});
+              FetchRequest r = request(folder_key() + object.key, {});
               if (!object.etag.empty()) r.headers = {{"If-Match", "\"" + object.etag + "\""}};
               return r;
             },
-        .refuse = [this](const HttpResponse& response) { refuse(response); },
+        .refuse = [this](const FetchResponse& response) { refuse(response); },
     };
     return download(http_, file, control_);
   }
 
-  [[noreturn]] void refuse(const HttpResponse& response) const {
+  [[noreturn]] void refuse(const FetchResponse& response) const {
     std::string found = response.describe();
     const std::string code = parse_s3_error(response.body);
     if (!code.empty()) found += " (" + quote(code, 64) + ")";

@@ -36,15 +36,15 @@ std::string amz_date_time(std::chrono::system_clock::time_point t) {
   return fmt::format("{:%Y%m%dT%H%M%SZ}", fmt::gmtime(std::chrono::system_clock::to_time_t(t)));
 }
 
-HttpRequest::Headers sign_v4(const SignedRequest& request, const S3Credentials& credentials) {
+FetchRequest::Headers sign_v4(const SignedRequest& request, const S3Credentials& credentials) {
   LORRY_CHECK(!credentials.access_key.empty());
   const std::string no_body = sha256_hex("");
-  HttpRequest::Headers added = {{"x-amz-content-sha256", no_body},
-                                {"x-amz-date", request.date_time}};
+  FetchRequest::Headers added = {{"x-amz-content-sha256", no_body},
+                                 {"x-amz-date", request.date_time}};
   if (!credentials.session_token.empty()) {
     added.emplace_back("x-amz-security-token", credentials.session_token);
   }
-  HttpRequest::Headers signed_headers = request.headers;
+  FetchRequest::Headers signed_headers = request.headers;
   signed_headers.insert(signed_headers.end(), added.begin(), added.end());
   signed_headers.emplace_back("host", request.url.authority());
   std::sort(signed_headers.begin(), signed_headers.end());

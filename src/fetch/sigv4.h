@@ -22,8 +22,8 @@ using QueryParameters = std::vector<std::pair<std::string, std::string>>;
 std::string canonical_query(const QueryParameters& parameters);
 
 struct SignedRequest {
-  Url url;                            // with path and query encoded as by percent_encode
-  HttpRequest::Headers headers = {};  // signed as well; names in lower case
+  Url url;                             // with path and query encoded as by percent_encode
+  FetchRequest::Headers headers = {};  // signed as well; names in lower case
   std::string region;
   std::string date_time;  // "20130524T000000Z"
 };
@@ -33,6 +33,6 @@ std::string amz_date_time(std::chrono::system_clock::time_point t);
 // The headers that make the GET request a signed one: x-amz-date, x-amz-content-sha256,
 // x-amz-security-token where there is a token, authorization. The Host header must be
 // url.authority(). Requires: an access key.
-HttpRequest::Headers sign_v4(const SignedRequest& request, const S3Credentials& credentials);
+FetchRequest::Headers sign_v4(const SignedRequest& request, const S3Credentials& credentials);
 
 }  // namespace lorry

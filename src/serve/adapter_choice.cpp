@@ -28,7 +28,13 @@ std::string text_of(const json::value& value) {
   return {value.as_string().data(), value.as_string().size()};
 }
 
-void check_name(const std::string& name, std::string_view field) {
+// S3 prefixes have more parts than other names; what they are, the source itself checks.
+void check_name(const std::string& name, std::string_view field, bool s3 = false) {
+  const auto printable = [](char c) { return c > 0x20 && c < 0x7f; };
+  if (s3 && !name.empty() && name.size() <= 1024 &&
+      std::all_of(name.begin(), name.end(), printable)) {
+    return;
+  }
   try {
     check_adapter_name(name);
   } catch (const Error& e) {
@@ -223,11 +229,14 @@ AdapterRef adapter_of(const Fields& fields, Api api, const std::string& name,
     ref = *fields.merge;
   } else if (name.empty()) {
     source_of(fields, policy);  // what it says must make sense all the same
-    return AdapterRef(policy.default_adapter);
+    ref = AdapterRef(policy.default_adapter);
+    for (AdapterPart& part : ref.parts) part.source = policy.default_source;
+    return ref;
   } else if (name == kBaseModelId) {
     return ref;
   } else {
-    check_name(name, api == Api::lorax ? "adapter_id" : "model");
+    check_name(name, api == Api::lorax ? "adapter_id" : "model",
+               source_of(fields, policy) == AdapterSource::s3);
     ref = AdapterRef(name);
   }
   const AdapterSource source = source_of(fields, policy);

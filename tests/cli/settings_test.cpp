@@ -68,7 +68,7 @@ TEST(Settings, TheCommandLineBeatsTheEnvironmentBeatsTheFile) {
   EXPECT_EQ(from_file.max_batch_tokens, 3000);
   EXPECT_FALSE(from_file.prefix_caching);
   EXPECT_TRUE(from_file.json_output);
-  EXPECT_THAT(from_file.lora_modules, ElementsAre("a=/a", "b=/b"));
+  EXPECT_THAT(from_file.adapters.lora_modules, ElementsAre("a=/a", "b=/b"));
 
   const Variables variables(Variables::Map{{"PORT", "10"},
                                            {"MAX_NUM_SEQS", "20"},
@@ -82,7 +82,7 @@ TEST(Settings, TheCommandLineBeatsTheEnvironmentBeatsTheFile) {
   EXPECT_EQ(from_both.max_batch_tokens, 30);
   EXPECT_TRUE(from_both.prefix_caching);
   EXPECT_TRUE(from_both.json_output);
-  EXPECT_THAT(from_both.lora_modules, ElementsAre("c=/c", "d=/d"));
+  EXPECT_THAT(from_both.adapters.lora_modules, ElementsAre("c=/c", "d=/d"));
   EXPECT_EQ(from_both.log_level, "info");
 }
 
@@ -112,10 +112,10 @@ TEST(Settings, MapsAndOtherNamesOfAFlagWork) {
   EXPECT_EQ(flags.model.model, "/models/x");
   EXPECT_EQ(flags.model.adapter_memory, 1'500'000'000);
   EXPECT_EQ(flags.model.adapter_host_memory, 4'000'000'000);
-  EXPECT_EQ(flags.adapter_id, "sql");
-  EXPECT_THAT(flags.preloaded_adapter_ids, ElementsAre("sql", "org/b"));
-  EXPECT_EQ(flags.adapter_cycle_time_s, 0.5);
-  EXPECT_THAT(flags.lora_modules, ElementsAre("sql=/adapters/sql"));
+  EXPECT_EQ(flags.adapters.adapter_id, "sql");
+  EXPECT_THAT(flags.adapters.preloaded, ElementsAre("sql", "org/b"));
+  EXPECT_EQ(flags.adapters.cycle_time_s, 0.5);
+  EXPECT_THAT(flags.adapters.lora_modules, ElementsAre("sql=/adapters/sql"));
 }
 
 TEST(Settings, MistakesNameTheFileTheLineAndTheKey) {

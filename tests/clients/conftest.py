@@ -36,9 +36,9 @@ def start(request, tmp_path_factory):
     """start(*arguments): a new server, which the caller stops (else it is killed in the end)."""
     servers = []
 
-    def run(*arguments):
+    def run(*arguments, settings=None):
         servers.append(Server(request.config.getoption("--lorry"), arguments,
-                              tmp_path_factory.mktemp("lorry")))
+                              tmp_path_factory.mktemp("lorry"), settings))
         return servers[-1]
 
     yield run

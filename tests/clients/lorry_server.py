@@ -25,12 +25,13 @@ def wait_until(condition, what, seconds=30.0, pause=0.01):
 
 
 class Server:
-    """Runs from construction to stop(). `folder` takes its log, its cache and its temporary files."""
+    """Runs from construction to stop(). `folder` takes its log, its cache and its temporary files;
+    `settings` are environment variables."""
 
-    def __init__(self, binary, arguments, folder: pathlib.Path):
+    def __init__(self, binary, arguments, folder: pathlib.Path, settings=None):
         # Flags can also be environment variables: the server sees none of ours.
         environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder),
-                       "XDG_CACHE_HOME": str(folder / "cache")}
+                       "XDG_CACHE_HOME": str(folder / "cache"), **(settings or {})}
         self._log = folder / "server.log"
         begin = time.monotonic()
         with open(self._log, "wb") as log:

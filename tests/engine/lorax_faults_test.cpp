@@ -7,6 +7,7 @@
 #include <thread>
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "engine/harness.h"
 
@@ -103,7 +104,8 @@ void write_bad(const std::string& folder, int kind) {
 }
 
 TEST(Adapters, F11_25_bad_loads_during_good_traffic_fail_nobody_else) {
-  const auto folder = std::filesystem::temp_directory_path() / "lorry_F11";
+  const auto folder =
+      std::filesystem::temp_directory_path() / ("lorry_F11_" + std::to_string(getpid()));
   std::filesystem::remove_all(folder);
   for (int i = 0; i < 25; ++i) write_bad(folder / ("bad" + std::to_string(i)), i % 5);
   EngineOptions o = options();

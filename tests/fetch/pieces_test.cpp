@@ -59,7 +59,7 @@ TEST(PercentEncode, keeps_the_unreserved_only) {
 
 class Http : public testing::Test {
  protected:
-  HttpResponse get(const std::string& path, size_t max_body_bytes = 1000) {
+  FetchResponse get(const std::string& path, size_t max_body_bytes = 1000) {
     return HttpClient(network_, deadline_)
         .send({.url = server_.origin() + path, .max_body_bytes = max_body_bytes});
   }
@@ -72,7 +72,7 @@ TEST_F(Http, an_answer_has_status_headers_and_body) {
   server_.start([](const ServerRequest& r) {
     return ServerReply{.status = 404, .headers = {{"X-A", " b "}}, .body = r.method + r.path};
   });
-  const HttpResponse response = get("/x?secret=1");
+  const FetchResponse response = get("/x?secret=1");
   EXPECT_EQ(response.status, 404);
   EXPECT_EQ(response.failure, "");
   EXPECT_FALSE(response.retryable);
@@ -103,7 +103,7 @@ TEST_F(Http, what_is_not_http_is_a_failure) {
   server_.start(
       [](const ServerRequest&) { return ServerReply{.ending = ServerReply::Ending::reset}; });
   server_.stop();
-  const HttpResponse response = get("/x?secret=1");
+  const FetchResponse response = get("/x?secret=1");
   EXPECT_EQ(response.status, 0);
   EXPECT_TRUE(response.retryable);
   EXPECT_THAT(response.describe(), testing::StartsWith(server_.origin() + "/x: "));

@@ -8,7 +8,7 @@ namespace {
 
 using testing::EndsWith;
 
-std::string value_of(const HttpRequest::Headers& headers, const std::string& name) {
+std::string value_of(const FetchRequest::Headers& headers, const std::string& name) {
   for (const auto& [n, value] : headers) {
     if (n == name) return value;
   }
@@ -19,7 +19,7 @@ std::string value_of(const HttpRequest::Headers& headers, const std::string& nam
 class AwsExamples : public testing::Test {
  protected:
   std::string authorization(const std::string& url,
-                            const HttpRequest::Headers& headers = {}) const {
+                            const FetchRequest::Headers& headers = {}) const {
     return value_of(sign_v4({.url = parse_url(url, "the example"),
                              .headers = headers,
                              .region = "us-east-1",
@@ -56,7 +56,7 @@ TEST_F(AwsExamples, get_bucket_list_objects) {
 // that must be encoded, temporary credentials.
 class Botocore : public testing::Test {
  protected:
-  HttpRequest::Headers sign(const std::string& path, const QueryParameters& query) const {
+  FetchRequest::Headers sign(const std::string& path, const QueryParameters& query) const {
     Url url = parse_url("http://127.0.0.1:9000", "the endpoint");
     url.path = percent_encode(path, true);
     url.query = canonical_query(query);
@@ -68,7 +68,7 @@ class Botocore : public testing::Test {
 };
 
 TEST_F(Botocore, a_key_that_must_be_encoded) {
-  const HttpRequest::Headers headers = sign("/bucket/a b+c/\u00e9(x)~.safetensors", {});
+  const FetchRequest::Headers headers = sign("/bucket/a b+c/\u00e9(x)~.safetensors", {});
   EXPECT_EQ(value_of(headers, "x-amz-date"), "20260102T030405Z");
   EXPECT_EQ(value_of(headers, "x-amz-security-token"), "session/token==");
   EXPECT_EQ(value_of(headers, "x-amz-content-sha256"),
@@ -80,10 +80,10 @@ TEST_F(Botocore, a_key_that_must_be_encoded) {
 }
 
 TEST_F(Botocore, a_query_that_must_be_encoded_and_sorted) {
-  const HttpRequest::Headers headers = sign("/bucket", {{"list-type", "2"},
-                                                        {"delimiter", "/"},
-                                                        {"prefix", "a b+c/\u00e9/"},
-                                                        {"continuation-token", "1=&x/y"}});
+  const FetchRequest::Headers headers = sign("/bucket", {{"list-type", "2"},
+                                                         {"delimiter", "/"},
+                                                         {"prefix", "a b+c/\u00e9/"},
+                                                         {"continuation-token", "1=&x/y"}});
   EXPECT_THAT(
       value_of(headers, "authorization"),
       EndsWith("Signature=66a07e0ba2cefabce4f23c5dc18e6d76eadca5d0d8cca48e82a8ed0b760efc54"));

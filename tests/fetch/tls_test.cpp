@@ -87,7 +87,7 @@ class Tls : public FolderTest {
       }
     });
   }
-  HttpResponse get() {
+  FetchResponse get() {
     return HttpClient(network_, deadline_)
         .send({.url = url_, .secret_headers = {{"Authorization", "Bearer hf_secret"}}});
   }
@@ -106,7 +106,7 @@ class Tls : public FolderTest {
 
 TEST_F(Tls, a_certificate_that_nobody_signed_is_refused_before_a_request) {
   start("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-  const HttpResponse response = get();
+  const FetchResponse response = get();
   EXPECT_THAT(response.failure, testing::HasSubstr("certificate"));
   EXPECT_FALSE(response.retryable);
   EXPECT_EQ(n_requests_, 0);
@@ -115,7 +115,7 @@ TEST_F(Tls, a_certificate_that_nobody_signed_is_refused_before_a_request) {
 TEST_F(Tls, a_certificate_of_the_given_file_is_taken) {
   network_.ca_file = path("ca.pem");
   start("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-  const HttpResponse response = get();
+  const FetchResponse response = get();
   EXPECT_EQ(response.failure, "");
   EXPECT_EQ(response.body, "ok");
 }

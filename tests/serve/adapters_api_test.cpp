@@ -1,6 +1,8 @@
 // Managing adapters over HTTP: vLLM's load and unload, the list of all.
 #include <filesystem>
 
+#include <unistd.h>
+
 #include "serve/lorax_test_base.h"
 
 namespace lorry {
@@ -11,7 +13,8 @@ namespace fs = std::filesystem;
 
 class AdaptersApi : public ServerTest {
  protected:
-  AdaptersApi() : root_(fs::temp_directory_path() / "lorry_adapters_api") {
+  AdaptersApi()
+      : root_(fs::temp_directory_path() / fmt::format("lorry_adapters_api_{}", getpid())) {
     fs::remove_all(root_);
     fs::create_directories(root_ / "sql");
     fs::create_directories(root_ / "team" / "law");

@@ -75,6 +75,16 @@ class Layers(unittest.TestCase):
         self.check("src/base/x.h", "#pragma once\n#ifdef __linux__\n#endif\n", ["src/base/x.h:2: "])
         self.check("src/ops/cpu/x.cpp", "#if defined(__AVX2__)\n#endif\n", [])
 
+    def test_a_type_has_one_definition(self):
+        twice = "namespace lorry {\nstruct Pool {\n};\n}\n"
+        self.check("src/kv/other.h", "namespace lorry {\nstruct Other {\n};\n}\n", [])
+        found = self.complaints({**self.TREE, "src/kv/pool.h": twice, "src/ops/pool.h": twice})
+        self.assertEqual(len(found), 1, found)
+        self.assertIn("Pool is also defined", found[0])
+        hidden = "namespace lorry {\nnamespace {\nstruct Pool {\n};\n}\n}\n"
+        self.assertEqual(self.complaints({**self.TREE, "src/kv/pool.h": twice,
+                                          "src/ops/pool.h": hidden}), [])
+
     def test_the_environment_is_read_in_cli_only(self):
         self.check("src/kv/x.cpp", 'auto v = std::getenv("HOME");\n', ["environment"])
         self.check("src/kv/x.cpp", "// not from getenv()\n", [])

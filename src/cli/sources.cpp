@@ -1,0 +1,93 @@
+#include "cli/sources.h"
+
+#include <memory>
+#include <optional>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "cli/environment.h"
+
+namespace lorry {
+
+namespace {
+
+std::string first_of(std::initializer_list<const char*> variables, std::string otherwise = {}) {
+  for (const char* name : variables) {
+    if (const auto value = environment(name)) return *value;
+  }
+  return otherwise;
+}
+
+std::string below(const std::string& folder, const std::string& name) {
+  return folder.empty() ? std::string() : join_path(folder, name);
+}
+
+bool is_true(std::string text) {
+  for (char& c : text) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  return text == "1" || text == "true" || text == "yes" || text == "on";
+}
+
+std::string token_in(const std::string& file) {
+  if (file.empty() || !file_exists(file)) return {};
+  std::string text = read_file(file, 4096);
+  while (!text.empty() && (text.back() == '\n' || text.back() == '\r' || text.back() == ' ')) {
+    text.pop_back();
+  }
+  return text;
+}
+
+[[noreturn]] void no_cache(const char* variable) {
+  fail(Code::unavailable, "there is no folder to keep what is downloaded: set {} or HOME",
+       variable);
+}
+
+}  // namespace
+
+HubSource::Options hub_options(const std::string& cache) {
+  const std::string home = first_of({"HF_HOME"}, below(cache_folder(), "huggingface"));
+  HubSource::Options o;
+  o.endpoint = first_of({"HF_ENDPOINT"}, o.endpoint);
+  o.cache_folder = cache.empty() ? first_of({"HF_HUB_CACHE"}, below(home, "hub")) : cache;
+  o.offline = is_true(first_of({"HF_HUB_OFFLINE"}));
+  o.default_token = first_of({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"});
+  if (o.default_token.empty()) {
+    o.default_token = token_in(first_of({"HF_TOKEN_PATH"}, below(home, "token")));
+  }
+  return o;
+}
+
+S3Source::Options s3_options() {
+  S3Source::Options o;
+  o.endpoint = first_of({"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT_URL"});
+  o.region = first_of({"AWS_REGION", "AWS_DEFAULT_REGION"}, o.region);
+  o.credentials.access_key = first_of({"AWS_ACCESS_KEY_ID"});
+  o.credentials.secret_key = first_of({"AWS_SECRET_ACCESS_KEY"});
+  o.credentials.session_token = first_of({"AWS_SESSION_TOKEN"});
+  o.cache_folder = below(cache_folder(), "lorry/s3");
+  return o;
+}
+
+AdapterFetch make_fetch(const std::string& hub_cache) {
+  // Without a folder for downloads a source is missing only once it is asked.
+  const HubSource::Options of_hub = hub_options(hub_cache);
+  const S3Source::Options of_s3 = s3_options();
+  std::shared_ptr<const HubSource> hub;
+  std::shared_ptr<const S3Source> s3;
+  if (!of_hub.cache_folder.empty()) hub = std::make_shared<HubSource>(of_hub);
+  if (!of_s3.cache_folder.empty()) s3 = std::make_shared<S3Source>(of_s3);
+  return [hub, s3](const AdapterPart& part, const std::atomic<bool>& cancelled) -> FetchedAdapter {
+    FetchControl control;
+    control.cancelled = &cancelled;
+    Fetched fetched;
+    if (part.source == AdapterSource::s3) {
+      if (!s3) no_cache("XDG_CACHE_HOME");
+      fetched = s3->resolve(part.name, control);
+    } else {
+      if (!hub) no_cache("HF_HUB_CACHE");
+      fetched = hub->resolve(part.name, part.api_token, control);
+    }
+    return {fetched.folder, fetched.revision};
+  };
+}
+
+}  // namespace lorry
