@@ -103,7 +103,7 @@ TEST_F(RegistryMemory, adapters_in_steady_use_step_aside_after_cycle_time) {
   std::vector<AdapterHandle> pinned = {run("a0"), run("a0")};
   const std::vector<AdapterHandle> first = pinned;
   const AdapterHandle other = registry().acquire("a1");
-  idle();
+  until_waiting(1);
   now_ += 249ms;
   EXPECT_FALSE(rotate(pinned));
   now_ += 1ms;
@@ -126,7 +126,7 @@ TEST_F(RegistryMemory, files_that_changed_meanwhile_fail_who_had_begun_and_nobod
   std::vector<AdapterHandle> pinned = {run("a0")};
   const AdapterHandle begun = pinned[0];
   const AdapterHandle other = registry().acquire("a1");
-  idle();
+  until_waiting(1);
   now_ += 2s;
   ASSERT_TRUE(rotate(pinned));
   settle(other);
@@ -149,7 +149,7 @@ TEST_F(RegistryMemory, F12_a_replaced_version_runs_to_its_end) {
   write("a0", 5);
   registry().reload("a0");
   const AdapterHandle other = registry().acquire("a1");
-  idle();
+  until_waiting(1);
   now_ += 1h;
   EXPECT_FALSE(rotate(pinned)) << "its files are gone, so it could not come back";
   EXPECT_EQ(digest(old), before);

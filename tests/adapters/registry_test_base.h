@@ -65,6 +65,10 @@ class RegistryTest : public testing::Test {
       registry().check_integrity();
     }
   }
+  // Until `n` adapters, since the start, have found no room when they were first in line.
+  void until_waiting(int64_t n) {
+    until([&] { return registry().snapshot().memory.waits == n; });
+  }
   // Until it runs: pinned, or failed.
   void settle(AdapterHandle h) {
     until([&] { return state(h) == AdapterState::failed || registry().pin(h) != nullptr; });

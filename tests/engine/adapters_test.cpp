@@ -58,6 +58,16 @@ size_t largest_image() {
   return largest;
 }
 
+// How long a turn is follows what steps and loads take here, so this may need a few rounds.
+void expect_parked_and_equal(TestEngine& engine, const Answers& expected) {
+  for (int round = 0; round < 50 && engine->stats().parked == 0; ++round) {
+    const Answers got = answers(engine, 200);
+    EXPECT_EQ(got.tokens, expected.tokens);
+    EXPECT_EQ(got.logits, expected.logits);
+  }
+  EXPECT_GT(engine->stats().parked, 0);
+}
+
 TEST(EngineAdapters, requests_that_step_aside_give_the_same_bits) {
   TestEngine roomy(options());
   const Answers expected = answers(roomy, 200);
@@ -71,10 +81,7 @@ TEST(EngineAdapters, requests_that_step_aside_give_the_same_bits) {
     o.kv_tokens = 512;  // and preemptions besides
     o.max_batch_tokens = 128;
     TestEngine tight(o);
-    const Answers got = answers(tight, 200);
-    EXPECT_EQ(got.tokens, expected.tokens);
-    EXPECT_EQ(got.logits, expected.logits);
-    EXPECT_GT(tight->stats().parked, 0);
+    expect_parked_and_equal(tight, expected);
     const AdapterSnapshot s = tight->adapters();
     EXPECT_GT(s.memory.rotations, 0);
     EXPECT_EQ(s.memory.active, 0);
@@ -91,10 +98,10 @@ TEST(EngineAdapters, one_active_adapter_at_a_time_gives_the_same_bits) {
   const Answers expected = answers(roomy, 200);
   EngineOptions o = options();
   o.max_active_adapters = 1;
+  o.adapter_host_memory = o.adapter_memory;  // so that loads onto the device are but copies
   o.adapter_cycle_seconds = 0.002;
   TestEngine tight(o);
-  EXPECT_EQ(answers(tight, 200).tokens, expected.tokens);
-  EXPECT_GT(tight->stats().parked, 0);
+  expect_parked_and_equal(tight, expected);
 }
 
 TEST(EngineAdapters, who_waits_for_an_adapter_can_leave) {
