@@ -111,13 +111,16 @@ LoadResult AdapterLoader::work(LoadJob job) {
       case LoadJob::Kind::open:
         result.folder = open(job.files);
         break;
-      case LoadJob::Kind::read:
-        if (!job.folder) job.folder = open(job.files);
+      case LoadJob::Kind::read: {
+        const bool first = job.folder != nullptr;
+        if (!first) job.folder = open(job.files);
         if (job.folder->packed_bytes() > job.bytes) {
           fail(Code::bad_file, "adapter '{}' changed while it was in use", name_of(job));
         }
         result.adapter = job.folder->read(job.to);
+        if (first && options_.loaded) options_.loaded(name_of(job), *result.adapter);
         break;
+      }
       case LoadJob::Kind::copy:
         copy_to_device(job.to, job.from, job.bytes);
         break;

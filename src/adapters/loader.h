@@ -33,6 +33,10 @@ struct FetchedAdapter {
 using AdapterFetch =
     std::function<FetchedAdapter(const AdapterPart& part, const std::atomic<bool>& cancelled)>;
 
+// Told by a loader thread once an adapter has been read for the first time (not when it is read
+// again after an eviction). `name`: for people.
+using AdapterLoaded = std::function<void(const std::string& name, const Adapter& adapter)>;
+
 // The folders that an adapter is made of.
 struct AdapterFiles {
   struct Part {
@@ -79,6 +83,7 @@ class AdapterLoader {
     int fetch_threads = 16;
     AdapterFetch fetch;  // empty: no fetch job is sent, and there are no such threads
     std::function<void()> wake;
+    AdapterLoaded loaded;  // may be empty
   };
 
   AdapterLoader(Options options, AdapterTarget target);

@@ -30,7 +30,7 @@ Residency::Options residency_options(const AdapterRegistry::Options& o) {
 }
 
 AdapterLoader::Options loader_options(const AdapterRegistry::Options& o) {
-  return {o.root, o.limits, o.loader_threads, o.fetch_threads, o.fetch, o.wake};
+  return {o.root, o.limits, o.loader_threads, o.fetch_threads, o.fetch, o.wake, o.loaded};
 }
 
 bool has_part(const AdapterRef& ref, const std::string& local_name) {

@@ -73,6 +73,7 @@ class AdapterRegistry {
     int fetch_threads = 16;
     AdapterFetch fetch = {};          // empty: the hub and S3 are refused
     std::function<void()> wake = {};  // called by loader threads; may be empty
+    AdapterLoaded loaded = {};        // the same
     std::function<Time()> now = {};   // empty: the steady clock
   };
 

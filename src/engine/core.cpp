@@ -28,7 +28,7 @@ SchedulerLimits scheduler_limits(const EngineOptions& o, const Spec& spec) {
 }
 
 AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPlan& memory,
-                                          std::function<void()> wake) {
+                                          const EngineCore::Callbacks& callbacks) {
   AdapterRegistry::Options r;
   r.device_bytes = memory.adapters;
   r.host_bytes = memory.adapters_host;
@@ -38,7 +38,8 @@ AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPl
   r.max_active = o.max_active_adapters;
   r.fetch = o.adapter_fetch;
   r.fetch_threads = o.adapter_fetch_threads;
-  r.wake = std::move(wake);
+  r.wake = callbacks.wake;
+  r.loaded = callbacks.loaded;
   return r;
 }
 
@@ -77,13 +78,13 @@ const std::string* first_stop(const std::string& text, const std::vector<std::st
 }  // namespace
 
 EngineCore::EngineCore(const EngineOptions& options, LoadedModel& model, const Tokenizer* tokenizer,
-                       std::function<void()> wake, std::function<void()> released)
+                       Callbacks callbacks)
     : options_(options),
       cycle_time_(static_cast<int64_t>(options.adapter_cycle_seconds * 1e9)),
       model_(model),
       tokenizer_(tokenizer),
-      released_(std::move(released)),
-      registry_(registry_options(options, model.memory, std::move(wake)), adapter_target(model)),
+      released_(std::move(callbacks.released)),
+      registry_(registry_options(options, model.memory, callbacks), adapter_target(model)),
       scheduler_(scheduler_limits(options, model.info.spec),
                  static_cast<int32_t>(model.memory.kv_blocks)),
       batch_(model.lm->limits()) {

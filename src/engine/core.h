@@ -37,10 +37,15 @@ class EngineCore {
   using Clock = std::chrono::steady_clock;
   using Loaded = std::function<void(const Error*)>;  // null: it worked
 
+  struct Callbacks {
+    std::function<void()> wake;      // by loader threads
+    std::function<void()> released;  // after each on_finish
+    AdapterLoaded loaded;            // by loader threads
+  };
+
   // `tokenizer` may be null (synthetic models): then requests with stop texts are refused.
-  // `wake` is called by loader threads. `released` after each on_finish.
   EngineCore(const EngineOptions& options, LoadedModel& model, const Tokenizer* tokenizer,
-             std::function<void()> wake, std::function<void()> released);
+             Callbacks callbacks);
   ~EngineCore();
 
   // Requires: checked by Engine::submit.

@@ -7,6 +7,7 @@
 
 #include "base/bounded_queue.h"
 #include "base/error.h"
+#include "base/system.h"
 #include "engine/core.h"
 #include "engine/loaded_model.h"
 #include "models/synthetic.h"
@@ -42,6 +43,26 @@ std::optional<Tokenizer> load_tokenizer(const std::string& model) {
   return Tokenizer::load(model);
 }
 
+// In lower case.
+std::string last_part(std::string_view path) {
+  while (path.ends_with('/')) path.remove_suffix(1);
+  std::string part(path.substr(path.rfind('/') + 1));
+  for (char& c : part) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  return part;
+}
+
+// Shapes and sites decide whether an adapter is for this model; another name is worth a warning.
+void log_loaded(Log& log, const std::string& model, const std::string& name, const Adapter& a) {
+  log.info("adapter {} loaded: sha256:{}, {} sites, rank at most {}, {}", quote(name),
+           to_hex(a.digest()), a.sites().size(), a.max_rank(), format_bytes(a.bytes()));
+  // Folders are named freely: a part of the name is enough.
+  const std::string made_for = last_part(a.base_model());
+  const std::string own = last_part(model);
+  if (made_for.find(own) != made_for.npos || own.find(made_for) != own.npos) return;
+  log.warn("adapter {} was made for {}; this model is {}. Its shapes fit, so it is used",
+           quote(name), quote(a.base_model()), quote(model));
+}
+
 }  // namespace
 
 class Engine::Impl {
@@ -52,9 +73,12 @@ class Engine::Impl {
         tokenizer_(load_tokenizer(options_.model)),
         // A cancellation for each request and room for questions and nudges.
         inbox_(static_cast<size_t>(options_.max_requests) * 2 + 64),
-        core_(
-            options_, *model_, tokenizer_ ? &*tokenizer_ : nullptr, [this] { nudge(); },
-            [this] { in_flight_.fetch_sub(1); }),
+        core_(options_, *model_, tokenizer_ ? &*tokenizer_ : nullptr,
+              {.wake = [this] { nudge(); },
+               .released = [this] { in_flight_.fetch_sub(1); },
+               .loaded = [&log, model = model_->info.name](
+                             const std::string& name,
+                             const Adapter& adapter) { log_loaded(log, model, name, adapter); }}),
         thread_([this] { run(); }) {}
 
   ~Impl() {

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import re
 import shutil
 
 import lorax
@@ -147,3 +148,20 @@ def test_drafts_change_no_text(start, server):
     skipped = drafting.metric("lorax_request_skipped_tokens_sum")
     drafting.stop()
     assert skipped >= 0
+
+
+def test_F15_the_log_says_what_was_loaded(hub_server):
+    text(hub_server, adapter_id="summary")
+    assert re.search(r'adapter "summary" loaded: sha256:[0-9a-f]{64}', hub_server.log())
+
+
+def test_lorax_fault_5_another_base_model_is_a_warning_where_shapes_fit(start, tmp_path):
+    shutil.copytree(ADAPTERS + "pirate", tmp_path / "foreign")
+    config = json.loads((tmp_path / "foreign/adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "org/another-model"
+    (tmp_path / "foreign/adapter_config.json").write_text(json.dumps(config))
+    server = start("demo", "--adapter-root", str(tmp_path))
+    assert text(server, adapter_id="foreign") == text(server, adapter_id="pirate")
+    warnings = [line for line in server.log().splitlines() if "was made for" in line]
+    assert len(warnings) == 1 and "org/another-model" in warnings[0], server.log()
+    server.stop()
