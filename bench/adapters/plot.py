@@ -32,13 +32,13 @@ def bars(x, width, title, unit, values):
 
 
 def shares(x, width, title, values):
-    values = sorted(values)
+    """values: percentiles 0 to 100"""
     top = values[-1] or 1
     out = [text(x + width / 2, 24, title, size=14)]
     points = []
     for i, v in enumerate(values):
         px = x + width * v / top
-        py = HEIGHT - PAD - (HEIGHT - 2 * PAD) * (i + 1) / len(values)
+        py = HEIGHT - PAD - (HEIGHT - 2 * PAD) * i / (len(values) - 1)
         points.append(f"{px:.1f},{py:.1f}")
     out.append(f'<polyline fill="none" stroke="{BLUE}" stroke-width="2" points="{" ".join(points)}"/>')
     out.append(f'<path d="M{x} {PAD} V{HEIGHT - PAD} H{x + width}" fill="none" stroke="{INK}"/>')
@@ -53,7 +53,7 @@ def draw(report):
     parts = bars(40, 220, "Throughput", "tok/s",
                  [("few adapters", many["few_tokens_per_s"], GREY),
                   (f'{report["adapters"]:,} adapters', many["tokens_per_s"], BLUE)])
-    parts += shares(350, 220, "Requests with a first token within", many["ttft_ms_all"])
+    parts += shares(350, 220, "Requests with a first token within", many["ttft_ms_percentiles"])
     parts += bars(640, 220, f'TTFT, {active["clients"]} adapters in use', "ms",
                   [("all fit", active["ttft_all_fit_ms"], GREY),
                    (f'room for {active["fit"]}', active["ttft_ms"], BLUE)])
