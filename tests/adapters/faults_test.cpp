@@ -195,7 +195,8 @@ TEST_F(LoraxFaults, lorax_fault_11_the_output_layer_and_the_embedding_are_adapte
     Draft saved;
     saved.config = config(fmt::format(R"("modules_to_save": ["lm_head", "{}"])", embed));
     saved.add("lm_head.weight", {kVocab, kHidden}).add(embed + ".weight", {kVocab, kHidden});
-    for (const AppliedSite& s : load(saved, table)->sites()) EXPECT_TRUE(s.replaced) << s.module;
+    const auto whole = load(saved, table);
+    for (const AppliedSite& s : whole->sites()) EXPECT_TRUE(s.replaced) << s.module;
   }
 }
 
