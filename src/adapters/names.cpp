@@ -5,14 +5,13 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text.h"
 
 namespace lorry {
 
 namespace {
 
-bool is_word(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
-}
+bool is_word(char c) { return is_letter_or_digit(c) || c == '_'; }
 
 // [\w.-]+ and neither "." nor "..".
 bool is_part(std::string_view s) {
@@ -33,7 +32,7 @@ bool is_revision(std::string_view s) {
 
 bool is_name(std::string_view s) {
   if (s.size() > kMaxAdapterName || s.empty()) return false;
-  if (!is_word(s.front()) || s.front() == '_') return false;
+  if (!is_letter_or_digit(s.front())) return false;
   if (const size_t at = s.find('@'); at != s.npos) {
     if (!is_revision(s.substr(at + 1))) return false;
     s = s.substr(0, at);

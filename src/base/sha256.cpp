@@ -4,6 +4,7 @@
 #include <openssl/evp.h>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace lorry {
 
@@ -33,10 +34,6 @@ Digest Sha256::finish() {
   return digest;
 }
 
-std::string to_hex(const Digest& digest) {
-  std::string hex;
-  for (const uint8_t byte : digest) hex += fmt::format("{:02x}", byte);
-  return hex;
-}
+std::string to_hex(const Digest& digest) { return to_hex(std::as_bytes(std::span(digest))); }
 
 }  // namespace lorry

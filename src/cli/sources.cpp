@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text.h"
 #include "cli/environment.h"
 
 namespace lorry {
@@ -22,8 +23,8 @@ std::string below(const std::string& folder, const std::string& name) {
   return folder.empty() ? std::string() : join_path(folder, name);
 }
 
-bool is_true(std::string text) {
-  for (char& c : text) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+bool is_true(const std::string& value) {
+  const std::string text = lower_case(value);
   return text == "1" || text == "true" || text == "yes" || text == "on";
 }
 

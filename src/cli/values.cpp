@@ -11,16 +11,11 @@
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace lorry {
 
 namespace {
-
-std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return text;
-}
 
 // 0: no such unit.
 double unit(std::string_view name) {
@@ -98,7 +93,7 @@ NamedPath parse_named_path(const std::string& text) {
 }
 
 Dtype parse_dtype(const std::string& text) {
-  const std::string name = lower(text);
+  const std::string name = lower_case(text);
   if (name == "bfloat16" || name == "bf16") return Dtype::bf16;
   if (name == "float32" || name == "fp32" || name == "f32") return Dtype::f32;
   fail(Code::invalid_argument, "--dtype {}: expected bfloat16 or float32", quote(text));
@@ -107,7 +102,7 @@ Dtype parse_dtype(const std::string& text) {
 const char* dtype_name(Dtype dtype) { return dtype == Dtype::f32 ? "float32" : "bfloat16"; }
 
 LogLevel parse_log_level(const std::string& text) {
-  const std::string name = lower(text);
+  const std::string name = lower_case(text);
   if (name == "debug") return LogLevel::debug;
   if (name == "info") return LogLevel::info;
   if (name == "warn" || name == "warning") return LogLevel::warn;

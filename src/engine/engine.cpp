@@ -8,6 +8,7 @@
 #include "base/bounded_queue.h"
 #include "base/error.h"
 #include "base/system.h"
+#include "base/text.h"
 #include "engine/core.h"
 #include "engine/loaded_model.h"
 #include "models/synthetic.h"
@@ -46,9 +47,7 @@ std::optional<Tokenizer> load_tokenizer(const std::string& model) {
 // In lower case.
 std::string last_part(std::string_view path) {
   while (path.ends_with('/')) path.remove_suffix(1);
-  std::string part(path.substr(path.rfind('/') + 1));
-  for (char& c : part) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
-  return part;
+  return lower_case(path.substr(path.rfind('/') + 1));
 }
 
 // Shapes and sites decide whether an adapter is for this model; another name is worth a warning.

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/sha256.h"
+#include "base/text.h"
 
 namespace lorry {
 
@@ -23,12 +24,6 @@ struct FreeContext {
 struct Close {
   void operator()(std::FILE* f) const { std::fclose(f); }
 };
-
-std::string to_hex(std::string_view bytes) {
-  std::string hex;
-  for (const char c : bytes) hex += fmt::format("{:02x}", static_cast<unsigned char>(c));
-  return hex;
-}
 
 }  // namespace
 
@@ -70,7 +65,7 @@ std::string ContentHash::of_file(const std::string& path, const Deadline& deadli
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int size = 0;
   LORRY_CHECK(EVP_DigestFinal_ex(context.get(), digest, &size) == 1);
-  return to_hex({reinterpret_cast<const char*>(digest), size});
+  return to_hex(std::as_bytes(std::span(digest, size)));
 }
 
 std::string sha256_hex(std::string_view text) {

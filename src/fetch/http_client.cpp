@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 
 namespace lorry {
 
@@ -44,14 +45,6 @@ std::string_view trim(std::string_view s) {
   while (!s.empty() && (s.front() == ' ' || s.front() == '\t')) s.remove_prefix(1);
   while (!s.empty() && std::string_view(" \t\r\n").find(s.back()) != s.npos) s.remove_suffix(1);
   return s;
-}
-
-std::string lower(std::string_view s) {
-  std::string out(s);
-  for (char& c : out) {
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  }
-  return out;
 }
 
 struct FreeList {
@@ -123,7 +116,7 @@ struct Transfer {
     }
     const size_t colon = line.find(':');
     if (colon == line.npos) return;
-    response.headers[lower(trim(line.substr(0, colon)))] = trim(line.substr(colon + 1));
+    response.headers[lower_case(trim(line.substr(0, colon)))] = trim(line.substr(colon + 1));
   }
 
   void on_head() {

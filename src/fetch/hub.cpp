@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/json.h"
+#include "base/text.h"
 #include "fetch/adapter_files.h"
 #include "fetch/cache_files.h"
 #include "fetch/download.h"

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text.h"
 #include "fetch/cache_files.h"
 #include "fetch/file_hash.h"
 
@@ -18,10 +19,6 @@ namespace fs = std::filesystem;
 
 constexpr size_t kMaxPartBytes = 96;
 constexpr size_t kMaxRevisionBytes = 255;
-
-bool is_letter_or_digit(char c) {
-  return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
-}
 
 // One part of a repository's name or of a revision: a name of a folder that is no trick.
 bool is_part(std::string_view s) {

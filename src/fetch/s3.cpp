@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text.h"
 #include "fetch/adapter_files.h"
 #include "fetch/cache_files.h"
 #include "fetch/download.h"
@@ -29,8 +30,7 @@ struct S3Name {
 
 bool is_bucket(const std::string& s) {
   const auto is_good = [](char c) {
-    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' ||
-           c == '_' || c == '.';
+    return is_letter_or_digit(c) || c == '-' || c == '_' || c == '.';
   };
   return s.size() >= 3 && s.size() <= 63 && std::all_of(s.begin(), s.end(), is_good) &&
          s.front() != '.' && s.find("..") == s.npos;

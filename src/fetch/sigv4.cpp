@@ -5,19 +5,10 @@
 #include <fmt/chrono.h>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "fetch/file_hash.h"
 
 namespace lorry {
-
-namespace {
-
-std::string to_hex(const std::string& bytes) {
-  std::string hex;
-  for (const char c : bytes) hex += fmt::format("{:02x}", static_cast<unsigned char>(c));
-  return hex;
-}
-
-}  // namespace
 
 std::string canonical_query(const QueryParameters& parameters) {
   QueryParameters encoded;
@@ -66,9 +57,11 @@ FetchRequest::Headers sign_v4(const SignedRequest& request, const S3Credentials&
        {date, request.region, std::string("s3"), std::string("aws4_request")}) {
     key = hmac_sha256(key, step);
   }
-  added.emplace_back("authorization", "AWS4-HMAC-SHA256 Credential=" + credentials.access_key +
-                                          "/" + scope + ", SignedHeaders=" + names +
-                                          ", Signature=" + to_hex(hmac_sha256(key, to_sign)));
+  const std::string signature = hmac_sha256(key, to_sign);
+  added.emplace_back("authorization",
+                     "AWS4-HMAC-SHA256 Credential=" + credentials.access_key + "/" + scope +
+                         ", SignedHeaders=" + names +
+                         ", Signature=" + to_hex(std::as_bytes(std::span(signature))));
   return added;
 }
 

@@ -22,7 +22,7 @@ using QueryParameters = std::vector<std::pair<std::string, std::string>>;
 std::string canonical_query(const QueryParameters& parameters);
 
 struct SignedRequest {
-  Url url;                             // with path and query encoded as by percent_encode
+  Url url;  // with path and query encoded as by percent_encode (base/text.h)
   FetchRequest::Headers headers = {};  // signed as well; names in lower case
   std::string region;
   std::string date_time;  // "20130524T000000Z"

@@ -5,6 +5,7 @@
 #include <curl/curl.h>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace lorry {
 
@@ -17,13 +18,6 @@ struct Cleanup {
   void operator()(CURLU* u) const { curl_url_cleanup(u); }
 };
 using Handle = std::unique_ptr<CURLU, Cleanup>;
-
-std::string lower(std::string s) {
-  for (char& c : s) {
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  }
-  return s;
-}
 
 Handle new_handle() {
   Handle handle(curl_url());
@@ -41,8 +35,8 @@ std::string part(CURLU* handle, CURLUPart which) {
 
 Url parts(CURLU* handle) {
   Url url;
-  url.scheme = lower(part(handle, CURLUPART_SCHEME));
-  url.host = lower(part(handle, CURLUPART_HOST));
+  url.scheme = lower_case(part(handle, CURLUPART_SCHEME));
+  url.host = lower_case(part(handle, CURLUPART_HOST));
   url.port = part(handle, CURLUPART_PORT);
   url.path = part(handle, CURLUPART_PATH);
   url.query = part(handle, CURLUPART_QUERY);
@@ -94,20 +88,6 @@ Url redirect_target(const Url& from, const std::string& location) {
          target.shown());
   }
   return target;
-}
-
-std::string percent_encode(std::string_view text, bool keep_slash) {
-  std::string out;
-  for (const char c : text) {
-    const bool plain = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
-                       c == '-' || c == '.' || c == '_' || c == '~' || (c == '/' && keep_slash);
-    if (plain) {
-      out += c;
-    } else {
-      out += fmt::format("%{:02X}", static_cast<unsigned char>(c));
-    }
-  }
-  return out;
 }
 
 }  // namespace lorry

@@ -31,7 +31,4 @@ Url parse_url(const std::string& text, std::string_view what);
 // no such URL, or leads from https to http.
 Url redirect_target(const Url& from, const std::string& location);
 
-// All but A-Z a-z 0-9 - . _ ~ (and / where it is kept) as %XX: RFC 3986, and what SigV4 wants.
-std::string percent_encode(std::string_view text, bool keep_slash);
-
 }  // namespace lorry

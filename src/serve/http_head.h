@@ -25,8 +25,6 @@ std::string write_head(const HttpResponse& response, Framing framing, bool keep_
 // The standard words for a status, as in "404 Not Found".
 std::string_view reason_phrase(int status);
 
-// `text` with every byte outside of A-Z a-z 0-9 - . _ ~ / as %XX: fit for a header value.
-std::string percent_encode(std::string_view text);
 // False when a % is not followed by two hexadecimal digits.
 bool percent_decode(std::string_view text, std::string* out);
 

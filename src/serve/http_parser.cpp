@@ -7,6 +7,8 @@
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
 
+#include "base/text.h"
+
 namespace lorry {
 
 namespace http = boost::beast::http;
@@ -51,14 +53,6 @@ HeadProblem check_fields_of(const http::request<http::string_body>& message) {
     return {400, "an HTTP/1.1 request has one Host header"};
   }
   return {};
-}
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(), [](char c) {
-    return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  });
-  return out;
 }
 
 }  // namespace
@@ -107,8 +101,9 @@ void RequestParser::move_to(HttpRequest& request) {
   request.method = std::string(message.method_string());
   request.path = std::string(target.substr(0, target.find('?')));
   for (const auto& field : message) {
-    request.headers.emplace_back(lower({field.name_string().data(), field.name_string().size()}),
-                                 std::string(field.value()));
+    request.headers.emplace_back(
+        lower_case({field.name_string().data(), field.name_string().size()}),
+        std::string(field.value()));
   }
   request.body = std::move(message.body());
 }

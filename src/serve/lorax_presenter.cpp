@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 
-#include "serve/http_head.h"
+#include "base/text.h"
 #include "serve/json_writer.h"
 #include "serve/lorax_api.h"
 
@@ -191,9 +191,9 @@ HttpHeaders LoraxPresenter::known_headers(const Results& results) {
   headers.emplace_back("x-compute-characters", std::to_string(results.job.input_characters));
   headers.emplace_back("x-prompt-tokens", std::to_string(results.prompt_tokens()));
   headers.emplace_back("x-validation-time", milliseconds(results.job.validation_seconds));
-  headers.emplace_back("x-model-id", percent_encode(results.job.model));
+  headers.emplace_back("x-model-id", percent_encode(results.job.model, true));
   if (const AdapterRef& adapter = results.job.request.adapter; !adapter.empty()) {
-    headers.emplace_back("x-adapter-id", percent_encode(adapter.label()));
+    headers.emplace_back("x-adapter-id", percent_encode(adapter.label(), true));
     headers.emplace_back("x-adapter-source", to_string(adapter.parts.front().source));
   }
   return headers;

@@ -4,6 +4,7 @@
 #include <ctime>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "serve/errors.h"
 #include "serve/http_head.h"
 #include "serve/openai_api.h"
@@ -30,19 +31,15 @@ Asked asked_by(const HttpRequest& request) {
   constexpr std::string_view kBearer = "bearer ";
   Asked asked{request.body, {}};
   const std::string_view given = request.header("authorization");
-  const auto same = [](char a, char b) { return a == (b >= 'A' && b <= 'Z' ? b + 32 : b); };
-  if (given.size() > kBearer.size() &&
-      std::equal(kBearer.begin(), kBearer.end(), given.begin(), same)) {
+  if (given.size() > kBearer.size() && lower_case(given.substr(0, kBearer.size())) == kBearer) {
     asked.bearer = given.substr(kBearer.size());
   }
   return asked;
 }
 
 bool is_json(std::string_view content_type) {
-  std::string type(content_type.substr(0, content_type.find(';')));
+  std::string type = lower_case(content_type.substr(0, content_type.find(';')));
   while (!type.empty() && type.back() == ' ') type.pop_back();
-  std::transform(type.begin(), type.end(), type.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
   return type == "application/json" ||
          (type.starts_with("application/") && type.ends_with("+json"));
 }

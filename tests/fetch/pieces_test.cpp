@@ -52,11 +52,6 @@ TEST(RedirectTarget, tells_an_origin_from_another) {
   }
 }
 
-TEST(PercentEncode, keeps_the_unreserved_only) {
-  EXPECT_EQ(percent_encode("aZ09-._~ /+=\xc3\xa9%", true), "aZ09-._~%20/%2B%3D%C3%A9%25");
-  EXPECT_EQ(percent_encode("a/b", false), "a%2Fb");
-}
-
 class Http : public testing::Test {
  protected:
   FetchResponse get(const std::string& path, size_t max_body_bytes = 1000) {

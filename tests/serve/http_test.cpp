@@ -326,8 +326,7 @@ TEST_F(Http, every_answer_has_a_request_id) {
             long_id);
 }
 
-TEST(HttpHead, percent_coding) {
-  EXPECT_EQ(percent_encode("org/name\r\n é"), "org/name%0D%0A%20%C3%A9");
+TEST(HttpHead, percent_decoding) {
   std::string out;
   EXPECT_TRUE(percent_decode("org%2Fname", &out));
   EXPECT_EQ(out, "org/name");
