@@ -14,15 +14,8 @@ ExtentArena::ExtentArena(int64_t bytes) : size_(bytes / kGranule * kGranule) {
 }
 
 int32_t ExtentArena::new_block(int64_t offset, int64_t bytes) {
-  auto i = static_cast<int32_t>(blocks_.size());
-  if (spare_.empty()) {
-    blocks_.emplace_back();
-  } else {
-    i = spare_.back();
-    spare_.pop_back();
-  }
+  const int32_t i = blocks_.take();
   at(i) = Block{offset, bytes};
-  at(i).used = true;
   return i;
 }
 
@@ -57,8 +50,7 @@ void ExtentArena::join_next(int32_t hole) {
   at(hole).bytes += at(next).bytes;
   holes_.insert({at(hole).bytes, {at(hole).offset, hole}});
   unlink(next);
-  at(next) = Block{};
-  spare_.push_back(next);
+  blocks_.give_back(next);
 }
 
 std::optional<int32_t> ExtentArena::take(int64_t bytes, int32_t owner) {
@@ -83,7 +75,7 @@ std::optional<int32_t> ExtentArena::take(int64_t bytes, int32_t owner) {
 }
 
 void ExtentArena::give_back(int32_t extent) {
-  LORRY_CHECK(at(extent).used && !at(extent).hole, "extent {} is not taken", extent);
+  LORRY_CHECK(is_extent(extent), "extent {} is not taken", extent);
   add_hole(extent);
   join_next(extent);
   const int32_t previous = at(extent).previous;
@@ -91,12 +83,12 @@ void ExtentArena::give_back(int32_t extent) {
 }
 
 void ExtentArena::fix(int32_t extent) {
-  LORRY_CHECK(at(extent).used && !at(extent).hole, "extent {} is not taken", extent);
+  LORRY_CHECK(is_extent(extent), "extent {} is not taken", extent);
   at(extent).fixed = true;
 }
 
 void ExtentArena::settle(int32_t extent) {
-  LORRY_CHECK(at(extent).used && !at(extent).hole, "extent {} is not taken", extent);
+  LORRY_CHECK(is_extent(extent), "extent {} is not taken", extent);
   at(extent).fixed = false;
 }
 
@@ -160,11 +152,11 @@ void ExtentArena::moved(const Move& move) {
 void ExtentArena::check_integrity() const {
   int64_t offset = 0;
   int64_t free = 0;
-  size_t n_blocks = 0;
+  int32_t n_blocks = 0;
   size_t n_holes = 0;
   for (int32_t i = first_, previous = -1; i >= 0; previous = i, i = at(i).next) {
     const Block& b = at(i);
-    LORRY_CHECK(b.used && b.offset == offset && b.bytes > 0 && b.previous == previous,
+    LORRY_CHECK(blocks_.is_taken(i) && b.offset == offset && b.bytes > 0 && b.previous == previous,
                 "block {} at {} of {} bytes, expected at {}", i, b.offset, b.bytes, offset);
     LORRY_CHECK(b.bytes % kGranule == 0, "block {} of {} bytes", i, b.bytes);
     offset += b.bytes;
@@ -178,8 +170,7 @@ void ExtentArena::check_integrity() const {
   LORRY_CHECK(offset == size_ && free == free_, "{} bytes of {}, {} free of {}", offset, size_,
               free, free_);
   LORRY_CHECK(n_holes == holes_.size(), "{} holes, {} listed", n_holes, holes_.size());
-  LORRY_CHECK(n_blocks + spare_.size() == blocks_.size(), "{} blocks and {} spare of {}", n_blocks,
-              spare_.size(), blocks_.size());
+  LORRY_CHECK(n_blocks == blocks_.n_taken(), "{} blocks of {}", n_blocks, blocks_.n_taken());
 }
 
 }  // namespace lorry

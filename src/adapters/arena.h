@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/slots.h"
+
 namespace lorry {
 
 class ExtentArena {
@@ -58,12 +60,12 @@ class ExtentArena {
     int64_t offset = 0, bytes = 0;
     int32_t owner = -1;
     int32_t previous = -1, next = -1;  // in address order
-    bool used = false;                 // false: on the list of spare blocks
     bool hole = false, fixed = false;
   };
 
-  Block& at(int32_t i) { return blocks_[static_cast<size_t>(i)]; }
-  const Block& at(int32_t i) const { return blocks_[static_cast<size_t>(i)]; }
+  Block& at(int32_t i) { return blocks_[i]; }
+  const Block& at(int32_t i) const { return blocks_[i]; }
+  bool is_extent(int32_t i) const { return blocks_.is_taken(i) && !at(i).hole; }
   int32_t new_block(int64_t offset, int64_t bytes);
   void link_after(int32_t block, int32_t previous);
   void unlink(int32_t block);
@@ -72,8 +74,7 @@ class ExtentArena {
   void join_next(int32_t hole);
 
   int64_t size_ = 0, free_ = 0;
-  std::vector<Block> blocks_;
-  std::vector<int32_t> spare_;
+  Slots<Block> blocks_;
   int32_t first_ = -1;
   // (bytes, (offset, block)) of each hole.
   std::set<std::pair<int64_t, std::pair<int64_t, int32_t>>> holes_;

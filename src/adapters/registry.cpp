@@ -183,15 +183,8 @@ int32_t AdapterRegistry::current_version(const AdapterRef& ref) {
 }
 
 int32_t AdapterRegistry::new_version(AdapterRef ref) {
-  auto index = static_cast<int32_t>(versions_.size());
-  if (free_versions_.empty()) {
-    versions_.emplace_back();
-  } else {
-    index = free_versions_.back();
-    free_versions_.pop_back();
-  }
+  const int32_t index = versions_.take();
   Version& v = at(index);
-  v.used = true;
   v.key = ref.key();
   v.folders.resize(ref.parts.size());
   v.ref = std::move(ref);
@@ -200,7 +193,8 @@ int32_t AdapterRegistry::new_version(AdapterRef ref) {
 
 const AdapterRegistry::Version& AdapterRegistry::held(AdapterHandle handle) const {
   const Version& v = at(handle.index);
-  LORRY_CHECK(v.used && v.claims > 0, "adapter handle {} is not held", handle.index);
+  LORRY_CHECK(versions_.is_taken(handle.index) && v.claims > 0, "adapter handle {} is not held",
+              handle.index);
   return v;
 }
 
@@ -241,7 +235,7 @@ void AdapterRegistry::release(AdapterHandle handle) {
     update_keep(v.content);
     drop_lost();
   }
-  if (at(index).used) drop_if_unused(index);
+  if (versions_.is_taken(index)) drop_if_unused(index);
 }
 
 // Frees a version that nobody claims and nothing else needs. One whose files nobody has touched yet
@@ -267,8 +261,7 @@ void AdapterRegistry::drop_version(int32_t index) {
   stop_fetching(index);
   unlink_previous(index);
   const int32_t content = v.content;
-  v = Version{};
-  free_versions_.push_back(index);
+  versions_.give_back(index);
   if (content < 0) return;
   Content& c = content_at(content);
   std::erase(c.versions, index);

@@ -31,6 +31,7 @@
 #include "adapters/residency.h"
 #include "adapters/snapshot.h"
 #include "base/memory.h"
+#include "base/slots.h"
 #include "lorry/error.h"
 
 namespace lorry {
@@ -137,8 +138,7 @@ class AdapterRegistry {
   struct Version {
     AdapterRef ref;
     std::string key;
-    std::string path;  // acquire_folder: the folder
-    bool used = false;
+    std::string path;      // acquire_folder: the folder
     bool current = false;  // current_ points here
     int64_t claims = 0;
     int64_t links = 0;  // of a newer version, which asks whether this one is still right
@@ -154,7 +154,6 @@ class AdapterRegistry {
     AdapterFiles files;
     // What it is made of, where that never changes; several when they turned out to be equal.
     std::vector<std::string> sources;
-    bool used = false;
     bool dropped = false;  // nobody needs it, a loader has it
     bool loading = false;  // a loader has it
     int64_t claims = 0;    // of all its versions
@@ -170,10 +169,10 @@ class AdapterRegistry {
     std::vector<std::pair<int32_t, int32_t>> waiting;  // version, part
   };
 
-  Version& at(int32_t i) { return versions_[static_cast<size_t>(i)]; }
-  const Version& at(int32_t i) const { return versions_[static_cast<size_t>(i)]; }
-  Content& content_at(int32_t i) { return contents_[static_cast<size_t>(i)]; }
-  const Content& content_at(int32_t i) const { return contents_[static_cast<size_t>(i)]; }
+  Version& at(int32_t i) { return versions_[i]; }
+  const Version& at(int32_t i) const { return versions_[i]; }
+  Content& content_at(int32_t i) { return contents_[i]; }
+  const Content& content_at(int32_t i) const { return contents_[i]; }
   Time now() const { return options_.now(); }
   std::byte* memory(AdapterTier tier) const { return memory_[static_cast<size_t>(tier)].data(); }
 
@@ -211,7 +210,6 @@ class AdapterRegistry {
   void merge_into(int32_t content, int32_t known);
   void fail_to_load(int32_t content, Error error, bool remember);
   void drop_content(int32_t content);
-  void free_content(int32_t content);
   // Forgets content that nobody claims, and its versions.
   void drop_unclaimed(int32_t content);
   void drop_lost();
@@ -221,11 +219,9 @@ class AdapterRegistry {
   const Options options_;
   std::unordered_map<std::string, Registered> names_;
   std::unordered_map<std::string, int32_t> current_;  // key -> its current version
-  std::deque<Version> versions_;  // a deque: status() hands out pointers into it
-  std::vector<int32_t> free_versions_;
+  Slots<Version> versions_;
   std::deque<int32_t> failures_;  // current failed versions, oldest first
-  std::deque<Content> contents_;
-  std::vector<int32_t> free_contents_;
+  Slots<Content> contents_;
   std::unordered_map<std::string, int32_t> by_digest_, by_source_;
   std::unordered_map<int32_t, int32_t> by_item_;
   std::deque<int32_t> to_open_;                     // contents whose files are to be checked

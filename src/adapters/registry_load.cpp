@@ -122,15 +122,8 @@ void AdapterRegistry::attach_content(int32_t index) {
 }
 
 int32_t AdapterRegistry::new_content(const Version& v, const std::string& source) {
-  auto index = static_cast<int32_t>(contents_.size());
-  if (free_contents_.empty()) {
-    contents_.emplace_back();
-  } else {
-    index = free_contents_.back();
-    free_contents_.pop_back();
-  }
+  const int32_t index = contents_.take();
   Content& c = content_at(index);
-  c.used = true;
   c.files.is_merge = v.ref.is_merge;
   c.files.merge = v.ref.merge;
   for (size_t i = 0; i < v.ref.parts.size(); ++i) {
@@ -253,12 +246,12 @@ void AdapterRegistry::take(LoadResult result) {
   Content& c = content_at(content);
   c.loading = false;
   if (result.kind == LoadJob::Kind::open) {
-    if (c.dropped) return free_content(content);
+    if (c.dropped) return contents_.give_back(content);
     return take_folder(content, std::move(result));
   }
   if (c.dropped) {
     residency_.finished(c.item, !result.error, now());
-    return free_content(content);
+    return contents_.give_back(content);
   }
   take_image(content, std::move(result));
 }
@@ -366,12 +359,7 @@ void AdapterRegistry::drop_content(int32_t content) {
     residency_.remove(c.item);
   }
   c.dropped = true;
-  if (!c.loading) free_content(content);
-}
-
-void AdapterRegistry::free_content(int32_t content) {
-  content_at(content) = Content{};
-  free_contents_.push_back(content);
+  if (!c.loading) contents_.give_back(content);
 }
 
 void AdapterRegistry::drop_unclaimed(int32_t content) {

@@ -107,17 +107,16 @@ AdapterSnapshot AdapterRegistry::snapshot() const {
 void AdapterRegistry::check_integrity() const {
   residency_.check_integrity();
   size_t n_current = 0;
-  std::vector<int64_t> links(versions_.size());
-  for (const Version& v : versions_) {
-    if (v.used && v.previous >= 0) ++links[static_cast<size_t>(v.previous)];
+  std::vector<int64_t> links(static_cast<size_t>(versions_.end()));
+  for (int32_t i = 0; i < versions_.end(); ++i) {
+    if (versions_.is_taken(i) && at(i).previous >= 0) ++links[static_cast<size_t>(at(i).previous)];
   }
-  for (size_t i = 0; i < versions_.size(); ++i) {
-    const Version& v = versions_[i];
-    if (!v.used) continue;
-    const auto index = static_cast<int32_t>(i);
+  for (int32_t index = 0; index < versions_.end(); ++index) {
+    if (!versions_.is_taken(index)) continue;
+    const Version& v = at(index);
     n_current += v.current ? 1 : 0;
     LORRY_CHECK(!v.current || current_.at(v.key) == index, "{} is not current", v.key);
-    LORRY_CHECK(v.links == links[i], "{} has {} links of {}", v.key, v.links, links[i]);
+    LORRY_CHECK(v.links == links[static_cast<size_t>(index)], "{} has {} links", v.key, v.links);
     LORRY_CHECK(v.claims > 0 || v.current || v.links > 0, "leaked {}", v.key);
     LORRY_CHECK(!v.error || (v.content < 0 && v.n_fetches == 0), "{} failed", v.key);
     LORRY_CHECK(v.error || v.content >= 0 || v.n_fetches > 0 || v.links > 0, "{} is stuck", v.key);
@@ -133,23 +132,23 @@ void AdapterRegistry::check_contents() const {
   size_t n_items = 0;
   size_t n_sources = 0;
   size_t n_read = 0;
-  for (size_t i = 0; i < contents_.size(); ++i) {
-    const Content& c = contents_[i];
-    if (!c.used || c.dropped) continue;
-    const auto index = static_cast<int32_t>(i);
+  for (int32_t index = 0; index < contents_.end(); ++index) {
+    const Content& c = content_at(index);
+    if (!contents_.is_taken(index) || c.dropped) continue;
     int64_t claims = 0;
     for (const int32_t v : c.versions) claims += at(v).claims;
-    LORRY_CHECK(!c.versions.empty() && claims == c.claims, "content {}: {} claims, {} counted", i,
-                claims, c.claims);
+    LORRY_CHECK(!c.versions.empty() && claims == c.claims, "content {}: {} claims, {} counted",
+                index, claims, c.claims);
     n_sources += c.sources.size();
     for (const std::string& s : c.sources) LORRY_CHECK(by_source_.at(s) == index, "{}", s);
     n_read += c.digest.empty() ? 0 : 1;
-    LORRY_CHECK(c.digest.empty() || by_digest_.at(c.digest) == index, "content {}", i);
+    LORRY_CHECK(c.digest.empty() || by_digest_.at(c.digest) == index, "content {}", index);
     const bool queued = std::count(to_open_.begin(), to_open_.end(), index) == 1;
-    LORRY_CHECK((c.item >= 0) + (c.item < 0 && c.loading) + queued == 1, "content {} is stuck", i);
+    LORRY_CHECK((c.item >= 0) + (c.item < 0 && c.loading) + queued == 1, "content {} is stuck",
+                index);
     if (c.item < 0) continue;
     ++n_items;
-    LORRY_CHECK(by_item_.at(c.item) == index, "content {} is not item {}", i, c.item);
+    LORRY_CHECK(by_item_.at(c.item) == index, "content {} is not item {}", index, c.item);
   }
   LORRY_CHECK(
       n_items == by_item_.size() && n_sources == by_source_.size() && n_read == by_digest_.size(),

@@ -6,14 +6,6 @@
 
 namespace lorry {
 
-namespace {
-
-constexpr AdapterTier kTiers[] = {AdapterTier::host, AdapterTier::device};
-
-size_t index(AdapterTier t) { return static_cast<size_t>(t); }
-
-}  // namespace
-
 Residency::Residency(const Options& options)
     : options_(options),
       arenas_{ExtentArena(options.host_bytes), ExtentArena(options.device_bytes)},
@@ -41,14 +33,7 @@ int64_t Residency::offset(int32_t item, AdapterTier tier) const {
 
 int32_t Residency::add(int64_t bytes) {
   LORRY_CHECK(bytes > 0 && fits(bytes), "an image of {} bytes", bytes);
-  auto i = static_cast<int32_t>(items_.size());
-  if (spare_.empty()) {
-    items_.emplace_back();
-  } else {
-    i = spare_.back();
-    spare_.pop_back();
-  }
-  at(i).used = true;
+  const int32_t i = items_.take();
   at(i).bytes = ExtentArena::rounded(bytes);
   at(i).used_last = ++n_uses_;
   return i;
@@ -56,7 +41,8 @@ int32_t Residency::add(int64_t bytes) {
 
 void Residency::remove(int32_t i) {
   Item& item = at(i);
-  LORRY_CHECK(item.used && !item.removed && !item.wanted, "item {} is not to be removed", i);
+  LORRY_CHECK(items_.is_taken(i) && !item.removed && !item.wanted, "item {} is not to be removed",
+              i);
   std::erase(lost_, i);
   item.removed = true;
   if (!item.busy) free_item(i);
@@ -67,8 +53,7 @@ void Residency::free_item(int32_t i) {
     if (at(i).place(tier) != Place::absent) drop_image(i, tier);
   }
   update(i);
-  at(i) = Item{};
-  spare_.push_back(i);
+  items_.give_back(i);
 }
 
 void Residency::drop_image(int32_t i, Tier tier) {
@@ -158,7 +143,7 @@ void Residency::keep(int32_t i, bool on, Time now) {
 
 bool Residency::pin(int32_t i) {
   Item& item = at(i);
-  LORRY_CHECK(item.used && item.wanted, "item {} is not wanted", i);
+  LORRY_CHECK(items_.is_taken(i) && item.wanted, "item {} is not wanted", i);
   if (!is_in(i, Tier::device) || item.line != Line::none) return false;
   if (item.pins == 0 && counts_.active == options_.max_active) {
     item.fresh = true;
@@ -286,7 +271,7 @@ Residency::Work Residency::begin_fill(int32_t i, Tier tier, int32_t extent) {
 
 void Residency::finished(int32_t i, bool ok, Time now) {
   Item& item = at(i);
-  LORRY_CHECK(item.used && item.busy, "nothing was done to item {}", i);
+  LORRY_CHECK(items_.is_taken(i) && item.busy, "nothing was done to item {}", i);
   item.busy = false;
   const Tier tier = item.place(Tier::device) == Place::filling ? Tier::device : Tier::host;
   if (!ok || item.removed) {

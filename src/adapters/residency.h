@@ -35,6 +35,7 @@
 #include <vector>
 
 #include "adapters/arena.h"
+#include "base/slots.h"
 
 namespace lorry {
 
@@ -129,7 +130,6 @@ class Residency {
 
   struct Item {
     int64_t bytes = 0;
-    bool used = false;
     bool removed = false;  // forgotten by the owner, work on it goes on
     bool wanted = false, kept = false;
     bool fresh = false;  // on the device, and who wants it has had no chance to pin it
@@ -150,10 +150,12 @@ class Residency {
     int32_t extent(Tier t) const { return extents[static_cast<size_t>(t)]; }
   };
 
-  Item& at(int32_t i) { return items_[static_cast<size_t>(i)]; }
-  const Item& at(int32_t i) const { return items_[static_cast<size_t>(i)]; }
-  ExtentArena& arena(Tier t) { return arenas_[static_cast<size_t>(t)]; }
-  const ExtentArena& arena(Tier t) const { return arenas_[static_cast<size_t>(t)]; }
+  static constexpr std::array kTiers = {Tier::host, Tier::device};
+  static size_t index(Tier t) { return static_cast<size_t>(t); }
+  Item& at(int32_t i) { return items_[i]; }
+  const Item& at(int32_t i) const { return items_[i]; }
+  ExtentArena& arena(Tier t) { return arenas_[index(t)]; }
+  const ExtentArena& arena(Tier t) const { return arenas_[index(t)]; }
   std::map<uint64_t, int32_t>& line(Line l) { return lines_[l == Line::device ? 1 : 0]; }
   TierCounts& counts(Tier t) { return t == Tier::host ? counts_.host : counts_.device; }
 
@@ -178,8 +180,7 @@ class Residency {
 
   const Options options_;
   std::array<ExtentArena, 2> arenas_;
-  std::vector<Item> items_;
-  std::vector<int32_t> spare_;
+  Slots<Item> items_;
   std::array<std::map<uint64_t, int32_t>, 2> lines_;            // ticket -> item, host and device
   std::array<std::set<std::pair<uint64_t, int32_t>>, 2> idle_;  // (used_last, item)
   std::array<int64_t, 2> idle_bytes_{};

@@ -3,14 +3,6 @@
 
 namespace lorry {
 
-namespace {
-
-constexpr AdapterTier kTiers[] = {AdapterTier::host, AdapterTier::device};
-
-size_t index(AdapterTier t) { return static_cast<size_t>(t); }
-
-}  // namespace
-
 void Residency::check_item(int32_t i) const {
   const Item& item = at(i);
   const bool on_device = is_in(i, Tier::device);
@@ -45,10 +37,10 @@ void Residency::check_integrity() const {
   std::array<size_t, 2> n_idle{};
   std::array<size_t, 2> n_lined{};
   int64_t active = 0;
-  for (size_t n = 0; n < items_.size(); ++n) {
-    const Item& item = items_[n];
-    if (!item.used) continue;
-    check_item(static_cast<int32_t>(n));
+  for (int32_t i = 0; i < items_.end(); ++i) {
+    if (!items_.is_taken(i)) continue;
+    const Item& item = at(i);
+    check_item(i);
     active += item.pins > 0 ? 1 : 0;
     if (item.line != Line::none) ++n_lined[item.line == Line::device ? 1 : 0];
     for (const Tier tier : kTiers) {
