@@ -37,11 +37,6 @@ std::vector<int32_t> ascending(const std::vector<int32_t>& ids) {
   return order;
 }
 
-template <class T>
-void hash_value(Sha256& hash, const T& value) {
-  hash.update(std::as_bytes(std::span(&value, 1)));
-}
-
 }  // namespace
 
 struct AdapterFolder::Files {
@@ -272,41 +267,34 @@ Digest AdapterFolder::digest() const {
   std::vector<const TensorInfo*> used;
   const auto add_tensor = [&](int32_t tensor) {
     const TensorInfo& info = f.header(tensor);
-    hash_value(hash, info.name.size());
+    hash.update_value(info.name.size());
     hash.update(info.name);
     used.push_back(&info);
   };
   const auto add_piece = [&](int32_t index) {
-    hash_value(hash, index >= 0);
+    hash.update_value(index >= 0);
     if (index < 0) return;
     const LoraPiece& p = f.piece(index);
     add_tensor(p.tensor);
     for (const int64_t x : {p.rows, p.cols, p.offset, p.row_stride, p.col_stride}) {
-      hash_value(hash, x);
+      hash.update_value(x);
     }
   };
   const auto add_ids = [&](std::span<const int32_t> ids) {
-    hash_value(hash, ids.size());
+    hash.update_value(ids.size());
     hash.update(std::as_bytes(ids));
   };
   for (const MappedPatch& p : f.patches()) {
-    hash_value(hash, f.target.sites->index(p.site));
-    hash_value(hash, p.rank);
-    hash_value(hash, std::bit_cast<uint32_t>(p.scale));
+    hash.update_value(f.target.sites->index(p.site));
+    hash.update_value(p.rank);
+    hash.update_value(std::bit_cast<uint32_t>(p.scale));
     for (const int32_t i : {p.a, p.b, p.weight, p.token_rows}) add_piece(i);
-    hash_value(hash, p.magnitude >= 0);
+    hash.update_value(p.magnitude >= 0);
     if (p.magnitude >= 0) add_tensor(p.magnitude);
     add_ids(p.tokens);
   }
   add_ids(f.from.config.invocation_tokens());
-  const auto by_name = [](const auto* x, const auto* y) { return x->name < y->name; };
-  std::sort(used.begin(), used.end(), by_name);
-  used.erase(std::unique(used.begin(), used.end()), used.end());
-  for (const TensorInfo* info : used) {
-    const Tensor t = f.from.tensors->tensor(*info);
-    hash_value(hash, t.dtype);
-    hash.update({t.data, static_cast<size_t>(info->end - info->begin)});
-  }
+  f.from.tensors->hash(hash, std::move(used));
   if (f.from.medusa) f.from.medusa->hash(hash);
   return hash.finish();
 }

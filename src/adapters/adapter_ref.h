@@ -22,6 +22,8 @@ struct AdapterPart {
   float weight = 1;       // only merges look at it
 };
 
+constexpr size_t kMaxMerged = 16;  // adapters in one merge
+
 // How several adapters become one: PEFT's add_weighted_adapter (adapters/merge.h).
 struct MergeSpec {
   enum class Strategy : uint8_t { linear, cat, ties, dare_linear, dare_ties, magnitude_prune };

@@ -23,16 +23,10 @@ std::string weight_file(const std::string& folder) {
   fail(Code::not_found, "{}: expected adapter_model.safetensors, found none", folder);
 }
 
-// The number of tokens that the model's output layer tells apart.
-int64_t vocabulary(const SiteTable& table) {
-  for (const SiteInfo& s : table.sites) {
-    if (s.site.kind == SiteKind::lm_head) return s.out;
-  }
-  LORRY_CHECK(false, "a model without an output layer");
-}
-
 void check_invocation(const PeftConfig& config, const SiteTable& table) {
-  const int64_t vocab = vocabulary(table);
+  const SiteInfo* head = table.find({SiteKind::lm_head});
+  LORRY_CHECK(head != nullptr, "a model without an output layer");
+  const int64_t vocab = head->out;
   for (const int32_t id : config.invocation_tokens()) {
     if (id < vocab) continue;
     fail(Code::bad_file,

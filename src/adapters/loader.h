@@ -22,16 +22,11 @@
 
 namespace lorry {
 
-// What a fetch leaves on disk; it never changes.
-struct FetchedAdapter {
-  std::string folder;
-  std::string revision;
-};
-
-// Brings an adapter of the hub or of S3 to a local folder, with the caller's own token. Blocks;
-// gives up soon after `cancelled` is set. Called by several threads. Throws Error.
+// Brings an adapter of the hub or of S3 to a local folder, whose files never change, with the
+// caller's own token. Blocks; gives up soon after `cancelled` is set. Called by several threads.
+// Throws Error.
 using AdapterFetch =
-    std::function<FetchedAdapter(const AdapterPart& part, const std::atomic<bool>& cancelled)>;
+    std::function<std::string(const AdapterPart& part, const std::atomic<bool>& cancelled)>;
 
 // Told by a loader thread once an adapter has been read for the first time (not when it is read
 // again after an eviction). `name`: for people.
@@ -68,7 +63,7 @@ struct LoadJob {
 struct LoadResult {
   LoadJob::Kind kind = LoadJob::Kind::open;
   int32_t id = -1;
-  FetchedAdapter fetched;
+  std::string fetched;  // the folder
   std::unique_ptr<AdapterFolder> folder;
   std::unique_ptr<Adapter> adapter;
   std::optional<Error> error;  // copies have none

@@ -1,10 +1,8 @@
 #include "adapters/medusa.h"
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <optional>
-#include <span>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -13,9 +11,9 @@
 
 #include "base/error.h"
 #include "base/files.h"
-#include "base/float16.h"
 #include "base/json.h"
 #include "ops/medusa.h"
+#include "weights/slice.h"
 
 namespace lorry {
 
@@ -81,26 +79,6 @@ std::string weight_file(const std::string& folder) {
        folder, names.size());
 }
 
-// f32 <- f32, f16 or bf16.
-void widen(float* to, const Tensor& from) {
-  const int64_t n = from.shape.size();
-  const auto copy = [&](const auto* values) {
-    for (int64_t i = 0; i < n; ++i) to[i] = to_float(values[i]);
-  };
-  if (from.dtype == Dtype::f32) {
-    std::memcpy(to, from.data, static_cast<size_t>(n) * sizeof(float));
-  } else if (from.dtype == Dtype::f16) {
-    copy(reinterpret_cast<const f16*>(from.data));
-  } else {
-    copy(reinterpret_cast<const bf16*>(from.data));
-  }
-}
-
-template <class T>
-void hash_value(Sha256& hash, const T& value) {
-  hash.update(std::as_bytes(std::span(&value, 1)));
-}
-
 }  // namespace
 
 bool has_medusa(const std::string& folder) {
@@ -113,11 +91,8 @@ bool has_medusa(const std::string& folder) {
 MedusaFolder::MedusaFolder(const std::string& folder, const AdapterTarget& target,
                            const AdapterLimits& limits)
     : ops_(target.ops) {
-  const auto& sites = target.sites->sites;
-  const auto head = std::find_if(sites.begin(), sites.end(), [](const SiteInfo& s) {
-    return s.site.kind == SiteKind::lm_head;
-  });
-  LORRY_CHECK(head != sites.end(), "a model without an output layer");
+  const SiteInfo* head = target.sites->find({SiteKind::lm_head});
+  LORRY_CHECK(head != nullptr, "a model without an output layer");
   shape_.dim = head->in;
   shape_.vocab = head->out;
   read_config(config_path(folder), limits.max_medusa_heads);
@@ -229,7 +204,8 @@ MedusaView MedusaFolder::read(std::byte* memory) {
   for (int32_t i = 0; i < shape_.heads; ++i) {
     for (int32_t j = 0; j < shape_.blocks; ++j) {
       ops_->pack_matrix(memory + layout.matrix(i, j), content(weight_of(i, j)));
-      widen(reinterpret_cast<float*>(memory + layout.bias(i, j)), content(bias_of(i, j)));
+      const Tensor bias = content(bias_of(i, j));
+      copy(view(memory + layout.bias(i, j), Dtype::f32, bias.shape), bias);
     }
     if (shape_.own_output) ops_->pack_matrix(memory + layout.output(i), content(output_of(i)));
   }
@@ -240,16 +216,11 @@ void MedusaFolder::hash(Sha256& hash) const {
   hash.update("medusa");
   for (const int64_t x : {int64_t{shape_.heads}, int64_t{shape_.blocks}, int64_t{shape_.own_output},
                           shape_.dim, shape_.vocab}) {
-    hash_value(hash, x);
+    hash.update_value(x);
   }
   std::vector<const TensorInfo*> all;
   for (const TensorInfo& t : tensors_->tensors()) all.push_back(&t);
-  std::sort(all.begin(), all.end(), [](const auto* x, const auto* y) { return x->name < y->name; });
-  for (const TensorInfo* info : all) {
-    const Tensor t = tensors_->tensor(*info);
-    hash_value(hash, t.dtype);
-    hash.update({t.data, static_cast<size_t>(info->end - info->begin)});
-  }
+  tensors_->hash(hash, std::move(all));
 }
 
 }  // namespace lorry

@@ -2,8 +2,9 @@
 
 #include <utility>
 
+#include "adapters/packing.h"
 #include "base/error.h"
-#include "base/float16.h"
+#include "weights/slice.h"
 
 namespace lorry {
 
@@ -11,33 +12,12 @@ namespace {
 
 using Strategy = MergeSpec::Strategy;
 
-float widened(float x) { return x; }
-float widened(f16 x) { return to_float(x); }
-float widened(bf16 x) { return to_float(x); }
-
-template <class T>
-void copy_piece(const LoraPiece& p, const Tensor& source, float* out) {
-  const T* from = reinterpret_cast<const T*>(source.data) + p.offset;
-  for (int64_t r = 0; r < p.rows; ++r) {
-    for (int64_t c = 0; c < p.cols; ++c) {
-      *out++ = widened(from[r * p.row_stride + c * p.col_stride]);
-    }
-  }
-}
-
 void read_piece(const LoraPiece& p, const Tensor& source, Matrix& into) {
   into.rows = p.rows;
   into.cols = p.cols;
   into.values.resize(static_cast<size_t>(p.rows * p.cols));
-  float* out = into.values.data();
-  switch (source.dtype) {
-    case Dtype::f32:
-      return copy_piece<float>(p, source, out);
-    case Dtype::f16:
-      return copy_piece<f16>(p, source, out);
-    default:
-      return copy_piece<bf16>(p, source, out);
-  }
+  std::vector<std::byte> scratch;
+  copy(view(into.values.data(), Dtype::f32, {p.rows, p.cols}), dense_piece(p, source, scratch));
 }
 
 // One stream of random numbers for each matrix of each adapter.

@@ -27,8 +27,6 @@
 
 namespace lorry {
 
-constexpr size_t kMaxMerged = 16;  // adapters in one merge
-
 // Throws Error(invalid_argument) unless there are 1 to kMaxMerged adapters, as many weights, all of
 // them finite, and a density in (0, 1]. The sentences are LoRAX's where it has one.
 void check_merge(size_t n_adapters, std::span<const float> weights, const MergeSpec& spec);

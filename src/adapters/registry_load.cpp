@@ -81,7 +81,7 @@ void AdapterRegistry::take_fetched(LoadResult result) {
     const auto p = static_cast<size_t>(part);
     const bool unreachable = result.error && result.error->code() == Code::unavailable;
     if (!result.error) {
-      v.folders[p] = result.fetched.folder;
+      v.folders[p] = result.fetched;
     } else if (unreachable && v.previous >= 0) {
       v.folders[p] = at(v.previous).folders[p];
     } else {

@@ -105,6 +105,16 @@ int64_t TensorSet::bytes() const {
   return sum;
 }
 
+void TensorSet::hash(Sha256& to, std::vector<const TensorInfo*> of) const {
+  std::sort(of.begin(), of.end(), [](const auto* x, const auto* y) { return x->name < y->name; });
+  of.erase(std::unique(of.begin(), of.end()), of.end());
+  for (const TensorInfo* info : of) {
+    const Tensor t = tensor(*info);
+    to.update_value(t.dtype);
+    to.update({t.data, static_cast<size_t>(info->end - info->begin)});
+  }
+}
+
 void TensorSet::check_values() const {
   for (const TensorInfo& info : tensors()) {
     const Tensor t = tensor(info);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/sha256.h"
 #include "lorry/tensor.h"
 #include "weights/safetensors_header.h"
 
@@ -26,6 +27,9 @@ class TensorSet {
   virtual void load() = 0;
   // A dense view. Requires: load() has returned; info is one of tensors().
   virtual Tensor tensor(const TensorInfo& info) const = 0;
+
+  // Adds the types and contents of these tensors, each once, by rising name. Requires: as tensor().
+  void hash(Sha256& to, std::vector<const TensorInfo*> of) const;
 
   // Bytes of all tensors.
   int64_t bytes() const;

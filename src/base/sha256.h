@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace lorry {
 
@@ -18,6 +19,12 @@ class Sha256 {
   ~Sha256();
   void update(std::span<const std::byte> bytes);
   void update(std::string_view text);
+  // The bytes of a number, as this machine has them.
+  template <class T>
+    requires(std::is_arithmetic_v<T> || std::is_enum_v<T>)
+  void update_value(const T& value) {
+    update(std::as_bytes(std::span(&value, 1)));
+  }
   Digest finish();
 
  private:

@@ -53,7 +53,7 @@ std::string folder_of(const EngineOptions& o, const AdapterRef& ref) {
     return local_adapter_folder(o.adapter_root, part.name);
   }
   const std::atomic<bool> cancelled{false};
-  return o.adapter_fetch(part, cancelled).folder;
+  return o.adapter_fetch(part, cancelled);
 }
 
 void add_modules(EngineOptions& o, const AdapterFlags& f) {

@@ -76,18 +76,15 @@ AdapterFetch make_fetch(const std::string& hub_cache) {
   std::shared_ptr<const S3Source> s3;
   if (!of_hub.cache_folder.empty()) hub = std::make_shared<HubSource>(of_hub);
   if (!of_s3.cache_folder.empty()) s3 = std::make_shared<S3Source>(of_s3);
-  return [hub, s3](const AdapterPart& part, const std::atomic<bool>& cancelled) -> FetchedAdapter {
+  return [hub, s3](const AdapterPart& part, const std::atomic<bool>& cancelled) {
     FetchControl control;
     control.cancelled = &cancelled;
-    Fetched fetched;
     if (part.source == AdapterSource::s3) {
       if (!s3) no_cache("XDG_CACHE_HOME");
-      fetched = s3->resolve(part.name, control);
-    } else {
-      if (!hub) no_cache("HF_HUB_CACHE");
-      fetched = hub->resolve(part.name, part.api_token, control);
+      return s3->resolve(part.name, control).folder;
     }
-    return {fetched.folder, fetched.revision};
+    if (!hub) no_cache("HF_HUB_CACHE");
+    return hub->resolve(part.name, part.api_token, control).folder;
   };
 }
 

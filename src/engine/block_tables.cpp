@@ -20,7 +20,7 @@ Digest with_adapter(const Digest& parent, const Sequence& seq) {
   Sha256 hash;
   hash.update(std::as_bytes(std::span(parent)));
   hash.update(std::as_bytes(std::span(seq.adapter_salt)));
-  hash.update(std::as_bytes(std::span(&seq.adapter_from, 1)));
+  hash.update_value(seq.adapter_from);
   return hash.finish();
 }
 

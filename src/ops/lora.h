@@ -2,6 +2,7 @@
 // a loaded adapter does there (SitePatch, AdapterView), and which rows of a batch use which adapter
 // (LoraPlan). Plain data; the adapters library fills views, the models ask Ops to apply them.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -94,6 +95,13 @@ struct SiteTable {
   std::vector<SiteInfo> sites;
   std::vector<FusedParameter> fused;
   bool tied_head = false;  // lm_head is the embedding: rows of it that are replaced are in both
+
+  // The first of its names; null where the model has no such place. O(sites).
+  const SiteInfo* find(const Site& site) const {
+    const auto at =
+        std::find_if(sites.begin(), sites.end(), [&](const SiteInfo& s) { return s.site == site; });
+    return at == sites.end() ? nullptr : &*at;
+  }
 };
 
 // What an adapter does at a site beside adding a pair. Most adapters do nothing of it.

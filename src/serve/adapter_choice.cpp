@@ -13,8 +13,6 @@ namespace lorry {
 
 namespace {
 
-constexpr size_t kMaxParts = 16;
-
 [[noreturn]] void refuse(std::string_view field, const std::string& message) {
   throw RequestError(Problem::bad_value, message, std::string(field));
 }
@@ -58,9 +56,9 @@ AdapterPart part_of(const json::value& id, const json::value* weight, std::strin
 
 void check_count(size_t n, std::string_view field) {
   if (n == 0) refuse(field, "at least one adapter ID must be provided when setting `adapters`");
-  if (n > kMaxParts) {
+  if (n > kMaxMerged) {
     refuse(field,
-           fmt::format("at most {} adapters are merged in one request. Given: {}", kMaxParts, n));
+           fmt::format("at most {} adapters are merged in one request. Given: {}", kMaxMerged, n));
   }
 }
 

@@ -188,7 +188,7 @@ class RegistryTraffic : public RegistryMemory, public testing::WithParamInterfac
                                              const std::atomic<bool>& cancelled) {
       std::this_thread::sleep_for(100us);
       if (cancelled || part.name == "a7") fail(Code::unavailable, "not now");
-      return FetchedAdapter{folder + "/fixed-" + part.name, "1"};
+      return folder + "/fixed-" + part.name;
     };
     write_many(6);
     for (int i = 0; i < 6; ++i) write(fmt::format("fixed-a{}", i), static_cast<float>(i / 2), 80);

@@ -268,9 +268,7 @@ inline BaseRows golden_rows(const std::string& path, const SiteTable& table) {
   if (!file_exists(path)) return {};
   auto file = std::make_shared<SafetensorsFile>(SafetensorsFile::open(path, Access::read));
   return [file, &table](Tensor y, const Site& site, int64_t first) {
-    const auto info = std::find_if(table.sites.begin(), table.sites.end(),
-                                   [&](const SiteInfo& s) { return s.site == site; });
-    lorry::copy(y, rows(file->tensor(info->module + ".weight"), first, y.rows()));
+    lorry::copy(y, rows(file->tensor(table.find(site)->module + ".weight"), first, y.rows()));
   };
 }
 
