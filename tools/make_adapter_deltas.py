@@ -12,40 +12,17 @@ import json
 import math
 import os
 import re
-import struct
 import sys
 
 import numpy as np
+
+from golden_reference import pattern_value, read_safetensors
 
 CASES = ["dbrx-base", "mixtral-base", "mixtral-sliding", "mixtral-v5-target-parameters"]
 REGISTERED = {"mlp.experts": ["gate_up_proj", "down_proj"],  # in the order PEFT wraps them
               "ffn.experts.mlp": ["w1", "v1", "w2"], "mlp.gate": ["weight"]}
 KINDS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "Wqkv": "qkv", "out_proj": "o",
          "gate": "router", "layer": "router", "w1": "gate", "w3": "up", "w2": "down", "v1": "up"}
-
-
-def read_safetensors(path):
-    with open(path, "rb") as f:
-        head = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-        blob = f.read()
-    tensors = {}
-    for name, t in head.items():
-        if name == "__metadata__":
-            continue
-        raw = blob[slice(*t["data_offsets"])]
-        if t["dtype"] == "BF16":
-            a = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-        else:
-            a = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2"}[t["dtype"]])
-        tensors[name] = a.reshape(t["shape"]).astype(np.float64)
-    return tensors
-
-
-def pattern_value(patterns, path, default):
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
 
 
 def scale_of(config, path, rank):

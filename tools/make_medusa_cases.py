@@ -17,6 +17,8 @@ import sys
 
 import numpy as np
 
+from golden_reference import read_safetensors
+
 # name, LoRA adapter beside the heads, heads, layers, version written, output matrices, file
 CASES = [
     ("v1", None, 2, 2, None, True, "medusa_lm_head.safetensors"),
@@ -24,23 +26,6 @@ CASES = [
     ("v2-lora", "lm-head-r8", 1, 1, 2.0, False, "heads.safetensors"),
 ]
 PROMPT = "p2"
-
-
-def read_safetensors(path):
-    with open(path, "rb") as f:
-        head = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-        blob = f.read()
-    tensors = {}
-    for name, t in head.items():
-        if name == "__metadata__":
-            continue
-        raw = blob[slice(*t["data_offsets"])]
-        if t["dtype"] == "BF16":
-            a = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-        else:
-            a = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2"}[t["dtype"]])
-        tensors[name] = a.reshape(t["shape"]).astype(np.float64)
-    return tensors
 
 
 def write_safetensors(path, tensors):

@@ -12,21 +12,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Case {
-  std::string name;
-  SiteTable table;
-};
-
-std::vector<Case> cases() {
-  const test::Sizes base{};
-  return {
-      {"mixtral-base", test::mixtral_sites(base)},
-      {"mixtral-v5-target-parameters", test::mixtral_sites(base)},
-      {"mixtral-sliding", test::mixtral_sites({3, 4, 64, 128, 32, 72, 352})},
-      {"dbrx-base", test::dbrx_sites({2, 16, 64, 64, 32, 40, 320})},
-  };
-}
-
 std::string folder_of(const std::string& model) { return test::golden_folder() + "/" + model; }
 
 const SiteInfo* shape_of(const SiteTable& table, const Site& site, SiteInfo& fused) {
@@ -96,13 +81,15 @@ TEST(GoldenAdapters, EveryTensorIsAppliedExactly) {
   const json::value all = parse_json_file(test::golden_folder() + "/adapter_deltas.json");
   int compared = 0;
   int others = 0;
-  for (const Case& c : cases()) {
+  for (const auto& of_case : all.get_object()) {
+    const std::string model(of_case.key());
+    const SiteTable table = test::golden_sites(model);
     const AdapterTarget target{
-        &c.table, &ops, test::golden_rows(folder_of(c.name) + "/model/model.safetensors", c.table)};
-    const json::object& deltas = all.at(c.name).get_object();
-    for (const auto& entry : fs::directory_iterator(folder_of(c.name) + "/adapters")) {
+        &table, &ops, test::golden_rows(folder_of(model) + "/model/model.safetensors", table)};
+    const json::object& deltas = of_case.value().get_object();
+    for (const auto& entry : fs::directory_iterator(folder_of(model) + "/adapters")) {
       const std::string name = entry.path().filename();
-      SCOPED_TRACE(c.name + "/" + name);
+      SCOPED_TRACE(model + "/" + name);
       const json::value* expected = deltas.if_contains(name);
       const auto adapter = load_adapter(entry.path(), target);
       if (expected == nullptr) {
@@ -112,7 +99,7 @@ TEST(GoldenAdapters, EveryTensorIsAppliedExactly) {
         EXPECT_TRUE(std::any_of(adapter->sites().begin(), adapter->sites().end(), more));
         ++others;
       } else {
-        compare(*adapter, c.table, expected->get_object());
+        compare(*adapter, table, expected->get_object());
         ++compared;
       }
     }
@@ -123,7 +110,7 @@ TEST(GoldenAdapters, EveryTensorIsAppliedExactly) {
 
 TEST(GoldenAdapters, ExpertsShareTheMatrixThatTheFileShares) {
   const test::PackOps ops;
-  const SiteTable table = cases()[3].table;
+  const SiteTable table = test::golden_sites("dbrx-base");
   const auto adapter =
       load_adapter(folder_of("dbrx-base") + "/adapters/experts-r8", {&table, &ops});
   const auto pair = [&](SiteKind kind, int32_t e) {
@@ -138,7 +125,7 @@ TEST(GoldenAdapters, ExpertsShareTheMatrixThatTheFileShares) {
 
 TEST(GoldenAdapters, ACopyOfTheBaseWeightIsLeftOut) {
   const test::PackOps ops;
-  const SiteTable table = cases()[0].table;
+  const SiteTable table = test::golden_sites("mixtral-base");
   const std::string folder = folder_of("mixtral-base") + "/adapters/lm-head-r8";
   const auto same = load_adapter(
       folder, {&table, &ops,
@@ -158,7 +145,7 @@ TEST(GoldenAdapters, ACopyOfTheBaseWeightIsLeftOut) {
 
 TEST(GoldenAdapters, DescriptionListsWhatIsApplied) {
   const test::PackOps ops;
-  const SiteTable table = cases()[0].table;
+  const SiteTable table = test::golden_sites("mixtral-base");
   const auto adapter =
       load_adapter(folder_of("mixtral-base") + "/adapters/patterns", {&table, &ops});
   const std::string text = describe_text(*adapter);

@@ -17,14 +17,16 @@ struct Case {
 };
 
 const std::vector<Case>& cases() {
-  static const std::vector<Case> all = {
-      {"mixtral-base", test::mixtral_sites({})},
-      {"mixtral-v5-target-parameters", test::mixtral_sites({})},
-      {"mixtral-sliding", test::mixtral_sites({3, 4, 64, 128, 32, 72, 352})},
-      {"dbrx-base", test::dbrx_sites({2, 16, 64, 64, 32, 40, 320})},
-      {"mixtral-merges", test::mixtral_sites({}), "mixtral-base/model"},
-      {"dbrx-merges", test::dbrx_sites({2, 16, 64, 64, 32, 40, 320}), "dbrx-base/model"},
-  };
+  static const std::vector<Case> all = [] {
+    std::vector<Case> list;
+    for (const char* name :
+         {"mixtral-base", "mixtral-v5-target-parameters", "mixtral-sliding", "dbrx-base"}) {
+      list.push_back({name, test::golden_sites(name)});
+    }
+    list.push_back({"mixtral-merges", test::golden_sites("mixtral-base"), "mixtral-base/model"});
+    list.push_back({"dbrx-merges", test::golden_sites("dbrx-base"), "dbrx-base/model"});
+    return list;
+  }();
   return all;
 }
 
@@ -37,36 +39,14 @@ AdapterTarget target_of(const Case& c, const Ops& ops) {
           test::golden_rows(test::golden_folder() + "/" + c.model + "/model.safetensors", c.table)};
 }
 
-std::string text(const json::value& v) { return std::string(v.as_string()); }
-
-MergeSpec::Strategy strategy_of(const std::string& name) {
-  using S = MergeSpec::Strategy;
-  for (const S s : {S::linear, S::cat, S::ties, S::magnitude_prune}) {
-    if (name == to_string(s)) return s;
-  }
-  ADD_FAILURE() << "unknown strategy " << name;
-  return S::linear;
-}
-
-MergeSpec spec_of(const json::object& merge) {
-  MergeSpec spec;
-  spec.strategy = strategy_of(text(merge.at("combination_type")));
-  if (const json::value* d = merge.if_contains("density")) spec.density = d->to_number<double>();
-  if (const json::value* m = merge.if_contains("majority_sign_method")) {
-    spec.majority_sign =
-        text(*m) == "total" ? MergeSpec::MajoritySign::total : MergeSpec::MajoritySign::frequency;
-  }
-  return spec;
-}
-
 std::vector<MergeSource> sources_of(const Case& c, const json::object& merge,
                                     const AdapterTarget& target) {
   std::vector<MergeSource> sources;
   const json::array& adapters = merge.at("adapters").as_array();
   for (size_t i = 0; i < adapters.size(); ++i) {
-    const std::string folder = adapter_folder(c.name, text(adapters[i]));
+    const std::string folder = adapter_folder(c.name, test::text(adapters[i]));
     const float weight = merge.at("weights").as_array()[i].to_number<float>();
-    sources.push_back({CheckedFolder::open(folder, text(adapters[i]), target, {}), weight});
+    sources.push_back({CheckedFolder::open(folder, test::text(adapters[i]), target, {}), weight});
   }
   return sources;
 }
@@ -96,7 +76,7 @@ void compare(const Case& c, const json::object& merge, const SafetensorsFile& go
   const test::PackOps ops;
   const AdapterTarget target = target_of(c, ops);
   std::vector<MergeSource> sources = sources_of(c, merge, target);
-  const MergeSpec spec = spec_of(merge);
+  const MergeSpec spec = test::golden_merge(merge);
   MergePlan plan = plan_merge(sources, spec, c.table.index, {int64_t{1} << 30, 512});
   const json::value& config = merge.at("merged_config");
   EXPECT_EQ(plan.rank, config.at("r").to_number<int32_t>());
@@ -104,7 +84,7 @@ void compare(const Case& c, const json::object& merge, const SafetensorsFile& go
   EXPECT_EQ(plan.use_rslora, config.at("use_rslora").as_bool());
   MergedTensors merged("merged", std::move(sources), spec, std::move(plan), target);
   merged.load();
-  const std::string prefix = text(merge.at("key")) + ".base_model.";
+  const std::string prefix = test::text(merge.at("key")) + ".base_model.";
   int compared = 0;
   for (const TensorInfo& info : golden.tensors()) {
     if (!info.name.starts_with(prefix)) continue;

@@ -195,6 +195,36 @@ inline SiteTable dbrx_sites(const Sizes& s) {
   return t;
 }
 
+// The table of a case of tests/golden.
+inline SiteTable golden_sites(const std::string& name) {
+  if (name.starts_with("dbrx")) return dbrx_sites({2, 16, 64, 64, 32, 40, 320});
+  if (name == "mixtral-sliding") return mixtral_sites({3, 4, 64, 128, 32, 72, 352});
+  return mixtral_sites({});
+}
+
+inline std::string text(const json::value& v) { return std::string(v.as_string()); }
+
+inline MergeSpec::Strategy golden_strategy(const std::string& name) {
+  using S = MergeSpec::Strategy;
+  for (const S s : {S::linear, S::cat, S::ties, S::magnitude_prune}) {
+    if (name == to_string(s)) return s;
+  }
+  ADD_FAILURE() << "unknown strategy " << name;
+  return S::linear;
+}
+
+// A merge of a golden.json.
+inline MergeSpec golden_merge(const json::object& merge) {
+  MergeSpec spec;
+  spec.strategy = golden_strategy(text(merge.at("combination_type")));
+  if (const json::value* d = merge.if_contains("density")) spec.density = d->to_number<double>();
+  if (const json::value* m = merge.if_contains("majority_sign_method")) {
+    spec.majority_sign =
+        text(*m) == "total" ? MergeSpec::MajoritySign::total : MergeSpec::MajoritySign::frequency;
+  }
+  return spec;
+}
+
 // The delta [out, in] that a pair packed by PackOps stands for, row-major.
 inline std::vector<double> delta_of(const SitePatch& pair, int64_t in, int64_t out) {
   const auto* a = reinterpret_cast<const float*>(pair.a);

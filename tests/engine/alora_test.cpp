@@ -67,20 +67,6 @@ Tokens join(std::initializer_list<Tokens> parts) {
   return out;
 }
 
-Request scored(const Prompt& p, int32_t n) {
-  Request r = greedy_request(p, n);
-  r.sampling.logprobs = true;
-  r.sampling.raw_logprobs = true;
-  return r;
-}
-
-void expect_same_answer(const Collector& a, const Collector& b, const std::string& what) {
-  ASSERT_EQ(a.ids(), b.ids()) << what;
-  for (size_t i = 0; i < a.tokens.size(); ++i) {
-    ASSERT_EQ(std::memcmp(&a.tokens[i].logprob, &b.tokens[i].logprob, sizeof(float)), 0) << what;
-  }
-}
-
 class Alora : public testing::TestWithParam<std::tuple<size_t, Dtype>> {
  protected:
   Alora()
@@ -148,8 +134,8 @@ TEST_P(Alora, InvokedByTheFirstTokensItIsThePlainAdapter) {
   const Tokens prompt = join({kInvocation, filler(60, 1)});
   EXPECT_EQ(logits(prompt, "activated"), logits(prompt, "plain"));
   EXPECT_NE(logits(prompt, "activated"), logits(prompt, ""));
-  expect_same_answer(*alone(scored({prompt, "activated"}, 20)),
-                     *alone(scored({prompt, "plain"}, 20)), "generated");
+  expect_equal_tokens(*alone(scored({prompt, "activated"}, 20)),
+                      *alone(scored({prompt, "plain"}, 20)), "generated");
 }
 
 TEST_P(Alora, NotInvokedItIsTheBaseModel) {
@@ -157,8 +143,8 @@ TEST_P(Alora, NotInvokedItIsTheBaseModel) {
                                join({{9, 7, 7, 9}, filler(9, 4)}), Tokens{7}}) {
     EXPECT_EQ(logits(prompt, "activated"), logits(prompt, ""));
     EXPECT_NE(logits(prompt, "activated"), logits(prompt, "plain"));
-    expect_same_answer(*alone(scored({prompt, "activated"}, 20)), *alone(scored({prompt, ""}, 20)),
-                       "generated");
+    expect_equal_tokens(*alone(scored({prompt, "activated"}, 20)), *alone(scored({prompt, ""}, 20)),
+                        "generated");
   }
 }
 
@@ -207,7 +193,7 @@ TEST_P(Alora, ABatchOfAllKindsIsWhatEachIsAlone) {
     for (const Prompt& p : prompts) requests.push_back(scored(p, 40));
     const auto got = engine.run(std::move(requests));
     for (size_t i = 0; i < got.size(); ++i) {
-      expect_same_answer(*got[i], *want[i], "prompt " + std::to_string(i));
+      expect_equal_tokens(*got[i], *want[i], "prompt " + std::to_string(i));
     }
   }
   EXPECT_GT(engine->stats().preemptions, 0);
@@ -222,14 +208,14 @@ TEST_P(Alora, ThePrefixBeforeTheInvocationIsSharedAndNoRowOfAnAdapter) {
   TestEngine engine(options());
   for (const auto& [adapter, cached] : steps) {
     const auto got = engine.run({scored({prompt, adapter}, 12)})[0];
-    expect_same_answer(*got, *alone(scored({prompt, adapter}, 12)), adapter);
+    expect_equal_tokens(*got, *alone(scored({prompt, adapter}, 12)), adapter);
     EXPECT_EQ(got->finish->cached_tokens, cached) << adapter;
   }
   // And the other way round: what an activated adapter left serves the base model.
   TestEngine second(options());
   second.run({scored({prompt, "activated"}, 1)});
   const auto got = second.run({scored({prompt, ""}, 12)})[0];
-  expect_same_answer(*got, *alone(scored({prompt, ""}, 12)), "base");
+  expect_equal_tokens(*got, *alone(scored({prompt, ""}, 12)), "base");
   EXPECT_EQ(got->finish->cached_tokens, 48);
 }
 
@@ -237,10 +223,8 @@ INSTANTIATE_TEST_SUITE_P(Cases, Alora,
                          testing::Combine(testing::Range(size_t{0}, kCases.size()),
                                           testing::Values(Dtype::f32, Dtype::bf16)),
                          [](const auto& p) {
-                           std::string name = kCases[std::get<0>(p.param)].model + "_" +
-                                              to_string(std::get<1>(p.param));
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
+                           return test_name(kCases[std::get<0>(p.param)].model,
+                                            std::get<1>(p.param));
                          });
 
 }  // namespace

@@ -2,15 +2,16 @@
 #include "models/fold.h"
 
 #include <cmath>
-#include <numeric>
 
 #include <boost/json/value_to.hpp>
 #include <gtest/gtest.h>
 
 #include "adapters/adapter.h"
+#include "adapters/support.h"
 #include "base/json.h"
 #include "engine/harness.h"
 #include "engine/loaded_model.h"
+#include "engine/one_sequence.h"
 #include "weights/safetensors.h"
 
 namespace lorry::test {
@@ -25,34 +26,6 @@ const std::vector<FoldCase> kCases = {
     {"mixtral-base", {"all-linear-rslora-r16", "experts-r8", "lm-head-r8", "embed-lm-head-r4"}},
     {"mixtral-v5-target-parameters", {"fused-r8"}},
     {"dbrx-base", {"everything-r8", "dora-wqkv-r8"}}};
-
-std::string text(const json::value& v) { return std::string(v.as_string()); }
-
-// Of one sequence in blocks 0, 1, ...
-Tensor logits(LoadedModel& model, const std::vector<int32_t>& ids,
-              const std::vector<AdapterView>& views) {
-  const auto n = static_cast<int32_t>(ids.size());
-  std::vector<int32_t> positions(ids.size());
-  std::iota(positions.begin(), positions.end(), 0);
-  std::vector<int32_t> table((ids.size() + 15) / 16);
-  std::iota(table.begin(), table.end(), 0);
-  const std::vector<int32_t> lens(ids.size(), n), cu{0, n}, kv{n}, which{views.empty() ? -1 : 0};
-  const ForwardInput in{
-      ids,       positions, lens,     cu, kv, table, static_cast<int32_t>(table.size()),
-      positions, which,     positions};
-  return model.lm->forward(in, model.layers, views).logits;
-}
-
-float largest_difference(const Tensor& got, const Tensor& want) {
-  EXPECT_EQ(got.shape, want.shape);
-  float worst = 0;
-  for (int64_t t = 0; t < want.shape[0]; ++t) {
-    for (int64_t v = 0; v < want.shape[1]; ++v) {
-      worst = std::max(worst, std::abs(got.row<const float>(t)[v] - want.row<const float>(t)[v]));
-    }
-  }
-  return worst;
-}
 
 class Fold : public testing::TestWithParam<FoldCase> {};
 
@@ -71,7 +44,7 @@ TEST_P(Fold, a_folded_adapter_is_the_base_model_of_all_who_name_none) {
       if (run.at("adapter").is_null() || text(run.at("adapter")) != name) continue;
       const auto ids = json::value_to<std::vector<int32_t>>(
           doc.at("prompts").at(std::string_view(run.at("prompt").as_string())));
-      EXPECT_LE(largest_difference(logits(*model, ids, {}), file.tensor(text(run.at("logits")))),
+      EXPECT_LE(largest_difference(logits_of(*model, ids, {}), file.tensor(text(run.at("logits")))),
                 2e-4F)
           << name;
       ++compared;
@@ -98,11 +71,8 @@ TEST(Folding, an_engine_starts_with_a_folded_adapter_and_others_add_to_it) {
   EXPECT_NE(engine.run({logits_request({plain.tokens, "attn-r8-b"})})[0]->logits, folded);
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, Fold, testing::ValuesIn(kCases), [](const auto& p) {
-  std::string name = p.param.name;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Cases, Fold, testing::ValuesIn(kCases),
+                         [](const auto& p) { return test_name(p.param.name); });
 
 }  // namespace
 }  // namespace lorry::test

@@ -179,10 +179,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, Golden,
                          testing::Combine(testing::ValuesIn(kCases),
                                           testing::Values(Dtype::f32, Dtype::bf16)),
                          [](const auto& p) {
-                           std::string name =
-                               std::get<0>(p.param) + "_" + to_string(std::get<1>(p.param));
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
+                           return test_name(std::get<0>(p.param), std::get<1>(p.param));
                          });
 
 }  // namespace

@@ -1,11 +1,15 @@
 // Runs requests on a real engine over the golden models and collects what their sinks were told.
 #pragma once
+#include <algorithm>
 #include <condition_variable>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "base/log.h"
 #include "engine/engine.h"
@@ -86,6 +90,37 @@ inline Request greedy_request(const Prompt& p, int32_t n) {
   r.max_new_tokens = n;
   r.ignore_eos = true;
   return r;
+}
+
+// With what expect_equal_tokens compares.
+inline Request scored(const Prompt& p, int32_t n) {
+  Request r = greedy_request(p, n);
+  r.sampling.logprobs = true;
+  r.sampling.raw_logprobs = true;
+  r.sampling.alternatives = 8;
+  return r;
+}
+
+// Bit by bit.
+inline void expect_equal_tokens(const Collector& a, const Collector& b, const std::string& what) {
+  ASSERT_EQ(a.ids(), b.ids()) << what;
+  for (size_t i = 0; i < a.tokens.size(); ++i) {
+    EXPECT_EQ(std::memcmp(&a.tokens[i].logprob, &b.tokens[i].logprob, sizeof(float)), 0) << what;
+    ASSERT_EQ(a.tokens[i].alternatives.size(), b.tokens[i].alternatives.size());
+    for (size_t k = 0; k < a.tokens[i].alternatives.size(); ++k) {
+      EXPECT_EQ(a.tokens[i].alternatives[k].id, b.tokens[i].alternatives[k].id) << what;
+      EXPECT_EQ(a.tokens[i].alternatives[k].logprob, b.tokens[i].alternatives[k].logprob) << what;
+    }
+  }
+}
+
+// Names of parametrised tests.
+inline std::string test_name(std::string model) {
+  std::replace(model.begin(), model.end(), '-', '_');
+  return model;
+}
+inline std::string test_name(const std::string& model, Dtype dtype) {
+  return test_name(model) + "_" + to_string(dtype);
 }
 
 class TestEngine {

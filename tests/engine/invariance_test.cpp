@@ -38,31 +38,11 @@ std::vector<Prompt> random_prompts(const Case& c, size_t n, uint64_t seed) {
   return out;
 }
 
-Request scored(const Prompt& p, int32_t n) {
-  Request r = greedy_request(p, n);
-  r.sampling.logprobs = true;
-  r.sampling.raw_logprobs = true;
-  r.sampling.alternatives = 8;
-  return r;
-}
-
 void expect_equal_logits(const Collector& a, const Collector& b, const std::string& what) {
   ASSERT_EQ(a.logits.size(), b.logits.size()) << what;
   ASSERT_FALSE(a.logits.empty());
   EXPECT_EQ(std::memcmp(a.logits.data(), b.logits.data(), a.logits.size() * sizeof(float)), 0)
       << what;
-}
-
-void expect_equal_tokens(const Collector& a, const Collector& b, const std::string& what) {
-  ASSERT_EQ(a.ids(), b.ids()) << what;
-  for (size_t i = 0; i < a.tokens.size(); ++i) {
-    EXPECT_EQ(std::memcmp(&a.tokens[i].logprob, &b.tokens[i].logprob, sizeof(float)), 0) << what;
-    ASSERT_EQ(a.tokens[i].alternatives.size(), b.tokens[i].alternatives.size());
-    for (size_t k = 0; k < a.tokens[i].alternatives.size(); ++k) {
-      EXPECT_EQ(a.tokens[i].alternatives[k].id, b.tokens[i].alternatives[k].id) << what;
-      EXPECT_EQ(a.tokens[i].alternatives[k].logprob, b.tokens[i].alternatives[k].logprob) << what;
-    }
-  }
 }
 
 class Invariance : public testing::TestWithParam<std::tuple<size_t, Dtype>> {
@@ -196,10 +176,8 @@ INSTANTIATE_TEST_SUITE_P(Cases, Invariance,
                          testing::Combine(testing::Range(size_t{0}, kCases.size()),
                                           testing::Values(Dtype::f32, Dtype::bf16)),
                          [](const auto& p) {
-                           std::string name = kCases[std::get<0>(p.param)].model + "_" +
-                                              to_string(std::get<1>(p.param));
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
+                           return test_name(kCases[std::get<0>(p.param)].model,
+                                            std::get<1>(p.param));
                          });
 
 }  // namespace

@@ -124,11 +124,7 @@ TEST_P(Parked, SequencesThatComeBackComputeTheSameBits) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Parked,
                          testing::Values("mixtral-base", "mixtral-sliding", "dbrx-base"),
-                         [](const auto& p) {
-                           std::string name = p.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         [](const auto& p) { return test_name(p.param); });
 
 }  // namespace
 }  // namespace lorry::test

@@ -202,16 +202,11 @@ TEST_P(Speculation, answers_are_the_same_with_few_rows_in_a_step) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, Speculation,
-                         testing::Combine(testing::Values("mixtral-base", "mixtral-sliding",
-                                                          "dbrx-base"),
-                                          testing::Values(Dtype::f32, Dtype::bf16)),
-                         [](const auto& p) {
-                           std::string name =
-                               std::get<0>(p.param) + "_" + to_string(std::get<1>(p.param));
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Cases, Speculation,
+    testing::Combine(testing::Values("mixtral-base", "mixtral-sliding", "dbrx-base"),
+                     testing::Values(Dtype::f32, Dtype::bf16)),
+    [](const auto& p) { return test_name(std::get<0>(p.param), std::get<1>(p.param)); });
 
 // A prompt whose answer repeats itself from the first token on.
 Request repeating(int32_t n) {

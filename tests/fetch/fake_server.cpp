@@ -69,22 +69,24 @@ std::string ServerRequest::header(const std::string& name) const {
   return found == headers.end() ? "" : found->second;
 }
 
-FakeServer::FakeServer() {
-  setenv("no_proxy", "127.0.0.1", 1);  // whatever the machine is set to
-  listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+LocalListener::LocalListener() : fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   socklen_t size = sizeof address;
-  EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(listen(listener_, 64), 0);
-  EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  port_ = ntohs(address.sin_port);
+  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
+  EXPECT_EQ(listen(fd, 64), 0);
+  EXPECT_EQ(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  port = ntohs(address.sin_port);
+}
+
+FakeServer::FakeServer() {
+  setenv("no_proxy", "127.0.0.1", 1);  // whatever the machine is set to
 }
 
 FakeServer::~FakeServer() {
   stop();
-  close(listener_);
+  close(listener_.fd);
 }
 
 void FakeServer::start(Handler handler) {
@@ -99,13 +101,15 @@ void FakeServer::stop() {
     for (const int fd : open_) shutdown(fd, SHUT_RDWR);
   }
   changed_.notify_all();
-  shutdown(listener_, SHUT_RDWR);
+  shutdown(listener_.fd, SHUT_RDWR);
   if (acceptor_.joinable()) acceptor_.join();
   for (std::thread& t : connections_) t.join();
   connections_.clear();
 }
 
-std::string FakeServer::origin() const { return fmt::format("http://127.0.0.1:{}", port_); }
+std::string FakeServer::origin() const {
+  return fmt::format("http://127.0.0.1:{}", listener_.port);
+}
 
 std::vector<ServerRequest> FakeServer::requests() const {
   const std::lock_guard lock(mutex_);
@@ -134,7 +138,7 @@ bool FakeServer::wait_for(size_t n, const std::string& method, const std::string
 
 void FakeServer::accept_forever() {
   for (;;) {
-    const int fd = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
+    const int fd = accept4(listener_.fd, nullptr, nullptr, SOCK_CLOEXEC);
     const std::lock_guard lock(mutex_);
     if (fd < 0 || stopped_) {
       if (fd >= 0) close(fd);

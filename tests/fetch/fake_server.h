@@ -36,6 +36,13 @@ struct ServerReply {
   std::chrono::milliseconds piece_delay{0};  // after each 1000 bytes of the body
 };
 
+// A socket that listens on 127.0.0.1, on a free port.
+struct LocalListener {
+  LocalListener();
+  int fd = -1;
+  int port = 0;
+};
+
 class FakeServer {
  public:
   using Handler = std::function<ServerReply(const ServerRequest&)>;
@@ -62,8 +69,7 @@ class FakeServer {
   void serve(int fd);
   bool answer(int fd, const ServerRequest& request);
 
-  int listener_ = -1;
-  int port_ = 0;
+  LocalListener listener_;
   Handler handler_;
   std::thread acceptor_;
   mutable std::mutex mutex_;

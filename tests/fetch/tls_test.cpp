@@ -4,8 +4,6 @@
 #include <memory>
 #include <thread>
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
@@ -57,25 +55,17 @@ class Tls : public FolderTest {
     std::FILE* file = std::fopen(path("ca.pem").c_str(), "w");
     EXPECT_EQ(PEM_write_X509(file, certificate_.get()), 1);
     std::fclose(file);
-    listener_ = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&address), size), 0);
-    EXPECT_EQ(listen(listener_, 8), 0);
-    EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size), 0);
-    url_ = fmt::format("https://127.0.0.1:{}/x", ntohs(address.sin_port));
+    url_ = fmt::format("https://127.0.0.1:{}/x", listener_.port);
   }
   ~Tls() override {
-    shutdown(listener_, SHUT_RDWR);
+    shutdown(listener_.fd, SHUT_RDWR);
     if (thread_.joinable()) thread_.join();
-    close(listener_);
+    close(listener_.fd);
   }
 
   void start(const std::string& answer) {
     thread_ = std::thread([this, answer] {
-      for (int fd = -1; (fd = accept(listener_, nullptr, nullptr)) >= 0; close(fd)) {
+      for (int fd = -1; (fd = accept(listener_.fd, nullptr, nullptr)) >= 0; close(fd)) {
         const std::unique_ptr<SSL, decltype(&SSL_free)> ssl(SSL_new(context_.get()), SSL_free);
         SSL_set_fd(ssl.get(), fd);
         char request[4096];
@@ -95,7 +85,7 @@ class Tls : public FolderTest {
   Key key_;
   Certificate certificate_;
   Context context_;
-  int listener_ = -1;
+  LocalListener listener_;
   std::string url_;
   std::thread thread_;
   std::atomic<int> n_requests_{0};
