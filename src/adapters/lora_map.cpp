@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <map>
 #include <optional>
-#include <set>
 #include <string_view>
 #include <unordered_map>
 
 #include "adapters/fused_parameter.h"
 #include "adapters/patch_table.h"
+#include "adapters/token_rows.h"
 #include "base/error.h"
 
 namespace lorry {
@@ -42,7 +42,11 @@ size_t take_out(std::string& path, std::string_view part) {
 class Mapper {
  public:
   Mapper(const PeftConfig& config, const SiteTable& table, const TensorList& tensors)
-      : config_(config), table_(table), list_(tensors), patches_(list_, table.index) {
+      : config_(config),
+        table_(table),
+        list_(tensors),
+        patches_(list_, table.index),
+        rows_(config_, table_, list_, patches_) {
     for (const SiteInfo& s : table.sites) sites_.emplace(s.module, &s);
     for (const FusedParameter& f : table.fused) fused_[f.module].push_back(&f);
     for (auto& [module, list] : fused_) {
@@ -64,10 +68,13 @@ class Mapper {
     check_complete();
     for (const auto& [name, tensor] : whole_) place_whole(name, tensor);
     check_modules_to_save();
-    for (const auto& [name, tensor] : tokens_) place_tokens(name, tensor);
-    check_token_lists();
+    for (const auto& [name, tensor] : tokens_) {
+      const auto site = sites_.find(name);
+      rows_.place(name, site == sites_.end() ? nullptr : site->second, tensor);
+    }
+    rows_.check_lists();
     if (table_.tied_head) {
-      tie_tokens();
+      rows_.tie();
       if (config_.ensure_weight_tying()) check_tied();
     }
     for (const auto& [index, patch] : patches_.patches()) check_together(patch);
@@ -288,76 +295,6 @@ class Mapper {
     }
   }
 
-  const PeftConfig::TokenList* list_of(const std::string& module, SiteKind kind) const {
-    for (const PeftConfig::TokenList& list : config_.token_lists()) {
-      if (list.module.empty() ? kind == SiteKind::embed : module.ends_with(list.module)) {
-        return &list;
-      }
-    }
-    return nullptr;
-  }
-
-  void place_tokens(const std::string& module, int32_t tensor) {
-    const auto site = sites_.find(module);
-    const bool there = site != sites_.end();
-    const SiteKind kind = there ? site->second->site.kind : SiteKind::q;
-    if (!there || (kind != SiteKind::embed && kind != SiteKind::lm_head)) {
-      list_.bad(tensor,
-                fmt::format("this model has no embedding {} whose rows could be replaced", module));
-    }
-    const SiteInfo& s = *site->second;
-    const PeftConfig::TokenList* list = list_of(module, kind);
-    if (list == nullptr) {
-      list_.bad(tensor,
-                fmt::format("trainable_token_indices of adapter_config.json names no tokens of {}",
-                            module));
-    }
-    used_lists_.insert(list);
-    const bool embedding = kind == SiteKind::embed;
-    const int64_t vocab = embedding ? s.in : s.out;
-    const auto n = static_cast<int64_t>(list->ids.size());
-    for (const int32_t id : list->ids) {
-      if (id < vocab) continue;
-      fail(Code::bad_file, "{}: trainable_token_indices names token {}; the model has {}",
-           config_.path(), id, vocab);
-    }
-    const int64_t dim = embedding ? s.out : s.in;
-    list_.expect(tensor, {n, dim}, fmt::format(" ({} tokens by trainable_token_indices)", n));
-    MappedPatch& patch = patches_.at(s.site, module);
-    patch.tokens = list->ids;
-    patch.token_rows =
-        patches_.piece({tensor, embedding ? Form::table : Form::matrix, n, dim, 0, dim, 1});
-  }
-
-  // With a tied head PEFT may list the same tokens for the output layer and save their rows once.
-  void check_token_lists() const {
-    const auto& lists = config_.token_lists();
-    for (const PeftConfig::TokenList& list : lists) {
-      if (used_lists_.contains(&list)) continue;
-      const bool follows =
-          table_.tied_head && std::any_of(lists.begin(), lists.end(), [&](auto& l) {
-            return used_lists_.contains(&l) && l.ids == list.ids;
-          });
-      if (follows) continue;
-      fail(Code::bad_file,
-           "{}: trainable_token_indices names {} tokens{}{}, but {} holds no rows for them",
-           config_.path(), list.ids.size(), list.module.empty() ? "" : " of ", list.module,
-           list_.file);
-    }
-  }
-
-  // Rows of a tied embedding are rows of the output layer too, unless that has its own.
-  void tie_tokens() {
-    const MappedPatch* embed = patches_.find({SiteKind::embed});
-    if (embed == nullptr || embed->tokens.empty()) return;
-    LoraPiece rows = patches_.piece_at(embed->token_rows);
-    rows.form = Form::matrix;
-    MappedPatch& head = patches_.at({SiteKind::lm_head}, embed->module);
-    if (!head.tokens.empty()) return;
-    head.tokens = embed->tokens;
-    head.token_rows = patches_.piece(rows);
-  }
-
   // What is tied by config must be in the file for both.
   void check_tied() const {
     const bool embed = patches_.find({SiteKind::embed}) != nullptr;
@@ -393,8 +330,8 @@ class Mapper {
   std::map<std::string, Group> groups_;
   std::map<std::string, int32_t> whole_, tokens_;
   std::map<std::string, std::vector<int32_t>> found_;
-  std::set<const PeftConfig::TokenList*> used_lists_;
   PatchTable patches_;
+  TokenRows rows_;
 };
 
 }  // namespace
