@@ -125,6 +125,9 @@ class AdapterRegistry {
   // Of the turns that begin from now on.
   void set_cycle_time(std::chrono::nanoseconds t) { residency_.set_cycle_time(t); }
 
+  // Parts of it that cost nothing.
+  Residency::Counts memory() const { return residency_.counts(); }
+  int64_t loads_failed() const { return counts_.loads_failed; }
   AdapterSnapshot snapshot() const;
   // Aborts where the counts do not add up. For tests.
   void check_integrity() const;

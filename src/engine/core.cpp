@@ -61,18 +61,11 @@ int32_t adapter_from(const Adapter& adapter, std::span<const int32_t> prompt) {
   return at == prompt.end() ? kNoAdapter : static_cast<int32_t>(at - prompt.begin());
 }
 
-// The stop text that begins first in `text` (of several at one place: the first named), or null.
-const std::string* first_stop(const std::string& text, const std::vector<std::string>& stops) {
-  const std::string* first = nullptr;
-  size_t first_at = std::string::npos;
-  for (const std::string& stop : stops) {
-    const size_t at = text.find(stop);
-    if (at < first_at) {
-      first_at = at;
-      first = &stop;
-    }
-  }
-  return first;
+void set(AdapterTierCounters& to, const Residency::TierCounts& from) {
+  to.bytes = from.size;
+  to.used_bytes = from.used;
+  to.loads = from.fills;
+  to.evictions = from.evictions;
 }
 
 }  // namespace
@@ -114,7 +107,9 @@ void EngineCore::add(RequestId id, Request request, Clock::time_point submitted)
   // Length-dependent rotary frequencies give a long prompt's tokens other keys than a short one's.
   const RopeSpec& rope = model_.info.spec.rope;
   a.seq.use_prefix_cache = !rope.depends_on_length() || a.seq.n_prompt <= rope.original_positions;
-  if (!a.request.stop.empty()) a.decoder = std::make_unique<StreamDecoder>(*tokenizer_);
+  if (!a.request.stop.empty()) {
+    a.stops = std::make_unique<StopTexts>(*tokenizer_, a.request.stop);
+  }
   requests_.emplace(id, std::move(owned));
   if (!a.request.adapter.empty()) {
     a.handle = registry_.acquire(a.request.adapter);
@@ -321,8 +316,8 @@ bool EngineCore::accept(Active& a, const SampledToken& token, bool was_draft) {
     finish(a, FinishReason::eos_token);
     return false;
   }
-  if (a.decoder) {
-    std::string found = stop_text(a, token.id);
+  if (a.stops) {
+    std::string found = a.stops->push(token.id);
     if (!found.empty()) {
       finish(a, FinishReason::stop_sequence, {}, std::move(found));
       return false;
@@ -331,32 +326,6 @@ bool EngineCore::accept(Active& a, const SampledToken& token, bool was_draft) {
   if (a.generated < a.request.max_new_tokens) return true;
   finish(a, FinishReason::length);
   return false;
-}
-
-std::string EngineCore::stop_text(Active& a, int32_t id) {
-  const std::string piece = a.decoder->push(id);
-  if (piece.empty()) return stop_in_run(a, id);
-  a.run.clear();
-  a.tail += piece;
-  if (const std::string* stop = first_stop(a.tail, a.request.stop)) return *stop;
-  size_t longest = 0;
-  for (const std::string& stop : a.request.stop) longest = std::max(longest, stop.size());
-  if (a.tail.size() >= longest) a.tail.erase(0, a.tail.size() - longest + 1);
-  return {};
-}
-
-// The decoder holds byte tokens back until their run ends, which may be never (line feeds in a
-// row); a stop text in the run ends the answer at once.
-std::string EngineCore::stop_in_run(Active& a, int32_t id) {
-  if (!tokenizer_->is_byte_run(id)) return {};
-  a.run += tokenizer_->bytes(id);
-  const std::string seen = a.tail + a.run;
-  const std::vector<std::string>& stops = a.request.stop;
-  const auto ends = [&](const std::string& stop) { return seen.ends_with(stop); };
-  if (std::none_of(stops.begin(), stops.end(), ends)) return {};
-  // In a run that is not UTF-8 the bytes decode to something else.
-  const std::string* stop = first_stop(a.tail + a.decoder->rest(), stops);
-  return stop == nullptr ? std::string() : *stop;
 }
 
 void EngineCore::finish(Active& a, FinishReason reason, std::optional<Error> error,
@@ -390,6 +359,10 @@ void EngineCore::update_counters() {
   counters_.waiting_for_adapter = static_cast<int64_t>(unscheduled_.size());
   counters_.kv_blocks = scheduler_.pool().n_total();
   counters_.kv_blocks_free = scheduler_.pool().n_free();
+  const Residency::Counts adapters = registry_.memory();
+  set(counters_.adapters_device, adapters.device);
+  set(counters_.adapters_host, adapters.host);
+  counters_.adapter_load_failures = registry_.loads_failed();
 }
 
 }  // namespace lorry

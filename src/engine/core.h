@@ -19,17 +19,22 @@
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/stop_texts.h"
 #include "engine/verify.h"
-#include "text/stream_decoder.h"
 
 namespace lorry {
 
 // EngineStats as atomics: written by the engine thread, read by any.
+struct AdapterTierCounters {
+  std::atomic<int64_t> bytes{0}, used_bytes{0}, loads{0}, evictions{0};
+};
 struct EngineCounters {
   std::atomic<int64_t> running{0}, waiting{0}, waiting_for_adapter{0}, steps{0}, preemptions{0},
       parked{0}, finished{0}, failed{0}, prompt_tokens{0}, generated_tokens{0}, prefix_queries{0},
       prefix_hits{0}, kv_blocks{0}, kv_blocks_free{0}, step_microseconds{0}, last_batch_tokens{0},
-      last_batch_sequences{0}, nan_total{0}, draft_tokens{0}, draft_tokens_kept{0};
+      last_batch_sequences{0}, nan_total{0}, draft_tokens{0}, draft_tokens_kept{0},
+      adapter_load_failures{0};
+  AdapterTierCounters adapters_device, adapters_host;
 };
 
 class EngineCore {
@@ -79,9 +84,7 @@ class EngineCore {
     bool preempted = false;       // was, or parked: later hits are its own work computed before
     int32_t prompt_reported = 1;  // prompt tokens whose log-probability was delivered
     int32_t logits_reported = 0;
-    std::unique_ptr<StreamDecoder> decoder;  // only with stop texts
-    std::string tail;                        // the end of the generated text
-    std::string run;  // bytes of the byte tokens that the decoder still holds back
+    std::unique_ptr<StopTexts> stops;       // only with stop texts
     std::unique_ptr<NgramDrafter> drafter;  // from the first draft on
     DraftPace pace{kMedusaChance};          // of the guesses of Medusa heads
     int32_t skipped = 0;                    // generated tokens that were drafts
@@ -129,9 +132,6 @@ class EngineCore {
   // False: it was the last, and the request is gone.
   bool accept(Active& active, const SampledToken& token, bool was_draft);
   void draft(Active& active, std::span<const int32_t> guesses);
-  // Empty, or the stop text that the generated text now holds.
-  std::string stop_text(Active& active, int32_t id);
-  std::string stop_in_run(Active& active, int32_t id);
   void finish(Active& active, FinishReason reason, std::optional<Error> error = {},
               std::string stop_sequence = {});
   void update_counters();

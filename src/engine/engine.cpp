@@ -44,6 +44,10 @@ std::optional<Tokenizer> load_tokenizer(const std::string& model) {
   return Tokenizer::load(model);
 }
 
+EngineStats::AdapterTier tier_of(const AdapterTierCounters& c) {
+  return {c.bytes, c.used_bytes, c.loads, c.evictions};
+}
+
 // In lower case.
 std::string last_part(std::string_view path) {
   while (path.ends_with('/')) path.remove_suffix(1);
@@ -277,6 +281,9 @@ EngineStats Engine::Impl::stats() const {
   s.nan_total = c.nan_total;
   s.draft_tokens = c.draft_tokens;
   s.draft_tokens_kept = c.draft_tokens_kept;
+  s.adapters_device = tier_of(c.adapters_device);
+  s.adapters_host = tier_of(c.adapters_host);
+  s.adapter_load_failures = c.adapter_load_failures;
   return s;
 }
 

@@ -84,6 +84,14 @@ struct EngineStats {
   int64_t last_batch_tokens = 0, last_batch_sequences = 0;
   int64_t nan_total = 0;
   int64_t draft_tokens = 0, draft_tokens_kept = 0;  // verified; of these, kept
+
+  // Packed adapters on the device, and in the host tier beside it.
+  struct AdapterTier {
+    int64_t bytes = 0, used_bytes = 0;
+    int64_t loads = 0, evictions = 0;  // since the start
+  };
+  AdapterTier adapters_device, adapters_host;
+  int64_t adapter_load_failures = 0;
 };
 
 // A name for a folder, to be loaded now.

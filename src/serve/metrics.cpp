@@ -51,8 +51,7 @@ const char* reason_label(FinishReason reason) {
   return "error";
 }
 
-MetricFamily single(const char* name, const char* help, MetricType type, double value,
-                    const Labels& labels) {
+ClientMetric metric_of(MetricType type, double value, const Labels& labels) {
   ClientMetric metric;
   for (const auto& [key, text] : labels) metric.label.push_back({key, text});
   if (type == MetricType::Counter) {
@@ -60,7 +59,30 @@ MetricFamily single(const char* name, const char* help, MetricType type, double 
   } else {
     metric.gauge.value = value;
   }
-  return {name, help, type, {metric}};
+  return metric;
+}
+
+MetricFamily single(const char* name, const char* help, MetricType type, double value,
+                    const Labels& labels) {
+  return {name, help, type, {metric_of(type, value, labels)}};
+}
+
+// Where adapters are, and how much they come and go.
+void add_tiers(std::vector<MetricFamily>& all, const EngineStats& stats) {
+  using Tier = EngineStats::AdapterTier;
+  const auto add = [&](const char* name, const char* help, MetricType type, int64_t Tier::* value) {
+    MetricFamily family{name, help, type, {}};
+    for (const auto& [tier, of] :
+         {std::pair{"device", &stats.adapters_device}, std::pair{"host", &stats.adapters_host}}) {
+      family.metric.push_back(metric_of(type, static_cast<double>(of->*value), {{"tier", tier}}));
+    }
+    all.push_back(std::move(family));
+  };
+  add("lorry_adapter_memory_bytes", "Memory for adapters", MetricType::Gauge, &Tier::bytes);
+  add("lorry_adapter_memory_used_bytes", "Of it in use", MetricType::Gauge, &Tier::used_bytes);
+  add("lorry_adapter_loads_total", "Adapters brought there", MetricType::Counter, &Tier::loads);
+  add("lorry_adapter_evictions_total", "Adapters that gave way", MetricType::Counter,
+      &Tier::evictions);
 }
 
 }  // namespace
@@ -264,6 +286,11 @@ std::string Metrics::expose(const EngineStats& stats) const {
   add("vllm:cache_config_info", "Of the KV cache", gauge, 1,
       {{"block_size", std::to_string(kBlockTokens)},
        {"num_gpu_blocks", std::to_string(stats.kv_blocks)}});
+  add("lorry_adapter_load_failures_total", "Adapters that could not be loaded", count,
+      stats.adapter_load_failures, {});
+  add("lorry_requests_parked_total", "Times that a request stepped aside for another adapter",
+      count, stats.parked, {});
+  add_tiers(all, stats);
   all.push_back(impl_->adapters_family());
   return prometheus::TextSerializer().Serialize(all);
 }

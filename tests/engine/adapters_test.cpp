@@ -89,6 +89,10 @@ TEST(EngineAdapters, requests_that_step_aside_give_the_same_bits) {
       EXPECT_EQ(s.loads_started, 4) << "each was read once";
     }
     for (const auto& e : s.entries) EXPECT_EQ(e.claims, 0) << e.name;
+    EXPECT_EQ(tight->stats().adapters_device.bytes, s.memory.device.size);
+    EXPECT_EQ(tight->stats().adapters_device.evictions, s.memory.device.evictions);
+    EXPECT_GT(tight->stats().adapters_device.evictions, 0);
+    EXPECT_EQ(tight->stats().adapters_host.loads, s.memory.host.fills);
     EXPECT_EQ(tight->stats().kv_blocks_free, tight->stats().kv_blocks);
   }
 }

@@ -126,6 +126,10 @@ class ScriptedBackend final : public Backend {
   const Tokenizer& tokenizer() const override { return tokenizer_; }
   EngineStats stats() const override {
     EngineStats stats;
+    stats.adapters_device = {.bytes = 1000, .used_bytes = 600, .loads = 9, .evictions = 5};
+    stats.adapters_host = {.bytes = 0, .used_bytes = 0, .loads = 3, .evictions = 0};
+    stats.adapter_load_failures = 2;
+    stats.parked = 7;
     stats.running = static_cast<int64_t>(running());
     stats.kv_blocks = 10;
     stats.kv_blocks_free = 5;

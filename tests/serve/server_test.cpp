@@ -73,7 +73,11 @@ TEST_F(ServerLife, metrics_count_requests) {
         R"(vllm:inter_token_latency_seconds_count{model_name="tiny"} 1)",
         R"(vllm:kv_cache_usage_perc{model_name="tiny"} 0.5)", "vllm:num_requests_running",
         R"(vllm:cache_config_info{block_size="16",num_gpu_blocks="10"} 1)",
-        "vllm:lora_requests_info"}) {
+        "vllm:lora_requests_info", R"(lorry_adapter_memory_bytes{tier="device"} 1000)",
+        R"(lorry_adapter_memory_used_bytes{tier="device"} 600)",
+        R"(lorry_adapter_loads_total{tier="host"} 3)",
+        R"(lorry_adapter_evictions_total{tier="device"} 5)", "lorry_adapter_load_failures_total 2",
+        "lorry_requests_parked_total 7"}) {
     EXPECT_THAT(metrics, HasSubstr(line));
   }
 }
