@@ -163,7 +163,8 @@ Command add_bench(CLI::App& lorry) {
       ->capture_default_str();
   app->add_option("--threads", flags->threads, "Compute threads (default: physical cores)")
       ->check(CLI::Range(0, 4096));
-  app->add_option("--isa", flags->isa, "avx512, avx2 or scalar (default: the best there is)");
+  app->add_option("--isa", flags->isa,
+                  "amx, avx512_fma, avx512, avx2 or scalar (default: the best there is)");
   app->add_flag("--json", flags->as_json, "One JSON object on standard output");
   return {app, [flags] { return run_bench(*flags); }};
 }

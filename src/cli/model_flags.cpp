@@ -51,7 +51,8 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
   accept_units(app.add_option("--threads", f.threads, "Compute threads (default: physical cores)")
                    ->group(group),
                0, 4096);
-  app.add_option("--isa", f.isa, "avx512, avx2 or scalar (default: the best of this CPU)")
+  app.add_option("--isa", f.isa,
+                 "amx, avx512_fma, avx512, avx2 or scalar (default: the best of this CPU)")
       ->group(group);
   accept_units(app.add_option("--prefill-chunk", f.prefill_chunk,
                               "Tokens of one prompt in one step (default: no limit of its own)")

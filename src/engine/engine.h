@@ -23,7 +23,7 @@ struct EngineOptions {
   std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
   Dtype dtype = Dtype::bf16;
   int32_t threads = 0;             // 0: one per physical core
-  std::string isa;                 // "", "avx512", "avx2", "scalar": "" picks the best
+  std::string isa;                 // as to_string(Isa) says; "" picks the best
   bool check_ops = false;          // verify every operation's shapes and types: for tests
   int32_t max_batch_tokens = 512;  // rows of a step
   int32_t max_sequences = 64;      // sequences of a step

@@ -2,6 +2,12 @@
 
 #include <algorithm>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "base/error.h"
 
 namespace lorry {
@@ -16,11 +22,28 @@ const char* to_string(Isa isa) {
       return "avx512";
     case Isa::avx512_fma:
       return "avx512_fma";
+    case Isa::amx:
+      return "amx";
   }
   return "?";
 }
 
 #if defined(__x86_64__)
+namespace {
+
+// g++ 12 has no name for AMX in __builtin_cpu_supports. The system gives a process the tiles'
+// state when it asks.
+bool tiles_usable() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned kBf16 = 1U << 22, kTile = 1U << 24, kInt8 = 1U << 25;
+  constexpr unsigned kAll = kBf16 | kTile | kInt8;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return (d & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+
 std::vector<Isa> usable_isas() {
   __builtin_cpu_init();
   std::vector<Isa> isas{Isa::scalar};
@@ -30,6 +53,7 @@ std::vector<Isa> usable_isas() {
       __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")) {
     isas.push_back(Isa::avx512);
     isas.push_back(Isa::avx512_fma);
+    if (tiles_usable()) isas.push_back(Isa::amx);
   }
   return isas;
 }
@@ -39,6 +63,7 @@ const cpu::Kernels& cpu::kernels_of(Isa isa) {
   LORRY_CHECK(std::find(usable.begin(), usable.end(), isa) != usable.end(), "{}", to_string(isa));
   if (isa == Isa::avx512) return avx512_kernels();
   if (isa == Isa::avx512_fma) return avx512_fma_kernels();
+  if (isa == Isa::amx) return amx_kernels();
   return isa == Isa::avx2 ? avx2_kernels() : scalar_kernels();
 }
 

@@ -111,5 +111,6 @@ const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const Kernels& avx512_fma_kernels();
+const Kernels& amx_kernels();
 
 }  // namespace lorry::cpu
