@@ -12,7 +12,8 @@ namespace {
 
 // Takes every step buffer from `take(dtype, rows, cols)`, so that counting and carving agree.
 template <class Take>
-StepBuffers lay_out(const Spec& s, Dtype act, const ForwardLimits& limits, Take&& take) {
+StepBuffers lay_out(const Spec& s, const Ops& ops, const ForwardLimits& limits, Take&& take) {
+  const Dtype act = ops.act();
   const int64_t t = limits.max_tokens;
   const int64_t n = t * s.routing.top_k;
   StepBuffers b;
@@ -32,6 +33,10 @@ StepBuffers lay_out(const Spec& s, Dtype act, const ForwardLimits& limits, Take&
   const int64_t out = int64_t{limits.max_logit_rows} * std::max(1, limits.max_medusa_heads);
   b.lora = take(Dtype::f32, 1,
                 Ops::lora_scratch_size(std::max({n, t, out}), sites, limits.max_lora_rank));
+  const size_t linear = std::max({ops.linear_scratch_bytes(t, std::max(s.dim, s.q_dim())),
+                                  ops.linear_scratch_bytes(n, std::max(s.dim, s.ffn)),
+                                  ops.linear_scratch_bytes(out, s.dim)});
+  b.linear = take(Dtype::u8, 1, static_cast<int64_t>(linear));
   b.route.expert = take(Dtype::i32, t, s.routing.top_k);
   b.route.weight = take(Dtype::f32, t, s.routing.top_k);
   b.route.slot = take(Dtype::i32, t, s.routing.top_k);
@@ -89,7 +94,7 @@ size_t CausalLM::scratch_bytes(const Spec& spec, const Ops& ops, const ForwardLi
     bytes += Arena::matrix_bytes(dtype, n, cols);
     return Tensor{};
   };
-  lay_out(spec, ops.act(), limits, take);
+  lay_out(spec, ops, limits, take);
   take(Dtype::f32, limits.max_logit_rows, spec.dim);
   take(ops.act(), limits.max_logit_rows, spec.dim);
   take(Dtype::f32, limits.max_logit_rows, spec.vocab);
@@ -102,7 +107,7 @@ void CausalLM::carve() {
   const auto take = [&](Dtype dtype, int64_t n, int64_t cols) {
     return arena_.matrix(dtype, n, cols);
   };
-  full_ = lay_out(spec_, ops_.act(), limits_, take);
+  full_ = lay_out(spec_, ops_, limits_, take);
   out_x_ = take(Dtype::f32, limits_.max_logit_rows, spec_.dim);
   out_h_ = take(ops_.act(), limits_.max_logit_rows, spec_.dim);
   logits_ = take(Dtype::f32, limits_.max_logit_rows, spec_.vocab);

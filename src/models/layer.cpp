@@ -3,7 +3,7 @@
 namespace lorry {
 
 void apply(Step& step, Tensor y, Tensor x, const Linear& linear, const Rows& rows) {
-  step.ops.linear(y, x, linear.w, rows.groups);
+  step.ops.linear(y, x, linear.w, rows.groups, step.buf.linear);
   if (rows.segments.empty()) return;
   step.ops.adapt(y, x, linear.sites, rows.segments, step.lora, step.buf.lora);
 }

@@ -41,6 +41,7 @@ struct StepBuffers {
   Tensor down;      // [T k, D] f32
   Tensor cos, sin;  // [T, d / 2] f32
   Tensor lora;      // f32, scratch of adapt
+  Tensor linear;    // u8, scratch of linear
   Route route;
 };
 

@@ -27,7 +27,7 @@ void clear(Tensor t) {
 
 void linear(Step& step, Tensor y, Tensor x, const Weight& w) {
   const std::array<int32_t, 2> all{0, static_cast<int32_t>(x.rows())};
-  step.ops.linear(y, x, w, {all});
+  step.ops.linear(y, x, w, {all}, step.buf.linear);
 }
 
 const MedusaView& medusa_of(const Step& step, const LoraSegment& segment) {

@@ -4,19 +4,11 @@
 #include <vector>
 
 #include "base/error.h"
+#include "ops/checked_weight.h"
 
 namespace lorry {
 
 namespace {
-
-// A matrix of this type and shape with memory and rows that do not overlap.
-void check_matrix(const char* name, const Tensor& t, Dtype dtype, int64_t rows, int64_t cols) {
-  LORRY_CHECK(t.dtype == dtype && t.rows() == rows && t.cols() == cols, "{}: {} {}, expected {} {}",
-              name, to_string(t.dtype), to_string(t.shape), to_string(dtype),
-              to_string(Shape{rows, cols}));
-  LORRY_CHECK(t.data != nullptr || rows * cols == 0, "{}: no memory", name);
-  LORRY_CHECK(t.pitch >= cols || rows <= 1, "{}: pitch {} of {} columns", name, t.pitch, cols);
-}
 
 void check_vector(const char* name, const Tensor& t, Dtype dtype, int64_t size) {
   LORRY_CHECK(t.dtype == dtype && t.shape.size() >= size && (t.data != nullptr || size == 0),
@@ -47,9 +39,11 @@ class CheckedOps final : public Ops {
 
   Dtype act() const override { return ops_->act(); }
 
-  Weight weight_layout(int64_t groups, int64_t out, int64_t in) const override {
+  Weight weight_layout(int64_t groups, int64_t out, int64_t in,
+                       WeightFormat format) const override {
     LORRY_CHECK(groups > 0 && out > 0 && in > 0, "{} groups [{}, {}]", groups, out, in);
-    return ops_->weight_layout(groups, out, in);
+    check_format(format);
+    return ops_->weight_layout(groups, out, in, format);
   }
 
   void pack(Weight& w, int64_t group, int64_t first, Tensor src) override {
@@ -58,6 +52,17 @@ class CheckedOps final : public Ops {
                 "group {} of {}, rows {} + {} of {}, {} columns of {}", group, w.groups, first,
                 src.rows(), w.out, src.cols(), w.in);
     check_source(src);
+    check_weight(w);
+    ops_->pack(w, group, first, src);
+  }
+
+  void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src) override {
+    const int64_t n = src.q.rows();
+    LORRY_CHECK(w.data != nullptr && group >= 0 && group < w.groups && first >= 0 &&
+                    first + n <= w.out && !w.format.plain(),
+                "group {} of {}, rows {} + {} of {}", group, w.groups, first, n, w.out);
+    check_weight(w);
+    check_rows(w, src);
     ops_->pack(w, group, first, src);
   }
 
@@ -71,6 +76,7 @@ class CheckedOps final : public Ops {
                     first + y.rows() <= w.out,
                 "group {} of {}, rows {} + {} of {}", group, w.groups, first, y.rows(), w.out);
     check_matrix("y", y, Dtype::f32, y.rows(), w.in);
+    check_weight(w);
     ops_->unpack(y, w, group, first);
   }
 
@@ -101,6 +107,10 @@ class CheckedOps final : public Ops {
     check_spec(spec);
     return ops_->attention_scratch_bytes(max_rows, spec);
   }
+  size_t linear_scratch_bytes(int64_t rows, int64_t in) const override {
+    LORRY_CHECK(rows >= 0 && in > 0, "{} rows of {}", rows, in);
+    return ops_->linear_scratch_bytes(rows, in);
+  }
 
   void embed(Tensor y, Tensor table, Tensor ids) override {
     check_matrix("y", y, Dtype::f32, y.rows(), table.cols());
@@ -117,12 +127,18 @@ class CheckedOps final : public Ops {
     ops_->norm(y, x, n);
   }
 
-  void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) override {
+  void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
+              Tensor scratch) override {
     LORRY_CHECK(w.data != nullptr && w.dtype == act(), "weight {}", to_string(w.dtype));
+    check_weight(w);
     check_matrix("x", x, act(), x.rows(), w.in);
     check_matrix("y", y, Dtype::f32, x.rows(), w.out);
     check_groups(groups, w.groups, x.rows());
-    ops_->linear(y, x, w, groups);
+    if (!w.format.plain()) {
+      check_vector("scratch", scratch, Dtype::u8,
+                   static_cast<int64_t>(ops_->linear_scratch_bytes(x.rows(), w.in)));
+    }
+    ops_->linear(y, x, w, groups, scratch);
   }
 
   void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,

@@ -26,15 +26,40 @@ struct Norm {
   bool centered = false;  // false: RMSNorm; true: LayerNorm without bias
 };
 
+// How the values of a weight are stored. plain: as act. The others: q, a whole number (fp8: a value
+// in e4m3), for scale * (q - zero) (fp8: scale * q).
+struct WeightFormat {
+  enum class Kind : uint8_t { plain, int8, int4, fp8 };
+  Kind kind = Kind::plain;
+  // Inputs that share a scale (f16), a multiple of 32; 0: all of an output's (f32). int8 and int4.
+  int32_t group = 0;
+  bool zeros = false;  // each scale has a zero point of its own; otherwise it is 128, or 8
+  friend bool operator==(const WeightFormat&, const WeightFormat&) = default;
+
+  bool plain() const { return kind == Kind::plain; }
+  int64_t scales(int64_t in) const { return group == 0 ? 1 : (in + group - 1) / group; }
+};
+
 // One Linear [out, in], or `groups` of them (experts), packed by Ops::pack.
 // gate_up: the rows of gate and up interleaved by 64 (gate rows 0..63, up rows 0..63, gate 64..127,
 // ...), both padded with zero rows to a multiple of 64, so that out = 2 * round_up(F, 64).
 struct Weight {
   std::byte* data = nullptr;
-  Dtype dtype = Dtype::bf16;  // bf16 or f32
+  Dtype dtype = Dtype::bf16;  // of the x it is multiplied by: bf16 or f32
+  WeightFormat format;
   int64_t groups = 1;
   int64_t out = 0, in = 0;
   int64_t group_bytes = 0;
+  // Not plain, of a checkpoint that sorted its inputs (act-order): packed input k of group g is
+  // input order[g * in + k] of x. Null: they are in order. int8 and int4.
+  const int32_t* order = nullptr;
+};
+
+// Rows of a matrix that is quantised already, inputs in packed order (Weight::order).
+struct QuantRows {
+  Tensor q;      // u8 [n, in]: int8 0 ... 255, int4 0 ... 15, fp8 the bytes
+  Tensor scale;  // f32 [n, WeightFormat::scales(in)]
+  Tensor zero;   // u8 as scale; no data without WeightFormat::zeros
 };
 
 // Rows sorted by group: group g owns rows [begin[g], begin[g+1]). A dense linear has one group.
@@ -100,14 +125,18 @@ class Ops {
   // ---- load time; const members may be called from any thread ----
   virtual Dtype act() const = 0;  // bf16 or f32
   // Describes the packed form of `groups` Linears [out, in]; data is null.
-  virtual Weight weight_layout(int64_t groups, int64_t out, int64_t in) const = 0;
+  virtual Weight weight_layout(int64_t groups, int64_t out, int64_t in,
+                               WeightFormat format = {}) const = 0;
   // Rows [first, first + n) of group g from src [n, in] (f32, f16 or bf16, any pitch), rounded to
-  // act.
+  // act, or quantised as the weight's format says: each row and group of inputs by itself,
+  // symmetrically; with a value that is not finite, to NaN. Inputs of src are in the order of x.
   virtual void pack(Weight& w, int64_t group, int64_t first, Tensor src) = 0;
+  // The same rows as they were quantised elsewhere. Requires: a format that is not plain.
+  virtual void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src) = 0;
   // One Linear [out, in] whole, as a group of weight_layout(1, out, in); on the calling thread.
   virtual void pack_matrix(std::byte* dst, Tensor src) const = 0;
-  // y [n, in] f32 <- rows [first, first + n) of group g, as linear() multiplies by them; on the
-  // calling thread.
+  // y [n, in] f32 <- rows [first, first + n) of group g, as linear() multiplies by them, inputs in
+  // the order of x; on the calling thread.
   virtual void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const = 0;
   // A [rank, in] and B [out, rank] of one LoRA pair; bytes, then packing from f32/f16/bf16.
   virtual size_t lora_a_bytes(int64_t rank, int64_t in) const = 0;
@@ -117,6 +146,8 @@ class Ops {
   // One layer's K or V for `blocks` blocks: shape and dtype with a null data pointer.
   virtual Tensor kv_layout(int64_t blocks, const AttentionSpec& spec) const = 0;
   virtual size_t attention_scratch_bytes(int64_t max_rows, const AttentionSpec& spec) const = 0;
+  // Bytes that linear needs for up to `rows` rows of up to `in` inputs.
+  virtual size_t linear_scratch_bytes(int64_t rows, int64_t in) const = 0;
   // f32 elements that adapt needs for `rows` rows, `sites` sites and ranks up to max_rank.
   static int64_t lora_scratch_size(int64_t rows, int64_t sites, int64_t max_rank) {
     return rows * sites * ((max_rank + 15) / 16 * 16);
@@ -127,8 +158,14 @@ class Ops {
   virtual void embed(Tensor y, Tensor table, Tensor ids) = 0;
   // y [T, D] act <- x [T, D] f32, normalised in f32.
   virtual void norm(Tensor y, Tensor x, const Norm& n) = 0;
-  // y [T, out] f32 <- x [T, in] act times W of each row's group, transposed.
-  virtual void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) = 0;
+  // y [T, out] f32 <- x [T, in] act times W of each row's group, transposed. scratch: u8,
+  // linear_scratch_bytes; not needed for a plain weight.
+  // int8, int4 with act bf16: row r of x becomes xq = rint(x * (127 / max|x|)), s = max|x| / 127;
+  // sums over the inputs of one scale are exact; f = fma(sum_g, scale_g, f) in order of g; y = f s.
+  // A row that is not finite gives NaN. fp8, and everything with act f32: the values are widened
+  // and multiplied as those of a plain weight are; fp8 is scaled at the end.
+  virtual void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
+                      Tensor scratch) = 0;
   // y [T, *] f32 <- what the patch of each segment's adapter makes of it, for the rows of the
   // segment and each site of the linear: W' x in place of W x, + scale * B (A x), * gain, then the
   // single outputs. scratch: f32, lora_scratch_size.

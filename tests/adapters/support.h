@@ -72,19 +72,27 @@ class PackOps : public Ops {
     changed_.wait(lock, [&] { return packing_ >= n; });
   }
 
-  Weight weight_layout(int64_t groups, int64_t out, int64_t in) const override {
-    return {nullptr, Dtype::f32, groups, out, in, out * in * 4};
+  Weight weight_layout(int64_t groups, int64_t out, int64_t in,
+                       WeightFormat format) const override {
+    return {.dtype = Dtype::f32,
+            .format = format,
+            .groups = groups,
+            .out = out,
+            .in = in,
+            .group_bytes = out * in * 4};
   }
   void pack_matrix(std::byte* dst, Tensor src) const override { copy(dst, src); }
   void unpack(Tensor, const Weight&, int64_t, int64_t) const override { unused<int>(); }
   void pack(Weight&, int64_t, int64_t, Tensor) override { unused<int>(); }
+  void pack(Weight&, int64_t, int64_t, const QuantRows&) override { unused<int>(); }
+  size_t linear_scratch_bytes(int64_t, int64_t) const override { return unused<size_t>(); }
   Tensor kv_layout(int64_t, const AttentionSpec&) const override { return unused<Tensor>(); }
   size_t attention_scratch_bytes(int64_t, const AttentionSpec&) const override {
     return unused<size_t>();
   }
   void embed(Tensor, Tensor, Tensor) override { unused<int>(); }
   void norm(Tensor, Tensor, const Norm&) override { unused<int>(); }
-  void linear(Tensor, Tensor, const Weight&, const RowGroups&) override { unused<int>(); }
+  void linear(Tensor, Tensor, const Weight&, const RowGroups&, Tensor) override { unused<int>(); }
   void adapt(Tensor, Tensor, std::span<const LoraSite>, std::span<const LoraSegment>,
              const LoraPlan&, Tensor) override {
     unused<int>();

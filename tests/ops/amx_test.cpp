@@ -53,7 +53,7 @@ TEST_F(AmxTest, sums_in_the_order_of_the_tiles_for_every_shape) {
       const Matrix y(Dtype::f32, rows, out, 5);
       const PackedWeight packed(*ops, {w()}, out, in);
       const std::vector<int32_t> begin{0, static_cast<int32_t>(rows)};
-      ops->linear(y(), x(), packed(), {begin});
+      ops->linear(y(), x(), packed(), {begin}, {});
       ASSERT_NO_FATAL_FAILURE(expect_tiles(y(), x(), w()));
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t i = 0; i < 5; ++i) ASSERT_TRUE(std::isnan(y().row<float>(r)[out + i]));
@@ -81,7 +81,7 @@ TEST_F(AmxTest, denormals_are_zero) {
   const Matrix y(Dtype::f32, 3, 66);
   const PackedWeight packed(*ops, {w()}, 66, 40);
   const std::vector<int32_t> begin{0, 3};
-  ops->linear(y(), x(), packed(), {begin});
+  ops->linear(y(), x(), packed(), {begin}, {});
   expect_tiles(y(), x(), w());
 }
 

@@ -40,7 +40,7 @@ TEST_P(LinearTest, equals_the_reference_on_every_instruction_set) {
     same_everywhere(GetParam(), [&](Ops& ops) {
       fill(y(), 0);
       const PackedWeight packed(ops, {w()}, c.out, c.in);
-      ops.linear(y(), x(), packed(), {begin});
+      ops.linear(y(), x(), packed(), {begin}, {});
       return bytes_of(y());
     });
     expect_linear(y(), x(), w(), 0, c.rows);
@@ -60,7 +60,7 @@ TEST_P(LinearTest, long_rows_and_many_rows_equal_the_reference) {
   const Matrix y(Dtype::f32, 200, 66);
   const PackedWeight packed(*ops, {w()}, 66, 2501);
   const std::vector<int32_t> begin{0, 200};
-  ops->linear(y(), x(), packed(), {begin});
+  ops->linear(y(), x(), packed(), {begin}, {});
   expect_linear(y(), x(), w(), 0, 200);
 }
 
@@ -74,7 +74,7 @@ TEST_P(LinearTest, each_group_uses_its_own_weights) {
   const Matrix y(Dtype::f32, 11, 72);
   same_everywhere(GetParam(), [&](Ops& ops) {
     const PackedWeight packed(ops, views, 72, 34);
-    ops.linear(y(), x(), packed(), {begin});
+    ops.linear(y(), x(), packed(), {begin}, {});
     return bytes_of(y());
   });
   for (size_t g = 0; g < 6; ++g) {
@@ -93,13 +93,13 @@ TEST_P(LinearTest, a_row_has_the_same_bits_alone_and_among_others) {
     const Matrix alone(Dtype::f32, 300, 80);
     for (int64_t r = 0; r < 64; ++r) {
       const std::vector<int32_t> begin{0, 1};
-      ops->linear(rows(alone(), r, 1), rows(x(), r, 1), packed(), {begin});
+      ops->linear(rows(alone(), r, 1), rows(x(), r, 1), packed(), {begin}, {});
     }
     for (const int32_t n : {2, 7, 24, 64, 300}) {
       if (isa == Isa::scalar && n > 64) continue;
       const Matrix y(Dtype::f32, n, 80);
       const std::vector<int32_t> begin{0, n};
-      ops->linear(y(), rows(x(), 0, n), packed(), {begin});
+      ops->linear(y(), rows(x(), 0, n), packed(), {begin}, {});
       const int64_t same = std::min(n, 64);
       EXPECT_TRUE(bytes_of(rows(y(), 0, same)) == bytes_of(rows(alone(), 0, same)))
           << to_string(isa) << ", " << n << " rows";
@@ -127,7 +127,7 @@ TEST_P(LinearTest, extreme_values_have_the_same_bits_on_every_instruction_set) {
   const std::vector<int32_t> begin{0, 5};
   same_everywhere(GetParam(), [&](Ops& ops) {
     const PackedWeight packed(ops, {w()}, 192, 64);
-    ops.linear(y(), x(), packed(), {begin});
+    ops.linear(y(), x(), packed(), {begin}, {});
     // Which NaN it is (infinity - infinity) is the processor's choice.
     for (int64_t r = 0; r < 5; ++r) {
       for (int64_t c = 0; c < 192; ++c) {
@@ -154,7 +154,7 @@ TEST_P(LinearTest, packs_from_each_source_type) {
   const std::vector<int32_t> begin{0, 4};
   for (const Tensor& w : {half(), wide()}) {
     const PackedWeight packed(*ops, {w}, 70, 21);
-    ops->linear(y(), x(), packed(), {begin});
+    ops->linear(y(), x(), packed(), {begin}, {});
     expect_linear(y(), x(), w, 0, 4);
   }
 }
@@ -167,10 +167,11 @@ TEST(CheckedLinear, wrong_shapes_abort) {
   const Matrix x = random_matrix(Dtype::f32, 2, 9, 1);
   const Matrix y(Dtype::f32, 2, 8);
   const std::vector<int32_t> begin{0, 2};
-  EXPECT_DEATH(ops->linear(y(), x(), packed(), {begin}),
+  EXPECT_DEATH(ops->linear(y(), x(), packed(), {begin}, {}),
                "x: F32 \\[2, 9\\], expected F32 \\[2, 8\\]");
   const std::vector<int32_t> short_begin{0, 1};
-  EXPECT_DEATH(ops->linear(y(), columns(x(), 0, 8), packed(), {short_begin}), "expected 1 of 2");
+  EXPECT_DEATH(ops->linear(y(), columns(x(), 0, 8), packed(), {short_begin}, {}),
+               "expected 1 of 2");
 }
 
 INSTANTIATE_TEST_SUITE_P(Act, LinearTest, testing::Values(Dtype::bf16, Dtype::f32),

@@ -1,5 +1,5 @@
 // CpuOps: spreads each operation over the pool and calls the kernels. One file per family of
-// operations: pack, linear, lora, change, attention, routing, rows.
+// operations: pack, linear, quant_pack, quant_linear, lora, change, attention, routing, rows.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -15,6 +15,8 @@ namespace lorry::cpu {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+QuantLayout layout_of(const WeightFormat& format, int64_t in);  // Requires: not plain
 
 // Query rows of one KV head: `positions` rows of the batch, times the heads of the group.
 struct AttentionTile {
@@ -39,8 +41,9 @@ class CpuOps final : public Ops {
         act_kernels_(act == Dtype::bf16 ? kernels.bf16 : kernels.f32) {}
 
   Dtype act() const override { return act_; }
-  Weight weight_layout(int64_t groups, int64_t out, int64_t in) const override;
+  Weight weight_layout(int64_t groups, int64_t out, int64_t in, WeightFormat format) const override;
   void pack(Weight& w, int64_t group, int64_t first, Tensor src) override;
+  void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src) override;
   void pack_matrix(std::byte* dst, Tensor src) const override;
   void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override;
   size_t lora_a_bytes(int64_t rank, int64_t in) const override;
@@ -49,10 +52,12 @@ class CpuOps final : public Ops {
   void pack_lora_b(std::byte* dst, Tensor b) const override;
   Tensor kv_layout(int64_t blocks, const AttentionSpec& spec) const override;
   size_t attention_scratch_bytes(int64_t max_rows, const AttentionSpec& spec) const override;
+  size_t linear_scratch_bytes(int64_t rows, int64_t in) const override;
 
   void embed(Tensor y, Tensor table, Tensor ids) override;
   void norm(Tensor y, Tensor x, const Norm& n) override;
-  void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) override;
+  void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
+              Tensor scratch) override;
   void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
              std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) override;
   void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
@@ -84,6 +89,16 @@ class CpuOps final : public Ops {
   int64_t panel_bytes(int64_t in) const { return padded(in) * kPanel * element(); }
   void pack_panel(std::byte* group, int64_t p, Tensor src, int64_t first, int64_t out) const;
   void plan_linear(const RowGroups& groups);
+  template <class F>
+  void each_packed_row(const Weight& w, int64_t group, int64_t first, int64_t n, F&& f);
+  void pack_quantised(Weight& w, int64_t group, int64_t first, Tensor src);
+  void unpack_quantised(Tensor y, const Weight& w, int64_t group, int64_t first) const;
+  void quantise_rows(QuantArgs& q, Tensor x, const Weight& w, const RowGroups& groups,
+                     Tensor scratch);
+  Tensor order_rows(Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch);
+  static const int32_t* order_of(const Weight& w, const RowGroups& groups, int64_t row);
+  void linear_quantised(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
+                        Tensor scratch);
   void plan_patches(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
                     const LoraPlan& plan);
   void plan_change(const SitePatch& patch, int32_t site, const LoraSegment& segment);
@@ -140,6 +155,23 @@ class CpuOps final : public Ops {
       return;
     }
     pool_.run(work);
+  }
+
+  // f(chunk, first column, panel, panel that the thread takes next or null) for all rows of a
+  // linear, on all threads, the groups with most rows first.
+  template <class F>
+  void each_chunk_panel(const Weight& w, const RowGroups& groups, F&& f) {
+    const int64_t panels = ceil_div(w.out, kPanel);
+    const int64_t bytes = w.group_bytes / panels;
+    plan_linear(groups);
+    const auto panel_of = [&](int64_t task) {
+      const Chunk& c = chunks_[static_cast<size_t>(task / panels)];
+      return w.data + c.group * w.group_bytes + task % panels * bytes;
+    };
+    parallel_ahead(static_cast<int64_t>(chunks_.size()) * panels, [&](int64_t task, int64_t next) {
+      f(chunks_[static_cast<size_t>(task / panels)], task % panels * kPanel, panel_of(task),
+        next < 0 ? nullptr : panel_of(next));
+    });
   }
 
   // f(row) for rows of `elements` each; short work stays on the calling thread.

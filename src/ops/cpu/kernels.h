@@ -5,6 +5,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "ops/cpu/quant_layout.h"
+
 namespace lorry::cpu {
 
 // y [rows, cols] f32 = x [rows, in] times one panel of 64 outputs. Pitches are in elements.
@@ -16,7 +18,34 @@ struct MatmulArgs {
   float* y;
   int64_t y_pitch;
   int64_t in;
-  int32_t rows, cols;  // cols <= 64
+  int32_t rows, cols;   // cols <= 64
+  bool resume = false;  // continue the sums in y
+};
+
+// y [rows, cols] f32 = x [rows, in] times one panel of 64 quantised outputs.
+struct QuantArgs {
+  // s8, each row padded with zeros to a multiple of 64 inputs; quant_wide: act.
+  const void* x;
+  int64_t x_pitch;
+  const float* x_scale;  // [rows]; NaN for a row that is not finite
+  const int32_t* x_sum;  // [rows, scales]: sums over the inputs of one scale
+  const void* panel;
+  const void* next;  // as in MatmulArgs
+  QuantLayout layout;
+  float* y;
+  int64_t y_pitch;
+  int32_t rows, cols;
+};
+
+// One row of x to s8.
+struct QuantiseArgs {
+  const void* x;         // bf16 [in]
+  const int32_t* order;  // [in] or null: input k is x[order[k]]
+  int64_t in, group;     // group: inputs of one sum
+  int8_t* y;             // [y_size], a multiple of 64: zeros behind the inputs
+  int64_t y_size;
+  float* scale;
+  int32_t* sum;
 };
 
 // t [rows, width] f32 = scale * x [rows, in] times one panel of A: up to 16 ranks.
@@ -71,6 +100,8 @@ struct NormArgs {
 // What depends on the type that linears read.
 struct ActKernels {
   void (*matmul)(const MatmulArgs&);
+  // Weights of any format, widened to act (bf16: fp8 alone).
+  void (*quant_wide)(const QuantArgs&);
   void (*shrink)(const ShrinkArgs&);
   void (*expand)(const ExpandArgs&);
   void (*attend)(const AttendArgs&);
@@ -86,6 +117,13 @@ struct ActKernels {
 
 struct Kernels {
   ActKernels bf16, f32;
+  // int8 and int4 in whole numbers.
+  void (*quantise)(const QuantiseArgs&);
+  void (*quant)(const QuantArgs&);
+  // What packing such weights takes; see quant_fit.h.
+  void (*weight_range)(const float* w, int64_t n, float* range);
+  void (*round_weights)(uint8_t* q, const float* w, int64_t n, float scale, int bound);
+  float (*rounding_error)(const float* w, int64_t n, float scale, int bound);
   void (*add)(float* x, const float* y, int64_t n);
   void (*multiply)(float* x, const float* y, int64_t n);
   void (*clamp)(float* x, float limit, int64_t n);

@@ -10,6 +10,12 @@
 #include "ops/cpu/vector_avx512.h"
 #include "ops/cpu/vector_common.h"
 #include "ops/cpu/tiles.h"
+#include "ops/cpu/e4m3.h"
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#include "ops/cpu/rows.h"
+#include "ops/cpu/quant_wide.h"
+#pragma GCC diagnostic pop
 // clang-format on
 
 namespace lorry::cpu {
@@ -53,20 +59,37 @@ LORRY_INLINE void plan_ahead(TileBlock& b, const MatmulArgs& m, int64_t i, int64
   b.until = -1;
 }
 
+// Rows of y to or from sums [32][16 CT].
+template <int CT, bool Store>
+LORRY_INLINE void copy_sums(const MatmulArgs& m, float* sums, int64_t row, int64_t rows,
+                            int64_t column) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; column + c < m.cols && c < 16 * CT; c += 16) {
+      const int n = smaller(16, static_cast<int>(m.cols - column - c));
+      float* y = m.y + (row + r) * m.y_pitch + column + c;
+      float* at = sums + r * CT * 16 + c;
+      Store ? store_some(y, load(at), n) : store(at, load_some(y, n));
+    }
+  }
+}
+
 template <int RT, int CT>
 LORRY_INLINE void block_of(const MatmulArgs& m, const TileBlock& b, int64_t row, int64_t rows,
                            int64_t column) {
-  multiply_tiles<TileBf16, RT, CT>(b);
-  float* y = m.y + row * m.y_pitch + column;
-  if (column + 16 * CT <= m.cols) return store_tiles<RT, CT>(y, m.y_pitch * 4);
+  // Where a block of columns is cut off, y passes through here.
   alignas(64) float sums[RT * kTileRows * CT * 16];
-  store_tiles<RT, CT>(sums, CT * kRowBytes);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; column + c < m.cols && c < 16 * CT; c += 16) {
-      const int n = static_cast<int>(m.cols - column - c);
-      store_some(y + r * m.y_pitch + c, load(sums + r * CT * 16 + c), smaller(16, n));
-    }
+  const bool whole = column + 16 * CT <= m.cols;
+  float* y = whole ? m.y + row * m.y_pitch + column : sums;
+  const int64_t pitch = whole ? m.y_pitch * 4 : CT * kRowBytes;
+  if (!m.resume) {
+    zero_tiles<RT, CT>();
+  } else {
+    if (!whole) copy_sums<CT, false>(m, sums, row, rows, column);
+    load_tiles<RT, CT>(y, pitch);
   }
+  multiply_tiles<TileBf16, RT, CT>(b);
+  store_tiles<RT, CT>(y, pitch);
+  if (!whole) copy_sums<CT, true>(m, sums, row, rows, column);
 }
 
 void matmul_tiles(const MatmulArgs& m) {
@@ -125,6 +148,7 @@ const Kernels& amx_kernels() {
   static const Kernels kTable = [] {
     Kernels k = avx512_fma_kernels();
     k.bf16.matmul = matmul_tiles;
+    k.bf16.quant_wide = widened_matmul<Bf16, matmul_tiles>;
     k.spin = spin_tiles;
     k.spin_flops = kSpinTileFlops;
     return k;

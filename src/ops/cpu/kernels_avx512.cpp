@@ -8,6 +8,9 @@
 #include "ops/cpu/matmul.h"
 #include "ops/cpu/attend.h"
 #include "ops/cpu/rows.h"
+#include "ops/cpu/quant.h"
+#include "ops/cpu/quant_fit.h"
+#include "ops/cpu/quant_wide.h"
 #include "ops/cpu/table.h"
 // clang-format on
 
@@ -27,15 +30,16 @@ void spin_bf16(int64_t iterations, float* sink) {
 }
 
 void spin_int8(int64_t iterations, float* sink) {
-  __m512i c[kSpinChains];
-  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = _mm512_setzero_si512(); });
-  const __m512i a = _mm512_set1_epi32(static_cast<int>(*sink));
+  I16 c[kSpinChains];
+  // Chains that began alike would be computed once.
+  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = set1_int(i); });
+  const W64 w{_mm512_set1_epi32(static_cast<int>(*sink))};
   for (int64_t k = 0; k < iterations; ++k) {
-    unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = _mm512_dpbusd_epi32(c[i], a, a); });
+    unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { accumulate(c[i], w, X4{w.v}); });
   }
-  __m512i sum = _mm512_setzero_si512();
-  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { sum = _mm512_add_epi32(sum, c[i]); });
-  *sink = reduce_add(V16{_mm512_cvtepi32_ps(sum)});
+  V16 sum = zero();
+  unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { sum = add(sum, to_floats(c[i])); });
+  *sink = reduce_add(sum);
 }
 
 }  // namespace

@@ -7,6 +7,9 @@
 #include "ops/cpu/matmul.h"
 #include "ops/cpu/attend.h"
 #include "ops/cpu/rows.h"
+#include "ops/cpu/quant.h"
+#include "ops/cpu/quant_fit.h"
+#include "ops/cpu/quant_wide.h"
 #include "ops/cpu/table.h"
 // clang-format on
 

@@ -27,28 +27,23 @@ void CpuOps::plan_linear(const RowGroups& groups) {
   });
 }
 
-void CpuOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups) {
-  const int64_t panels = ceil_div(w.out, kPanel);
-  plan_linear(groups);
-  const auto panel_of = [&](int64_t task) {
-    const Chunk& c = chunks_[static_cast<size_t>(task / panels)];
-    return w.data + c.group * w.group_bytes + task % panels * panel_bytes(w.in);
-  };
-  parallel_ahead(static_cast<int64_t>(chunks_.size()) * panels, [&](int64_t task, int64_t next) {
-    const Chunk& c = chunks_[static_cast<size_t>(task / panels)];
-    const int64_t column = task % panels * kPanel;
-    act_kernels_.matmul({
-        .x = x.data + c.begin * x.pitch * element(),
-        .x_pitch = x.pitch,
-        .panel = panel_of(task),
-        .next = next < 0 ? nullptr : panel_of(next),
-        .y = y.row<float>(c.begin) + column,
-        .y_pitch = y.pitch,
-        .in = w.in,
-        .rows = c.rows,
-        .cols = static_cast<int32_t>(std::min<int64_t>(kPanel, w.out - column)),
-    });
-  });
+void CpuOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch) {
+  if (!w.format.plain()) return linear_quantised(y, x, w, groups, scratch);
+  each_chunk_panel(
+      w, groups,
+      [&](const Chunk& c, int64_t column, const std::byte* panel, const std::byte* next) {
+        act_kernels_.matmul({
+            .x = x.data + c.begin * x.pitch * element(),
+            .x_pitch = x.pitch,
+            .panel = panel,
+            .next = next,
+            .y = y.row<float>(c.begin) + column,
+            .y_pitch = y.pitch,
+            .in = w.in,
+            .rows = c.rows,
+            .cols = static_cast<int32_t>(std::min<int64_t>(kPanel, w.out - column)),
+        });
+      });
 }
 
 }  // namespace lorry::cpu

@@ -158,7 +158,7 @@ void matmul(const MatmulArgs& m) {
               m.y_pitch,
               end - k,
               end == steps && m.in % A::kStep != 0,
-              k != 0,
+              k != 0 || m.resume,
               m.cols,
               {}};
     // Passes of nearly equal height: 4 + 4 rather than 6 + 2.
@@ -184,9 +184,9 @@ void matmul_wide(const MatmulArgs& m) {
     const char* here = static_cast<const char*>(m.panel) + k * kStepBytes;
     const char* next = end < steps ? here + kSteps * kStepBytes : static_cast<const char*>(m.next);
     const uint16_t* x = static_cast<const uint16_t*>(m.x) + 2 * k;
-    Pass<Bf16Wide> p{wide,  2 * kSteps, reinterpret_cast<const uint16_t*>(here),
-                     m.y,   m.y_pitch,  end - k,
-                     false, k != 0,     m.cols,
+    Pass<Bf16Wide> p{wide,  2 * kSteps,         reinterpret_cast<const uint16_t*>(here),
+                     m.y,   m.y_pitch,          end - k,
+                     false, k != 0 || m.resume, m.cols,
                      {}};
     for (int pass = 0; pass < passes; ++pass) {
       const int rows = m.rows / passes + (pass < m.rows % passes ? 1 : 0);

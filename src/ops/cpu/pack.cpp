@@ -95,13 +95,21 @@ void zero_columns(To* panel, int64_t from, int64_t to, int64_t in) {
 
 }  // namespace
 
-Weight CpuOps::weight_layout(int64_t groups, int64_t out, int64_t in) const {
+Weight CpuOps::weight_layout(int64_t groups, int64_t out, int64_t in, WeightFormat format) const {
   Weight w;
   w.dtype = act_;
+  w.format = format;
   w.groups = groups;
   w.out = out;
   w.in = in;
   w.group_bytes = ceil_div(out, kPanel) * panel_bytes(in);
+  if (!format.plain()) {
+    const QuantLayout l = layout_of(format, in);
+    // Sums of int8 are exact up to here.
+    LORRY_CHECK(l.kind == QuantKind::fp8 || std::min(l.group, in) <= 65536, "{} inputs of a scale",
+                l.group);
+    w.group_bytes = ceil_div(out, kPanel) * quant_panel_bytes(l);
+  }
   return w;
 }
 
@@ -121,6 +129,7 @@ void CpuOps::pack_panel(std::byte* group, int64_t p, Tensor src, int64_t first, 
 }
 
 void CpuOps::pack(Weight& w, int64_t group, int64_t first, Tensor src) {
+  if (!w.format.plain()) return pack_quantised(w, group, first, src);
   const int64_t n = src.rows();
   LORRY_CHECK(src.cols() == w.in && first >= 0 && first + n <= w.out && group < w.groups,
               "rows {} + {} of {} by {}", first, n, w.out, src.cols());
@@ -137,6 +146,7 @@ void CpuOps::pack_matrix(std::byte* dst, Tensor src) const {
 }
 
 void CpuOps::unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const {
+  if (!w.format.plain()) return unpack_quantised(y, w, group, first);
   const std::byte* data = w.data + group * w.group_bytes;
   with_act(act_, [&](auto* from) {
     unpack_rows<std::remove_pointer_t<decltype(from)>>(y, data, panel_bytes(w.in), first);

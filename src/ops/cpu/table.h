@@ -8,6 +8,7 @@ namespace {
 template <class A>
 constexpr ActKernels act_table() {
   return {.matmul = matmul<A>,
+          .quant_wide = widened_matmul<A, matmul<A>>,
           .shrink = shrink<A>,
           .expand = expand<A>,
           .attend = attend<A>,
@@ -29,9 +30,17 @@ struct Probes {
 
 constexpr Kernels table(const Probes& probes, bool wide) {
   ActKernels bf16 = act_table<Bf16>();
-  if (wide) bf16.matmul = matmul_wide;
+  if (wide) {
+    bf16.matmul = matmul_wide;
+    bf16.quant_wide = widened_matmul<Bf16, matmul_wide>;
+  }
   return {.bf16 = bf16,
           .f32 = act_table<F32>(),
+          .quantise = quantise_row,
+          .quant = quant_matmul,
+          .weight_range = weight_range,
+          .round_weights = round_weights,
+          .rounding_error = rounding_error,
           .add = add_row,
           .multiply = multiply_row,
           .clamp = clamp_row,

@@ -84,10 +84,9 @@ LORRY_INLINE void tile_step(const char* x, int64_t x_pitch, const char* panel) {
   });
 }
 
-// The sums of a block, from zero.
+// Adds a block's products to the sums.
 template <class Op, int RT, int CT>
 LORRY_INLINE void multiply_tiles(const TileBlock& b) {
-  unroll<RT * CT>([](auto i) LORRY_UNROLLED { tile_zero<i>(); });
   const char* x = b.x;
   const char* panel = b.panel;
   const char* ahead = b.ahead;
@@ -100,6 +99,22 @@ LORRY_INLINE void multiply_tiles(const TileBlock& b) {
     panel += kPanelStep;
   }
   if (b.x_tail != nullptr) tile_step<Op, RT, CT>(b.x_tail, kRowBytes, b.panel_tail);
+}
+
+template <int RT, int CT>
+LORRY_INLINE void zero_tiles() {
+  unroll<RT * CT>([](auto i) LORRY_UNROLLED { tile_zero<i>(); });
+}
+
+// From y, row-major.
+template <int RT, int CT>
+LORRY_INLINE void load_tiles(const void* y, int64_t pitch) {
+  unroll<RT>([&](auto r) LORRY_UNROLLED {
+    unroll<CT>([&](auto c) LORRY_UNROLLED {
+      tile_load<r * CT + c>(static_cast<const char*>(y) + r * kTileRows * pitch + c * kRowBytes,
+                            pitch);
+    });
+  });
 }
 
 // To y, row-major.

@@ -142,5 +142,111 @@ LORRY_INLINE V16 dot(P16 a, P16 b, V16 c) {
   return {dot_half(a.lo, b.lo, c.lo), dot_half(a.hi, b.hi, c.hi)};
 }
 
+// Bytes are kept as two times 16 bits, the even and the odd ones: pmaddubsw would saturate.
+struct I16 {
+  __m256i lo, hi;
+};
+struct W64 {
+  __m256i even_lo, odd_lo, even_hi, odd_hi;
+};
+struct X4 {
+  __m256i even, odd;
+};
+
+LORRY_INLINE V16 as_floats(I16 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+LORRY_INLINE I16 as_ints(V16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+LORRY_INLINE I16 set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+LORRY_INLINE V16 to_floats(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+LORRY_INLINE __m256i eight_bytes(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+LORRY_INLINE I16 multiply_bytes(const uint8_t* p, int32_t by) {
+  const __m256i b = _mm256_set1_epi32(by);
+  return {_mm256_mullo_epi32(eight_bytes(p), b), _mm256_mullo_epi32(eight_bytes(p + 8), b)};
+}
+LORRY_INLINE V16 load_bytes(const uint8_t* p) {
+  return {_mm256_cvtepi32_ps(eight_bytes(p)), _mm256_cvtepi32_ps(eight_bytes(p + 8))};
+}
+LORRY_INLINE __m256i load_32(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+LORRY_INLINE W64 load_quads(const uint8_t* p) {
+  const __m256i low = _mm256_set1_epi16(0xff);
+  const __m256i a = load_32(p);
+  const __m256i b = load_32(p + 32);
+  return {_mm256_and_si256(a, low), _mm256_srli_epi16(a, 8), _mm256_and_si256(b, low),
+          _mm256_srli_epi16(b, 8)};
+}
+LORRY_INLINE W64 load_low(const uint8_t* p) {
+  const __m256i low = _mm256_set1_epi16(0xf);
+  const __m256i a = load_32(p);
+  const __m256i b = load_32(p + 32);
+  return {_mm256_and_si256(a, low), _mm256_and_si256(_mm256_srli_epi16(a, 8), low),
+          _mm256_and_si256(b, low), _mm256_and_si256(_mm256_srli_epi16(b, 8), low)};
+}
+LORRY_INLINE W64 load_high(const uint8_t* p) {
+  const __m256i low = _mm256_set1_epi16(0xf);
+  const __m256i a = load_32(p);
+  const __m256i b = load_32(p + 32);
+  return {_mm256_and_si256(_mm256_srli_epi16(a, 4), low), _mm256_srli_epi16(a, 12),
+          _mm256_and_si256(_mm256_srli_epi16(b, 4), low), _mm256_srli_epi16(b, 12)};
+}
+LORRY_INLINE X4 broadcast_quad(const int8_t* p) {
+  int quad;
+  __builtin_memcpy(&quad, p, 4);
+  const __m256i all = _mm256_set1_epi32(quad);
+  return {_mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8), _mm256_srai_epi16(all, 8)};
+}
+LORRY_INLINE __m256i dot_quads(__m256i c, __m256i even, __m256i odd, X4 x) {
+  c = _mm256_add_epi32(c, _mm256_madd_epi16(even, x.even));
+  return _mm256_add_epi32(c, _mm256_madd_epi16(odd, x.odd));
+}
+LORRY_INLINE void accumulate(I16& c, W64 w, X4 x) {
+  c.lo = dot_quads(c.lo, w.even_lo, w.odd_lo, x);
+  c.hi = dot_quads(c.hi, w.even_hi, w.odd_hi, x);
+}
+LORRY_INLINE __m256 field_of(__m256i a, __m128i shift, int width) {
+  return _mm256_cvtepi32_ps(
+      _mm256_and_si256(_mm256_srl_epi32(a, shift), _mm256_set1_epi32((1 << width) - 1)));
+}
+LORRY_INLINE V16 load_field(const uint8_t* p, int shift, int width) {
+  const __m128i by = _mm_cvtsi32_si128(shift);
+  return {field_of(load_32(p), by, width), field_of(load_32(p + 32), by, width)};
+}
+LORRY_INLINE V16 load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+LORRY_INLINE void store_low_bytes(void* p, V16 a) {
+  const __m256i low = _mm256_set1_epi32(0xff);
+  const __m256i words = _mm256_permute4x64_epi64(
+      _mm256_packus_epi32(_mm256_and_si256(_mm256_castps_si256(a.lo), low),
+                          _mm256_and_si256(_mm256_castps_si256(a.hi), low)),
+      0xd8);
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm_packus_epi16(_mm256_castsi256_si128(words),
+                                                              _mm256_extracti128_si256(words, 1)));
+}
+LORRY_INLINE __m256i e4m3_half(__m256i u) {
+  const __m256i denormal = _mm256_broadcastsi128_si256(
+      _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0x80)), 8);
+  const __m256i magnitude = _mm256_and_si256(u, _mm256_set1_epi16(0x7f));
+  // The two bytes of entry m: 2 m and 2 m + 1.
+  const __m256i index = _mm256_add_epi16(_mm256_mullo_epi16(magnitude, _mm256_set1_epi16(0x0202)),
+                                         _mm256_set1_epi16(0x0100));
+  const __m256i small = _mm256_cmpgt_epi16(_mm256_set1_epi16(8), magnitude);
+  const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f));
+  __m256i value = _mm256_add_epi16(_mm256_slli_epi16(magnitude, 4), _mm256_set1_epi16(0x3c00));
+  value = _mm256_blendv_epi8(value, _mm256_shuffle_epi8(denormal, index), small);
+  value = _mm256_blendv_epi8(value, _mm256_set1_epi16(0x7fc0), nan);
+  return _mm256_or_si256(value, sign);
+}
+LORRY_INLINE void widen_e4m3(uint16_t* to, const uint8_t* p) {
+  for (int i = 0; i < 32; i += 16) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), e4m3_half(_mm256_cvtepu8_epi16(half)));
+  }
+}
+
 }  // namespace
 }  // namespace lorry::cpu

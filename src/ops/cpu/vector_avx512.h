@@ -100,5 +100,66 @@ LORRY_INLINE V16 dot(P16 a, P16 b, V16 c) {
   return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
 
+struct I16 {
+  __m512i v;
+};
+struct W64 {
+  __m512i v;
+};
+struct X4 {
+  __m512i v;
+};
+
+LORRY_INLINE V16 as_floats(I16 a) { return {_mm512_castsi512_ps(a.v)}; }
+LORRY_INLINE I16 as_ints(V16 a) { return {_mm512_castps_si512(a.v)}; }
+LORRY_INLINE I16 set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+LORRY_INLINE V16 to_floats(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+LORRY_INLINE __m512i sixteen_bytes(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+LORRY_INLINE I16 multiply_bytes(const uint8_t* p, int32_t by) {
+  return {_mm512_mullo_epi32(sixteen_bytes(p), _mm512_set1_epi32(by))};
+}
+LORRY_INLINE V16 load_bytes(const uint8_t* p) { return {_mm512_cvtepi32_ps(sixteen_bytes(p))}; }
+LORRY_INLINE W64 load_quads(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+LORRY_INLINE W64 load_low(const uint8_t* p) {
+  return {_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(15))};
+}
+LORRY_INLINE W64 load_high(const uint8_t* p) {
+  const __m512i shifted = _mm512_srli_epi16(_mm512_loadu_si512(p), 4);
+  return {_mm512_and_si512(shifted, _mm512_set1_epi8(15))};
+}
+LORRY_INLINE X4 broadcast_quad(const int8_t* p) {
+  int quad;
+  __builtin_memcpy(&quad, p, 4);
+  return {_mm512_set1_epi32(quad)};
+}
+LORRY_INLINE void accumulate(I16& c, W64 w, X4 x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(c.v) : "v"(w.v), "v"(x.v));
+}
+LORRY_INLINE V16 load_field(const uint8_t* p, int shift, int width) {
+  const __m512i bits = _mm512_srl_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(shift));
+  return {_mm512_cvtepi32_ps(_mm512_and_si512(bits, _mm512_set1_epi32((1 << width) - 1)))};
+}
+LORRY_INLINE V16 load_f16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+LORRY_INLINE void store_low_bytes(void* p, V16 a) {
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(a.v)));
+}
+LORRY_INLINE void widen_e4m3(uint16_t* to, const uint8_t* p) {
+  const __m512i denormal = _mm512_broadcast_i32x4(
+      _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+  const __m512i u = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(u, _mm512_set1_epi16(0x80)), 8);
+  const __m512i magnitude = _mm512_and_si512(u, _mm512_set1_epi16(0x7f));
+  const __mmask32 small = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));
+  const __mmask32 nan = _mm512_cmpeq_epu16_mask(magnitude, _mm512_set1_epi16(0x7f));
+  __m512i value = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(0x3c00));
+  value = _mm512_mask_permutexvar_epi16(value, small, magnitude, denormal);
+  value = _mm512_mask_mov_epi16(value, nan, _mm512_set1_epi16(0x7fc0));
+  _mm512_storeu_si512(to, _mm512_or_si512(value, sign));
+}
+
 }  // namespace
 }  // namespace lorry::cpu

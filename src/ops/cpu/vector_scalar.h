@@ -136,5 +136,107 @@ LORRY_INLINE V16 dot(const P16& a, const P16& b, const V16& c) {
   });
 }
 
+// For quantised weights: I16, 16 sums; W64, 4 weights (u8) for each of them; X4, 4 inputs (s8).
+struct I16 {
+  int32_t v[16];
+};
+struct W64 {
+  uint8_t v[64];
+};
+struct X4 {
+  int8_t v[4];
+};
+
+// Sums pass through memory as the bits of floats.
+LORRY_INLINE V16 as_floats(const I16& a) {
+  V16 r;
+  memcpy(r.v, a.v, sizeof r.v);
+  return r;
+}
+LORRY_INLINE I16 as_ints(const V16& a) {
+  I16 r;
+  memcpy(r.v, a.v, sizeof r.v);
+  return r;
+}
+LORRY_INLINE I16 set1_int(int32_t x) {
+  I16 r;
+  for (int32_t& v : r.v) v = x;
+  return r;
+}
+LORRY_INLINE V16 to_floats(const I16& a) {
+  return lanes([&](int i) { return static_cast<float>(a.v[i]); });
+}
+// Sums may wrap on the way; the last fits.
+LORRY_INLINE int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
+LORRY_INLINE I16 multiply_bytes(const uint8_t* p, int32_t by) {
+  I16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = wrap(p[i] * static_cast<uint32_t>(by));
+  return r;
+}
+LORRY_INLINE V16 load_bytes(const uint8_t* p) {
+  return lanes([&](int i) { return static_cast<float>(p[i]); });
+}
+// The quads of 64 bytes, of their low nibbles, of their high ones.
+LORRY_INLINE W64 load_quads(const uint8_t* p) {
+  W64 r;
+  memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+LORRY_INLINE W64 load_low(const uint8_t* p) {
+  W64 r;
+  for (int i = 0; i < 64; ++i) r.v[i] = p[i] & 15U;
+  return r;
+}
+LORRY_INLINE W64 load_high(const uint8_t* p) {
+  W64 r;
+  for (int i = 0; i < 64; ++i) r.v[i] = p[i] >> 4;
+  return r;
+}
+LORRY_INLINE X4 broadcast_quad(const int8_t* p) {
+  X4 r;
+  memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+LORRY_INLINE void accumulate(I16& c, const W64& w, const X4& x) {
+  for (int i = 0; i < 16; ++i) {
+    const int sum = w.v[4 * i] * x.v[0] + w.v[4 * i + 1] * x.v[1] + w.v[4 * i + 2] * x.v[2] +
+                    w.v[4 * i + 3] * x.v[3];
+    c.v[i] = wrap(static_cast<uint32_t>(c.v[i]) + static_cast<uint32_t>(sum));
+  }
+}
+// Bits [shift, shift + width) of 16 u32.
+LORRY_INLINE V16 load_field(const uint8_t* p, int shift, int width) {
+  return lanes([&](int i) {
+    uint32_t u;
+    memcpy(&u, p + 4 * i, 4);
+    return static_cast<float>(static_cast<int32_t>(u >> shift & ((1U << width) - 1U)));
+  });
+}
+LORRY_INLINE V16 load_f16(const uint16_t* p) {
+  return lanes([&](int i) {
+    const uint32_t sign = (p[i] & 0x8000U) << 16;
+    const uint32_t magnitude = (p[i] & 0x7fffU) << 13;
+    if (magnitude >= 0x0f800000U) return from_bits(sign | (magnitude + 0x70000000U));
+    if (magnitude >= 0x00800000U) return from_bits(sign | (magnitude + 0x38000000U));
+    return from_bits(bits_of(static_cast<float>(p[i] & 0x7fffU) * 0x1p-24F) | sign);
+  });
+}
+// The lowest byte of each lane's bits.
+LORRY_INLINE void store_low_bytes(void* p, const V16& a) {
+  for (int i = 0; i < 16; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(bits_of(a.v[i]));
+}
+// 32 values in e4m3 as bf16.
+LORRY_INLINE void widen_e4m3(uint16_t* to, const uint8_t* p) {
+  static constexpr uint16_t kDenormal[8] = {0,      0x3b00, 0x3b80, 0x3bc0,
+                                            0x3c00, 0x3c20, 0x3c40, 0x3c60};
+  for (int i = 0; i < 32; ++i) {
+    const uint32_t magnitude = p[i] & 0x7fU;
+    const uint32_t value = magnitude == 0x7f ? 0x7fc0U
+                           : magnitude < 8   ? kDenormal[magnitude]
+                                             : (magnitude << 4) + 0x3c00U;
+    to[i] = static_cast<uint16_t>(value | (p[i] & 0x80U) << 8);
+  }
+}
+
 }  // namespace
 }  // namespace lorry::cpu

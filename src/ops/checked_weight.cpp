@@ -1,0 +1,57 @@
+#include "ops/checked_weight.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/error.h"
+
+namespace lorry {
+
+using Kind = WeightFormat::Kind;
+
+void check_matrix(const char* name, const Tensor& t, Dtype dtype, int64_t rows, int64_t cols) {
+  LORRY_CHECK(t.dtype == dtype && t.rows() == rows && t.cols() == cols, "{}: {} {}, expected {} {}",
+              name, to_string(t.dtype), to_string(t.shape), to_string(dtype),
+              to_string(Shape{rows, cols}));
+  LORRY_CHECK(t.data != nullptr || rows * cols == 0, "{}: no memory", name);
+  LORRY_CHECK(t.pitch >= cols || rows <= 1, "{}: pitch {} of {} columns", name, t.pitch, cols);
+}
+
+void check_format(const WeightFormat& f) {
+  const bool whole = f.kind == Kind::int8 || f.kind == Kind::int4;
+  LORRY_CHECK(f.group >= 0 && f.group % 32 == 0 && (whole || (f.group == 0 && !f.zeros)),
+              "format {}, groups of {}, zero points: {}", static_cast<int>(f.kind), f.group,
+              f.zeros);
+}
+
+void check_weight(const Weight& w) {
+  check_format(w.format);
+  if (w.order == nullptr) return;
+  LORRY_CHECK(w.format.kind == Kind::int8 || w.format.kind == Kind::int4, "format {} with an order",
+              static_cast<int>(w.format.kind));
+  std::vector<bool> seen;
+  for (int64_t g = 0; g < w.groups; ++g) {
+    seen.assign(static_cast<size_t>(w.in), false);
+    for (int64_t k = 0; k < w.in; ++k) {
+      const int32_t i = w.order[g * w.in + k];
+      LORRY_CHECK(i >= 0 && i < w.in && !seen[static_cast<size_t>(i)], "order[{}] = {} of {}", k, i,
+                  w.in);
+      seen[static_cast<size_t>(i)] = true;
+    }
+  }
+}
+
+void check_rows(const Weight& w, const QuantRows& rows) {
+  const int64_t n = rows.q.rows();
+  const int64_t scales = w.format.scales(w.in);
+  check_matrix("q", rows.q, Dtype::u8, n, w.in);
+  check_matrix("scale", rows.scale, Dtype::f32, n, scales);
+  LORRY_CHECK(w.format.zeros == (rows.zero.data != nullptr), "zero points: {}", w.format.zeros);
+  if (w.format.zeros) check_matrix("zero", rows.zero, Dtype::u8, n, scales);
+  for (int64_t r = 0; r < n && w.format.kind == Kind::int4; ++r) {
+    const auto* q = rows.q.row<const uint8_t>(r);
+    LORRY_CHECK(std::all_of(q, q + w.in, [](uint8_t x) { return x < 16; }), "row {}: above 15", r);
+  }
+}
+
+}  // namespace lorry

@@ -1,0 +1,15 @@
+// What CheckedOps asks of matrices and of quantised weights; aborts where it does not hold.
+#pragma once
+#include "ops/ops.h"
+
+namespace lorry {
+
+// A matrix of this type and shape with memory and rows that do not overlap.
+void check_matrix(const char* name, const Tensor& t, Dtype dtype, int64_t rows, int64_t cols);
+void check_format(const WeightFormat& format);
+// Its format, and its order: a permutation for each group.
+void check_weight(const Weight& w);
+// Requires: w is not plain.
+void check_rows(const Weight& w, const QuantRows& rows);
+
+}  // namespace lorry

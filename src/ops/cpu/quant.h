@@ -1,0 +1,358 @@
+// Rows quantised to s8 times one panel of u8 or 4-bit weights. The sum of the inputs of one scale
+// is exact in i32, so only the order of the scales matters, and that is fixed.
+#pragma once
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/quant_layout.h"
+
+namespace lorry::cpu {
+namespace {
+
+// Panels are read in parts of about this size, so that a part stays in L2 while all rows pass over
+// it.
+constexpr int64_t kQuantPartBytes = 256 << 10;
+// How far ahead of its own reading a single pass prefetches; several passes share the prefetching
+// of what is read one panel later, if that is not so far that it would leave L2 again.
+constexpr int64_t kQuantAhead = 6 << 10;
+// What every pass prefetches from L2.
+constexpr int64_t kQuantNearAhead = 1 << 10;
+constexpr int64_t kQuantFarAhead = 256 << 10;
+
+struct Int8 {
+  static constexpr int kQuads = 1;  // quads of inputs in a step
+  static constexpr int kUnroll = 2;
+  template <int>
+  static LORRY_INLINE W64 quads(const uint8_t* p) {
+    return load_quads(p);
+  }
+};
+
+struct Int4 {
+  static constexpr int kQuads = 2;
+  static constexpr int kUnroll = 1;
+  template <int High>
+  static LORRY_INLINE W64 quads(const uint8_t* p) {
+    return High != 0 ? load_high(p) : load_low(p);
+  }
+};
+
+// A tile of up to kMaxRows rows: its results, or while a scale is not finished, the bits of its
+// sums.
+constexpr int kTilePitch = 64;
+
+// The inputs of one scale, or some of them, for a tile.
+struct QuantPiece {
+  const uint8_t* data;
+  int64_t steps;
+  int64_t first_input;
+  int64_t g;
+  bool open, close;  // these are the scale's first inputs, its last
+};
+
+struct QuantPass {
+  const int8_t* x;
+  int64_t x_pitch;
+  const int32_t* x_sum;
+  int64_t sum_pitch;
+  const uint8_t* zeros;  // or null: zero_point
+  int32_t zero_point;
+  const uint8_t* scales;
+  bool half;
+  QuantPiece piece;
+  float* tile;
+  int cols;
+  Ahead ahead;
+  int tail_lines;  // to prefetch beside those of the steps
+};
+
+template <int MR, int NV>
+LORRY_INLINE void begin_sums(const QuantPass& p, int first, I16* c) {
+  if (!p.piece.open) {
+    unroll<MR * NV>([&](auto i) LORRY_UNROLLED {
+      c[i] = as_ints(load(p.tile + i / NV * kTilePitch + 16 * (first + i % NV)));
+    });
+  } else if (p.zeros == nullptr) {
+    unroll<MR>([&](auto i) LORRY_UNROLLED {
+      const I16 sum = set1_int(-p.zero_point * p.x_sum[i * p.sum_pitch]);
+      unroll<NV>([&](auto j) LORRY_UNROLLED { c[i * NV + j] = sum; });
+    });
+  } else {
+    unroll<MR * NV>([&](auto i) LORRY_UNROLLED {
+      c[i] = multiply_bytes(p.zeros + 16 * (first + i % NV), -p.x_sum[i / NV * p.sum_pitch]);
+    });
+  }
+}
+
+template <int MR, int NV, bool Add>
+LORRY_INLINE void scale_sums(const QuantPass& p, int first, const I16* c) {
+  unroll<NV>([&](auto j) LORRY_UNROLLED {
+    const int column = 16 * (first + j);
+    const V16 scale = p.half ? load_f16(reinterpret_cast<const uint16_t*>(p.scales) + column)
+                             : load(reinterpret_cast<const float*>(p.scales) + column);
+    unroll<MR>([&](auto i) LORRY_UNROLLED {
+      float* f = p.tile + i * kTilePitch + column;
+      store(f, fma(to_floats(c[i * NV + j]), scale, Add ? load(f) : zero()));
+    });
+  });
+}
+
+template <int MR, int NV>
+LORRY_INLINE void end_sums(const QuantPass& p, int first, const I16* c) {
+  if (p.piece.close && p.piece.g > 0) return scale_sums<MR, NV, true>(p, first, c);
+  if (p.piece.close) return scale_sums<MR, NV, false>(p, first, c);
+  unroll<MR * NV>([&](auto i) LORRY_UNROLLED {
+    store(p.tile + i / NV * kTilePitch + 16 * (first + i % NV), as_floats(c[i]));
+  });
+}
+
+// MR rows by NV vectors of columns from vector `first`. PF: cache lines to prefetch a step.
+template <class Q, int MR, int NV, int PF>
+LORRY_INLINE void quant_tile(const QuantPass& p, int first) {
+  I16 c[MR * NV];
+  begin_sums<MR, NV>(p, first, c);
+  const uint8_t* data = p.piece.data + 64 * first;
+  const int8_t* x = p.x + p.piece.first_input;
+  const char* ahead = p.ahead.at;
+  int64_t until = p.ahead.until;
+  const auto step = [&](auto at) LORRY_UNROLLED {
+    const uint8_t* from = data + 256 * at;
+    unroll<NV>([&](auto j)
+                   LORRY_UNROLLED { __builtin_prefetch(from + kQuantNearAhead + 64 * j, 0, 3); });
+    unroll<Q::kQuads>([&](auto h) LORRY_UNROLLED {
+      W64 w[NV];
+      unroll<NV>([&](auto j) LORRY_UNROLLED { w[j] = Q::template quads<h>(from + 64 * j); });
+      unroll<MR>([&](auto i) LORRY_UNROLLED {
+        const X4 a = broadcast_quad(x + i * p.x_pitch + 4 * (Q::kQuads * at + h));
+        unroll<NV>([&](auto j) LORRY_UNROLLED { accumulate(c[i * NV + j], w[j], a); });
+      });
+    });
+  };
+  int64_t k = 0;
+  for (; k + Q::kUnroll <= p.piece.steps; k += Q::kUnroll) {
+    if constexpr (PF > 0) {
+      if (k >= until) {
+        ahead = p.ahead.then;
+        until = p.piece.steps;
+      }
+      unroll<PF * Q::kUnroll>([&](auto j)
+                                  LORRY_UNROLLED { __builtin_prefetch(ahead + 64 * j, 0, 2); });
+      ahead += 64 * PF * Q::kUnroll;
+    }
+    unroll<Q::kUnroll>(step);
+    data += 256 * Q::kUnroll;
+    x += 4 * Q::kQuads * Q::kUnroll;
+  }
+  for (; k < p.piece.steps; ++k) {
+    step(Constant<0>{});
+    data += 256;
+    x += 4 * Q::kQuads;
+  }
+  if constexpr (PF > 0) {
+    for (int j = 0; j < p.tail_lines; ++j) __builtin_prefetch(ahead + 64 * j, 0, 2);
+  }
+  end_sums<MR, NV>(p, first, c);
+}
+
+template <class Q, int MR, int PF>
+void quant_pass(const QuantPass& p) {
+  constexpr int kVectors = tile_vectors(MR);
+  quant_tile<Q, MR, kVectors, PF>(p, 0);
+  for (int j = kVectors; 16 * j < p.cols; j += kVectors) quant_tile<Q, MR, kVectors, 0>(p, j);
+}
+
+template <class Q, int MR>
+LORRY_INLINE void quant_rows(const QuantPass& p, int rows, int64_t lines) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return quant_rows<Q, MR - 1>(p, rows, lines);
+  }
+  if (lines == 4) return quant_pass<Q, MR, 4>(p);
+  if (lines == 2) return quant_pass<Q, MR, 2>(p);
+  if (lines == 1) return quant_pass<Q, MR, 1>(p);
+  quant_pass<Q, MR, 0>(p);
+}
+
+// Pieces and parts of a panel: the pieces are the scales, many to a part; or where there is only
+// one scale, they are the parts.
+struct QuantParts {
+  explicit QuantParts(const QuantArgs& args)
+      : m(args), l(args.layout), size(quant_panel_bytes(l)), one(l.group >= l.in) {
+    const int64_t bytes = one ? 256 : group_offset(l, 1);
+    const int64_t fit = kQuantPartBytes / bytes;
+    per_part = fit > 0 ? fit : 1;
+    pieces = one ? (steps_of(l, l.in) + per_part - 1) / per_part : scales_of(l);
+  }
+  int64_t parts() const { return one ? pieces : (pieces + per_part - 1) / per_part; }
+  int64_t end_of(int64_t part) const {
+    const int64_t end = (part + 1) * (one ? 1 : per_part);
+    return end < pieces ? end : pieces;
+  }
+  int64_t begin_of(int64_t part) const { return part * (one ? 1 : per_part); }
+  QuantPiece piece(int64_t i) const {
+    const auto* panel = static_cast<const uint8_t*>(m.panel);
+    const int64_t g = one ? 0 : i;
+    const int64_t steps = steps_of(l, group_inputs(l, g));
+    const int64_t begin = one ? i * per_part : 0;
+    const int64_t end = one && begin + per_part < steps ? begin + per_part : steps;
+    return {panel + group_offset(l, g) + begin * 256,
+            end - begin,
+            g * l.group + begin * step_inputs(l.kind),
+            g,
+            begin == 0,
+            end == steps};
+  }
+
+  const QuantArgs& m;
+  const QuantLayout& l;
+  int64_t size;
+  bool one;
+  int64_t per_part, pieces;
+};
+
+// How a pass prefetches: `lines` a step, of what is read `distance` bytes later; pass `pass` of
+// those that share it.
+struct QuantAhead {
+  int64_t distance, lines, pass;
+};
+
+LORRY_INLINE void plan_quant_ahead(QuantPass& p, const QuantParts& parts, const QuantAhead& a) {
+  const char* panel = static_cast<const char*>(parts.m.panel);
+  const char* next = parts.m.next != nullptr ? static_cast<const char*>(parts.m.next) : panel;
+  const int64_t tail = p.piece.close ? (tail_bytes(parts.l) / 64 * a.lines + 3) / 4 : 0;
+  const int64_t share = 64 * (p.piece.steps * a.lines + tail);
+  const int64_t at =
+      (p.piece.data - static_cast<const uint8_t*>(parts.m.panel)) + a.distance + a.pass * share;
+  p.tail_lines = static_cast<int>(tail);
+  if (at >= parts.size) {
+    p.ahead = {next + (at - parts.size), next, p.piece.steps};
+  } else {
+    p.ahead = {panel + at, next, (parts.size - at + 64 * a.lines - 1) / (64 * a.lines)};
+  }
+}
+
+// One tile over the pieces [begin, end).
+template <class Q>
+LORRY_INLINE void quant_pieces(QuantPass& p, const QuantParts& parts, int64_t part, int rows,
+                               const QuantAhead& ahead) {
+  const QuantLayout& l = parts.l;
+  const int32_t* sums = p.x_sum;
+  for (int64_t i = parts.begin_of(part); i < parts.end_of(part); ++i) {
+    p.piece = parts.piece(i);
+    p.x_sum = sums + p.piece.g;
+    p.scales = p.piece.data + p.piece.steps * 256;
+    p.zeros = l.zeros ? static_cast<const uint8_t*>(parts.m.panel) + group_offset(l, p.piece.g) +
+                            data_bytes(l, group_inputs(l, p.piece.g)) + scale_bytes(l)
+                      : nullptr;
+    if (ahead.lines > 0) plan_quant_ahead(p, parts, ahead);
+    quant_rows<Q, kMaxRows>(p, rows, ahead.lines);
+  }
+  p.x_sum = sums;
+}
+
+// The tile of rows r, r + 1 ... to y, or back from there.
+LORRY_INLINE void store_tile(const QuantArgs& m, const float* tile, int r, int rows, bool last) {
+  for (int i = 0; i < rows; ++i) {
+    const V16 scale = set1(m.x_scale[r + i]);
+    for_vectors(m.cols, [&](int64_t c, int n) LORRY_UNROLLED {
+      const V16 f = load(tile + i * kTilePitch + c);
+      store_some(m.y + (r + i) * m.y_pitch + c, last ? mul(f, scale) : f, n);
+    });
+  }
+}
+LORRY_INLINE void load_tile(const QuantArgs& m, float* tile, int r, int rows) {
+  for (int i = 0; i < rows; ++i) {
+    for_vectors(m.cols, [&](int64_t c, int n) LORRY_UNROLLED {
+      store(tile + i * kTilePitch + c, load_some(m.y + (r + i) * m.y_pitch + c, n));
+    });
+  }
+}
+
+template <class Q>
+LORRY_INLINE void quant_panel(const QuantArgs& m) {
+  alignas(64) float tile[kMaxRows * kTilePitch];
+  const QuantParts parts(m);
+  QuantPass p{.x = nullptr,
+              .x_pitch = m.x_pitch,
+              .x_sum = nullptr,
+              .sum_pitch = scales_of(m.layout),
+              .zeros = nullptr,
+              .zero_point = zero_point(m.layout.kind),
+              .scales = nullptr,
+              .half = m.layout.half,
+              .piece = {},
+              .tile = tile,
+              .cols = m.cols,
+              .ahead = {},
+              .tail_lines = 0};
+  const int passes = (m.rows + kMaxRows - 1) / kMaxRows;
+  const int64_t share = passes == 1 ? 4 : passes >= 4 ? 1 : 2;  // lines a step
+  const int64_t far = parts.size < kQuantFarAhead ? parts.size : kQuantFarAhead;
+  for (int64_t part = 0; part < parts.parts(); ++part) {
+    int r = 0;
+    for (int pass = 0; pass < passes; ++pass) {
+      // Passes of nearly equal height: 4 + 4 rather than 6 + 2.
+      const int rows = m.rows / passes + (pass < m.rows % passes ? 1 : 0);
+      const bool shares = pass * share < 4 && (passes == 1 || m.next != nullptr);
+      p.x = static_cast<const int8_t*>(m.x) + r * m.x_pitch;
+      p.x_sum = m.x_sum + r * p.sum_pitch;
+      if (part > 0) load_tile(m, tile, r, rows);
+      quant_pieces<Q>(p, parts, part, rows,
+                      {passes == 1 ? kQuantAhead : far, shares ? share : 0, pass});
+      store_tile(m, tile, r, rows, part + 1 == parts.parts());
+      r += rows;
+    }
+  }
+}
+
+void quant_matmul(const QuantArgs& m) {
+  m.layout.kind == QuantKind::int8 ? quant_panel<Int8>(m) : quant_panel<Int4>(m);
+}
+
+// ---- x to s8 ----
+
+// f(k, values, n) for the vectors of a row, its inputs taken in the order of the weight.
+template <class F>
+LORRY_INLINE void for_ordered(const QuantiseArgs& q, int64_t begin, int64_t end, F&& f) {
+  const uint16_t* x = static_cast<const uint16_t*>(q.x);
+  for (int64_t k = begin; k < end; k += 16) {
+    const int n = end - k < 16 ? static_cast<int>(end - k) : 16;
+    if (q.order == nullptr) {
+      f(k, widen_some<Bf16>(x + k, n));
+    } else {
+      uint16_t ordered[16] = {};
+      for (int i = 0; i < n; ++i) ordered[i] = x[q.order[k + i]];
+      f(k, widen(ordered));
+    }
+  }
+}
+
+void quantise_row(const QuantiseArgs& q) {
+  const uint16_t* x = static_cast<const uint16_t*>(q.x);
+  V16 most = zero();
+  V16 nan = zero();  // 0 while all are finite
+  for_vectors(q.in, [&](int64_t k, int n) LORRY_UNROLLED {
+    const V16 a = widen_some<Bf16>(x + k, n);
+    most = max(most, max(a, sub(zero(), a)));
+    nan = fma(a, zero(), nan);
+  });
+  const bool finite = reduce_add(nan) == 0.0F;
+  const float size = finite ? reduce_max(most) : 0.0F;
+  const float scale = size / 127.0F;
+  *q.scale = finite ? scale : __builtin_nanf("");
+  // No scale is left of denormals.
+  const V16 factor = set1(scale > 0 ? 127.0F / size : 0.0F);
+  const V16 shift = set1(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
+  int64_t g = 0;
+  for (int64_t k = 0; k < q.in; k += q.group, ++g) {
+    const int64_t end = k + q.group < q.in ? k + q.group : q.in;
+    V16 sum = zero();  // exact: whole numbers below 2^24
+    for_ordered(q, k, end, [&](int64_t at, const V16& a) LORRY_UNROLLED {
+      const V16 rounded = add(finite ? mul(a, factor) : zero(), shift);
+      sum = add(sum, sub(rounded, shift));
+      store_low_bytes(q.y + at, rounded);
+    });
+    q.sum[g] = static_cast<int32_t>(reduce_add(sum));
+  }
+  for (int64_t k = (q.in + 15) / 16 * 16; k < q.y_size; ++k) q.y[k] = 0;
+}
+
+}  // namespace
+}  // namespace lorry::cpu

@@ -1,0 +1,104 @@
+// linear with a quantised weight: rows of x as the kernels want them, in scratch.
+#include "ops/cpu/backend.h"
+
+namespace lorry::cpu {
+
+namespace {
+
+// Rows of an odd number of cache lines do not fall into the same sets of a cache.
+int64_t s8_pitch(int64_t in) { return (round_up(in, 64) / 64 | 1) * 64; }
+constexpr int64_t kLeastGroup = 32;
+
+}  // namespace
+
+QuantLayout layout_of(const WeightFormat& f, int64_t in) {
+  const QuantKind kind = f.kind == WeightFormat::Kind::int8   ? QuantKind::int8
+                         : f.kind == WeightFormat::Kind::int4 ? QuantKind::int4
+                                                              : QuantKind::fp8;
+  return {kind, f.group != 0, f.zeros, in, f.group == 0 ? in : f.group};
+}
+
+size_t CpuOps::linear_scratch_bytes(int64_t n, int64_t in) const {
+  const int64_t row =
+      act_ == Dtype::bf16 ? s8_pitch(in) + 4 + 4 * ceil_div(in, kLeastGroup) : in * element();
+  return static_cast<size_t>(n * row + 64);
+}
+
+// For act bf16, int8 and int4. Fills in what `q` has for all rows.
+void CpuOps::quantise_rows(QuantArgs& q, Tensor x, const Weight& w, const RowGroups& groups,
+                           Tensor scratch) {
+  const int64_t pitch = s8_pitch(w.in);
+  const int64_t n_scales = scales_of(q.layout);
+  const auto at = reinterpret_cast<uintptr_t>(scratch.data);
+  auto* values = reinterpret_cast<int8_t*>(scratch.data) +
+                 (round_up(static_cast<int64_t>(at), 64) - static_cast<int64_t>(at));
+  auto* scales = reinterpret_cast<float*>(values + x.rows() * pitch);
+  auto* sums = reinterpret_cast<int32_t*>(scales + x.rows());
+  parallel_rows(x.rows(), w.in, [&](int64_t r) {
+    kernels_.quantise({.x = x.data + r * x.pitch * element(),
+                       .order = order_of(w, groups, r),
+                       .in = w.in,
+                       .group = q.layout.group,
+                       .y = values + r * pitch,
+                       .y_size = round_up(w.in, 64),
+                       .scale = scales + r,
+                       .sum = sums + r * n_scales});
+  });
+  q.x = values;
+  q.x_pitch = pitch;
+  q.x_scale = scales;
+  q.x_sum = sums;
+}
+
+// x with the inputs in the order of each row's weight.
+Tensor CpuOps::order_rows(Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch) {
+  const Tensor y = view(scratch.data, act_, {x.rows(), w.in});
+  parallel_rows(x.rows(), w.in, [&](int64_t r) {
+    const int32_t* order = order_of(w, groups, r);
+    for (int64_t k = 0; k < w.in; ++k) y.row<float>(r)[k] = x.row<const float>(r)[order[k]];
+  });
+  return y;
+}
+
+// Of row r, or null.
+const int32_t* CpuOps::order_of(const Weight& w, const RowGroups& groups, int64_t r) {
+  if (w.order == nullptr) return nullptr;
+  const auto end = std::upper_bound(groups.begin.begin(), groups.begin.end(), r);
+  return w.order + (end - groups.begin.begin() - 1) * w.in;
+}
+
+void CpuOps::linear_quantised(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
+                              Tensor scratch) {
+  QuantArgs q{};
+  q.layout = layout_of(w.format, w.in);
+  q.y_pitch = y.pitch;
+  const bool whole_numbers = act_ == Dtype::bf16 && q.layout.kind != QuantKind::fp8;
+  if (whole_numbers) {
+    quantise_rows(q, x, w, groups, scratch);
+  } else {
+    if (w.order != nullptr) x = order_rows(x, w, groups, scratch);
+    q.x = x.data;
+    q.x_pitch = x.pitch;
+  }
+  const int64_t x_bytes = q.x_pitch * (whole_numbers ? 1 : element());
+  const int64_t n_scales = scales_of(q.layout);
+  const auto kernel = whole_numbers ? kernels_.quant : act_kernels_.quant_wide;
+  each_chunk_panel(
+      w, groups,
+      [&](const Chunk& c, int64_t column, const std::byte* panel, const std::byte* next) {
+        QuantArgs a = q;
+        a.x = static_cast<const std::byte*>(q.x) + c.begin * x_bytes;
+        if (whole_numbers) {
+          a.x_scale += c.begin;
+          a.x_sum += c.begin * n_scales;
+        }
+        a.panel = panel;
+        a.next = next;
+        a.y = y.row<float>(c.begin) + column;
+        a.rows = c.rows;
+        a.cols = static_cast<int32_t>(std::min<int64_t>(kPanel, w.out - column));
+        kernel(a);
+      });
+}
+
+}  // namespace lorry::cpu
