@@ -50,6 +50,16 @@ bool is_shard_name(std::string_view name) {
                     [](char c, char p) { return p == '#' ? c >= '0' && c <= '9' : c == p; });
 }
 
+// "F32, F16 or BF16"
+std::string names_of(std::initializer_list<Dtype> types) {
+  std::string names;
+  for (const Dtype* t = types.begin(); t != types.end(); ++t) {
+    if (t != types.begin()) names += t + 1 == types.end() ? " or " : ", ";
+    names += to_string(*t);
+  }
+  return names;
+}
+
 // The folder holds neither file that we read: say what it does hold.
 [[noreturn]] void fail_without_weights(const std::string& folder) {
   std::error_code unreadable;  // then the message below says enough
@@ -156,26 +166,50 @@ void Checkpoint::add_file(const std::string& path) {
 }
 
 Tensor Checkpoint::tensor(std::string_view name, const Shape& shape) {
+  return tensor(name, {Dtype::f32, Dtype::f16, Dtype::bf16}, shape);
+}
+
+Tensor Checkpoint::tensor(std::string_view name, std::initializer_list<Dtype> types,
+                          const Shape& shape) {
   const auto found = places_.find(name);
   if (found == places_.end()) {
     fail(Code::bad_file, "{}: tensor {} is missing, expected {}", weights_path_, quote(name),
          to_string(shape));
   }
-  const SafetensorsFile& file = files_[found->second.file];
   const TensorInfo& info = *found->second.info;
-  const bool is_float =
-      info.dtype == Dtype::f32 || info.dtype == Dtype::f16 || info.dtype == Dtype::bf16;
-  if (!is_float) {
-    fail(Code::bad_file, "{}: tensor {}: expected dtype F32, F16 or BF16, found {}", file.path(),
-         quote(name), info.dtype_name);
+  if (!info.dtype || std::find(types.begin(), types.end(), *info.dtype) == types.end()) {
+    fail(Code::bad_file, "{}: expected dtype {}, found {}", place(name), names_of(types),
+         info.dtype_name);
   }
-  const Tensor tensor = file.tensor(info);
+  const Tensor tensor = files_[found->second.file].tensor(info);
   if (tensor.shape != shape) {
-    fail(Code::bad_file, "{}: tensor {}: expected shape {}, found {}", file.path(), quote(name),
-         to_string(shape), to_string(tensor.shape));
+    fail(Code::bad_file, "{}: expected shape {}, found {}", place(name), to_string(shape),
+         to_string(tensor.shape));
   }
   found->second.used = true;
   return tensor;
+}
+
+const TensorInfo* Checkpoint::find(std::string_view name) const {
+  const auto found = places_.find(name);
+  return found == places_.end() ? nullptr : found->second.info;
+}
+
+std::string Checkpoint::place(std::string_view name) const {
+  const auto found = places_.find(name);
+  LORRY_CHECK(found != places_.end(), "{}", name);
+  return fmt::format("{}: tensor {}", files_[found->second.file].path(), quote(name));
+}
+
+void Checkpoint::dismiss(std::string_view name) {
+  const auto found = places_.find(name);
+  if (found != places_.end()) found->second.used = true;
+}
+
+void Checkpoint::dismiss_ending(std::string_view ending) {
+  for (auto& [name, place] : places_) {
+    if (name.ends_with(ending)) place.used = true;
+  }
 }
 
 std::vector<std::string> Checkpoint::unused() const {

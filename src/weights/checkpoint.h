@@ -4,6 +4,7 @@
 // One thread loads; Tensors live as long as the Checkpoint.
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <string>
 #include <string_view>
@@ -29,8 +30,18 @@ class Checkpoint {
   // The tensor `name`: f32, f16 or bf16, of this shape. Throws Error(bad_file) naming file, tensor,
   // what was expected and what was found.
   Tensor tensor(std::string_view name, const Shape& shape);
+  // The same for one of these types.
+  Tensor tensor(std::string_view name, std::initializer_list<Dtype> types, const Shape& shape);
+  // Null when there is none of that name.
+  const TensorInfo* find(std::string_view name) const;
+  // `<file>: tensor "<name>"`, the start of an error about the values of a tensor that is there.
+  std::string place(std::string_view name) const;
 
-  // Names that tensor() was never asked for, sorted.
+  // Counts as used from now on, if it is there: nothing depends on it.
+  void dismiss(std::string_view name);
+  void dismiss_ending(std::string_view ending);  // all names that end so
+
+  // Names that tensor() was never asked for and that were not dismissed, sorted.
   std::vector<std::string> unused() const;
 
   int64_t total_bytes() const;  // of all weight files

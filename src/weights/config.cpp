@@ -94,6 +94,10 @@ void Config::refuse(std::string_view key, std::string_view message) const {
   fail(Code::bad_file, "{}: {}{} {}", file_, prefix_, key, message);
 }
 
+void Config::unsupported(std::string_view key, std::string_view message) const {
+  fail(Code::unsupported, "{}: {}{} {}", file_, prefix_, key, message);
+}
+
 bool Config::has(std::string_view key) const { return find_set(key) != nullptr; }
 
 bool Config::is_null(std::string_view key) const {
@@ -213,6 +217,20 @@ Config Config::child_or_empty(std::string_view key) const {
   if (value == nullptr) return {file_, prefix, {}};
   if (!value->is_object()) wrong(key, *value, "an object");
   return {file_, prefix, value->get_object()};
+}
+
+std::vector<std::pair<std::string, Config>> Config::children(std::string_view key) const {
+  std::vector<std::pair<std::string, Config>> list;
+  const json::value* value = find_set(key);
+  if (value == nullptr) return list;
+  if (!value->is_object()) wrong(key, *value, "an object");
+  for (const auto& [name, inner] : value->get_object()) {
+    const std::string path = fmt::format("{}.{}", key, std::string_view(name));
+    if (!inner.is_object() && !inner.is_null()) wrong(path, inner, "an object");
+    list.emplace_back(name, Config(file_, prefix_ + path + '.',
+                                   inner.is_null() ? json::object() : inner.get_object()));
+  }
+  return list;
 }
 
 }  // namespace lorry

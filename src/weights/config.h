@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <boost/json/object.hpp>
@@ -60,9 +61,14 @@ class Config {
   Config child(std::string_view key) const;
   // The same, an empty Config when missing or null.
   Config child_or_empty(std::string_view key) const;
+  // The keys of a sub-object and their objects (null: empty), in the order of the file. Empty when
+  // missing or null.
+  std::vector<std::pair<std::string, Config>> children(std::string_view key) const;
 
   // An error about a combination of values: "<file>: <key> <message>".
   [[noreturn]] void refuse(std::string_view key, std::string_view message) const;
+  // The same for a value that is valid, but that Lorry cannot do: Error(unsupported).
+  [[noreturn]] void unsupported(std::string_view key, std::string_view message) const;
 
  private:
   Config(std::string file, std::string prefix, json::object object);
