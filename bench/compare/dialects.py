@@ -32,9 +32,9 @@ def path_of(kind: str) -> str:
 
 
 def body_of(kind: str, ask: Ask) -> dict[str, Any]:
-    common = {"prompt": ask.prompt, "temperature": 0, "ignore_eos": True, "stream": True}
+    common: dict[str, Any] = {"prompt": ask.prompt, "temperature": 0, "ignore_eos": True, "stream": True}
     if kind == "llama.cpp":
-        own = {"n_predict": ask.n_tokens, "top_k": 1, "cache_prompt": False}
+        own: dict[str, Any] = {"n_predict": ask.n_tokens, "top_k": 1, "cache_prompt": False}
     else:
         own = {"max_tokens": ask.n_tokens, "stream_options": {"include_usage": True}}
     return {**common, **own, **ask.fields}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -19,13 +20,13 @@ NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "route
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # gguf.TokenType
 
 
-def interleaved(rows: Array, heads: int) -> Array:
+def interleaved(rows: Bf16, heads: int) -> Bf16:
     """llama.cpp rotates neighbouring pairs, transformers two halves: q and k change the order of a head's rows."""
     shape = rows.shape
     return rows.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def rows_of(shape: Shape, linear: Linear, rows: Array) -> Array:
+def rows_of(shape: Shape, linear: Linear, rows: Bf16) -> Bf16:
     heads = {"q": shape.heads, "k": shape.kv_heads}.get(linear.kind)
     return interleaved(rows, heads) if heads else rows
 
@@ -97,13 +98,17 @@ def grouped(all_linears: Iterator[Linear]) -> Iterator[list[Linear]]:
     yield group
 
 
-def stacked(parts: list[Array], experts: bool) -> Array:
+def stacked(parts: list[Bf16], experts: bool) -> Bf16:
     return np.stack(parts) if experts else parts[0]
 
 
 def weight(shape: Shape, group: list[Linear]) -> Bf16:
     parts = [rows_of(shape, x, random_values(x.module, x.rows, x.columns)) for x in group]
     return stacked(parts, group[0].expert >= 0)
+
+
+def router(shape: Shape, group: list[Linear]) -> Array:
+    return to_f32(weight(shape, group))
 
 
 def write_model(path: pathlib.Path, shape: Shape) -> None:
@@ -128,9 +133,9 @@ def write_model(path: pathlib.Path, shape: Shape) -> None:
             first, stack = group[0], (len(group),) if group[0].expert >= 0 else ()
             name, size = f"blk.{layer}.{NAMES[first.kind]}.weight", (*stack, first.rows, first.columns)
             if first.kind == "router":  # llama.cpp keeps it in fp32
-                tensors.add(name, size, np.float32, lambda g=group: to_f32(weight(shape, g)))
+                tensors.add(name, size, np.float32, functools.partial(router, shape, group))
             else:
-                tensors.add(name, size, np.uint16, lambda g=group: weight(shape, g))
+                tensors.add(name, size, np.uint16, functools.partial(weight, shape, group))
     tensors.add("output_norm.weight", (shape.dim,), np.float32, norm)
     table("output")
     tensors.write(path)
@@ -145,7 +150,7 @@ def write_adapter(path: pathlib.Path, shape: Shape, which: str, rank: int, f16: 
     tensors = Tensors(writer)
     dtype = np.float16 if f16 else np.uint16
 
-    def stored(values: Array) -> Array:
+    def stored(values: Bf16) -> Array:
         return to_f32(values).astype(np.float16) if f16 else values
 
     for group in grouped(linears(shape, which)):
@@ -154,6 +159,6 @@ def write_adapter(path: pathlib.Path, shape: Shape, which: str, rank: int, f16: 
         a = stacked([pair[0] for pair in pairs], experts)
         b = stacked([rows_of(shape, x, pair[1]) for x, pair in zip(group, pairs)], experts)
         name = f"blk.{first.layer}.{NAMES[first.kind]}.weight"
-        tensors.add(f"{name}.lora_a", a.shape, dtype, lambda x=a: stored(x))
-        tensors.add(f"{name}.lora_b", b.shape, dtype, lambda x=b: stored(x))
+        tensors.add(f"{name}.lora_a", a.shape, dtype, functools.partial(stored, a))
+        tensors.add(f"{name}.lora_b", b.shape, dtype, functools.partial(stored, b))
     tensors.write(path)

@@ -6,6 +6,7 @@ Each is a process of its own, so that one model at a time is in memory; its load
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import shlex
@@ -105,8 +106,12 @@ def contenders(args: argparse.Namespace) -> list[tuple[str, str, Tool]]:
     for tool, commands in ((lorry_bench, args.lorry), (llama_bench, args.llama_bench),
                            (llama_batched_bench, args.llama_batched_bench)):
         for name, command in commands:
-            found.append((name, command, lambda run=tool, words=command: run(args, words)))
+            found.append((name, command, functools.partial(tool, args, command)))
     return found
+
+
+def run_once(tool: Tool, _: int) -> Figures:
+    return tool()
 
 
 def run(args: argparse.Namespace, quiet: Quiet) -> tuple[Results, dict[str, str]]:
@@ -118,12 +123,12 @@ def run(args: argparse.Namespace, quiet: Quiet) -> tuple[Results, dict[str, str]
     results.notes = [EQUAL_TOKENS.format(name) for name, _ in args.llama_batched_bench]
     for number in range(args.rounds):
         for name, command, tool in found:
-            found_figures, cores = quiet.measured([], lambda _, run_once=tool: run_once())
+            found_figures, cores = quiet.measured([], functools.partial(run_once, tool))
             for what, figures in found_figures.items():
                 results.add(what, name, figures)
             results.others.append(cores)
             program = pathlib.PurePath(shlex.split(command)[0]).name
-            print(f"round {number + 1} of {args.rounds}: {name} ({program})", flush=True)
+            print(f"round {number + 1} of {args.rounds}: {name} ({program}), others {cores:.2f} cores", flush=True)
     commands: dict[str, str] = {}
     for name, command, _ in found:
         commands[name] = f"{commands[name]}; {command}" if name in commands else command

@@ -111,25 +111,39 @@ BenchSize size_of_case(const BenchCase& c) {
           int64_t{c.batch} * blocks_per_sequence(c) * kBlockTokens};
 }
 
-BenchWork count_work(const Spec& s, Dtype dtype, const BenchCase& c) {
+BenchWork count_work(const Spec& s, const Ops& ops, const BenchCase& c) {
   const bool prefill = c.kind == BenchCase::Kind::prefill;
   const double rows = prefill ? longest(c) * c.batch : c.batch;
-  const auto dim = static_cast<double>(s.dim);
-  const auto q = static_cast<double>(s.q_dim());
-  const double attention = dim * static_cast<double>(s.qkv_dim()) + q * dim + dim * s.experts;
-  const double expert = 3.0 * dim * s.ffn;
   const double k = s.routing.top_k;
   const double touched = s.experts * (1 - std::pow(1 - k / s.experts, rows));
-  const double head = dim * s.vocab;
   const double context = prefill ? longest(c) / 2.0 : c.context + c.reps / 2.0;
-  const double kv_values =
-      2.0 * static_cast<double>(s.kv_dim()) * (prefill ? longest(c) : context) * c.batch;
   const auto layers = static_cast<double>(s.layers);
   BenchWork w;
-  w.bytes = static_cast<double>(size_of(dtype)) *
-            (layers * (attention + touched * expert + kv_values) + head);
-  w.flops = 2 * rows * layers * (attention + k * expert) + 2 * c.batch * head +
-            4 * rows * layers * q * context;
+  // `count` linears of which `used` compute, `n` rows each.
+  const auto linear = [&](int64_t out, int64_t in, WeightFormat format, double count, double used,
+                          double n) {
+    const double values = static_cast<double>(out) * static_cast<double>(in);
+    const auto panels = static_cast<double>((out + kPanel - 1) / kPanel);
+    w.bytes +=
+        count * panels * static_cast<double>(ops.weight_layout(1, kPanel, in, format).group_bytes);
+    const bool whole_numbers =
+        ops.act() == Dtype::bf16 &&
+        (format.kind == WeightFormat::Kind::int8 || format.kind == WeightFormat::Kind::int4);
+    (whole_numbers ? w.int8 : w.flops) += 2 * used * n * values;
+  };
+  const WeightFormat f = s.formats.linears;
+  linear(s.qkv_dim(), s.dim, f, layers, layers, rows);
+  linear(s.dim, s.q_dim(), f, layers, layers, rows);
+  linear(s.ffn, s.dim, f, 2 * layers * touched, 2 * layers * k, rows);
+  linear(s.dim, s.ffn, f, layers * touched, layers * k, rows);
+  linear(s.vocab, s.dim, s.formats.head, 1, 1, c.batch);
+  const auto element = static_cast<double>(size_of(ops.act()));
+  const double router = static_cast<double>(s.dim) * s.experts;
+  w.bytes += layers * router * element;
+  w.flops += 2 * rows * layers * router;
+  w.bytes += layers * 2.0 * static_cast<double>(s.kv_dim()) * element *
+             (prefill ? longest(c) : context) * c.batch;
+  w.flops += 4 * rows * layers * static_cast<double>(s.q_dim()) * context;
   return w;
 }
 
@@ -190,7 +204,7 @@ BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
 BenchResult run_case(LoadedModel& m, const BenchCase& c) {
   const bool prefill = c.kind == BenchCase::Kind::prefill;
   const BenchAdapters adapters = make_adapters(m, c.adapters, c.rank);
-  const BenchWork work = count_work(m.info.spec, m.info.dtype, c);
+  const BenchWork work = count_work(m.info.spec, *m.ops, c);
   TokenSource tokens(m.info.spec.vocab);
   BenchBatch batch(c);
   BenchResult result;
@@ -202,7 +216,7 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c) {
   std::vector<double> seconds, fractions;
   std::vector<Probe> probes;
   for (int rep = 0; rep < c.reps + kWarmUps; ++rep) {
-    const Probe probe = probe_machine(*m.pool);
+    const Probe probe = probe_machine(*m.pool, m.isa);
     const auto start = Clock::now();
     const ForwardOutput out = prefill ? forward(0, longest(c)) : forward(c.context + rep, 1);
     const double s = std::chrono::duration<double>(Clock::now() - start).count();
@@ -210,14 +224,15 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c) {
     if (rep < kWarmUps) continue;
     seconds.push_back(s);
     probes.push_back(probe);
-    const double roofline =
-        std::max(work.bytes / (probe.read_gb_s * 1e9), work.flops / (probe.bf16_gflops * 1e9));
+    const double computing =
+        work.flops / probe.bf16_gflops + (work.int8 > 0 ? work.int8 / probe.int8_gops : 0);
+    const double roofline = 1e-9 * std::max(work.bytes / probe.read_gb_s, computing);
     fractions.push_back(roofline / s);
   }
   result.seconds = median(seconds);
   result.tokens_per_s = (prefill ? longest(c) * c.batch : c.batch) / result.seconds;
   result.gb_per_s = work.bytes / result.seconds * 1e-9;
-  result.gflops = work.flops / result.seconds * 1e-9;
+  result.gflops = (work.flops + work.int8) / result.seconds * 1e-9;
   result.of_roofline = median(fractions);
   result.probe = median_probe(probes);
   return result;

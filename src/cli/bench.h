@@ -26,8 +26,8 @@ struct BenchResult {
   BenchCase what;
   double seconds = 0;  // median of a step
   double tokens_per_s = 0;
-  double gb_per_s = 0;  // of the bytes that the count below includes
-  double gflops = 0;
+  double gb_per_s = 0;        // of the bytes that the count below includes
+  double gflops = 0;          // of both kinds of operations
   double of_roofline = 0;     // median over steps of roofline time / measured time
   Probe probe;                // medians
   std::string logits_sha256;  // of the first step's logits
@@ -37,9 +37,11 @@ struct BenchResult {
 // touches (of E experts with k chosen by B independent rows: E (1 - (1 - k/E)^B)), the keys and
 // values once, two operations per weight and row. Adapters are not counted.
 struct BenchWork {
-  double bytes = 0, flops = 0;
+  double bytes = 0;
+  double flops = 0;  // of f32 and bf16
+  double int8 = 0;   // operations of linears that multiply in whole numbers
 };
-BenchWork count_work(const Spec& spec, Dtype dtype, const BenchCase& c);
+BenchWork count_work(const Spec& spec, const Ops& ops, const BenchCase& c);
 
 // Random pairs on every site of a model; their values are small, so that activations stay sane.
 struct BenchAdapters {

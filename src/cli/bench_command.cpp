@@ -10,6 +10,7 @@
 #include "base/system.h"
 #include "cli/bench.h"
 #include "cli/commands.h"
+#include "cli/quantize_flag.h"
 #include "models/synthetic.h"
 
 namespace lorry {
@@ -23,6 +24,7 @@ struct BenchFlags {
   std::vector<int32_t> adapters{0};
   int32_t rank = 16, tokens = 512, context = 64, reps = 7, threads = 0;
   std::string dtype = "bfloat16", isa;
+  QuantizeFlags quantize;
   bool as_json = false;
 };
 
@@ -51,6 +53,7 @@ EngineOptions options_for(const BenchFlags& f, const std::vector<BenchCase>& cas
   EngineOptions o;
   o.model = f.model;
   o.dtype = f.dtype == "float32" ? Dtype::f32 : Dtype::bf16;
+  o.formats = parse_quantize(f.quantize, o.format_note);
   o.threads = f.threads;
   o.isa = f.isa;
   o.max_sequences = 1;
@@ -67,11 +70,13 @@ EngineOptions options_for(const BenchFlags& f, const std::vector<BenchCase>& cas
   return o;
 }
 
-json::object to_json(const BenchResult& r, const std::string& dtype) {
+json::object to_json(const BenchResult& r, const BenchFlags& f) {
+  const std::string& dtype = f.dtype;
   const bool prefill = r.what.kind == BenchCase::Kind::prefill;
   return {{"kind", prefill ? "prefill" : "decode"},
           {"dtype", dtype},
-          {"quantize", nullptr},
+          {"quantize",
+           f.quantize.format.empty() ? json::value(nullptr) : json::value(f.quantize.format)},
           {"batch", r.what.batch},
           {"adapters", r.what.adapters},
           {"rank", r.what.adapters > 0 ? json::value(r.what.rank) : json::value(nullptr)},
@@ -101,7 +106,8 @@ int run_bench(const BenchFlags& f) {
   Log log({f.as_json ? LogLevel::warn : LogLevel::info});
   const auto model = load_model(options_for(f, cases), log);
   if (!f.as_json) {
-    std::printf("%s, %s, %d threads, %s, %s\n", f.model.c_str(), f.dtype.c_str(),
+    std::printf("%s, %s, %d threads, %s, %s\n", f.model.c_str(),
+                format_name(model->info.spec.formats.linears, model->info.dtype).c_str(),
                 model->info.threads, model->info.isa.c_str(), cpu_name().c_str());
     std::printf("%-8s %5s %8s %5s %10s %8s %8s %8s %8s %10s  %s\n", "kind", "batch", "adapters",
                 "rank", "tok/s", "GB/s", "GFLOP/s", "rd GB/s", "peak", "roofline", "logits");
@@ -112,7 +118,7 @@ int run_bench(const BenchFlags& f) {
     const BenchResult r = run_case(*model, c);
     probe = r.probe;
     if (f.as_json) {
-      results.push_back(to_json(r, f.dtype));
+      results.push_back(to_json(r, f));
     } else {
       print(r);
     }
@@ -161,6 +167,7 @@ Command add_bench(CLI::App& lorry) {
   app->add_option("--dtype", flags->dtype, "Weights and activations")
       ->check(CLI::IsMember({"bfloat16", "float32"}))
       ->capture_default_str();
+  add_quantize_flags(*app, flags->quantize, "Options");
   app->add_option("--threads", flags->threads, "Compute threads (default: physical cores)")
       ->check(CLI::Range(0, 4096));
   app->add_option("--isa", flags->isa,

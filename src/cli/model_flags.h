@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/demo.h"
+#include "cli/quantize_flag.h"
 #include "engine/engine.h"
 
 namespace CLI {
@@ -19,6 +20,7 @@ inline constexpr const char* kDemoModel = "demo";
 struct ModelFlags {
   std::string model = kDemoModel;
   std::string dtype = "bfloat16";
+  QuantizeFlags quantize;
   int32_t threads = 0;
   std::string isa;
   int32_t prefill_chunk = 0;

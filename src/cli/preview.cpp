@@ -6,6 +6,7 @@
 #include "base/system.h"
 #include "engine/memory_plan.h"
 #include "models/base_rows.h"
+#include "models/loader.h"
 #include "models/source.h"
 #include "models/synthetic.h"
 #include "ops/cpu/cpu_ops.h"
@@ -16,12 +17,12 @@ namespace {
 
 // Every tensor that the loader would read.
 std::vector<Slice> slices_of(const Architecture& architecture, const Spec& spec,
-                             const Checkpoint& checkpoint) {
+                             const TensorSource& source) {
   const ModelSlices model = architecture.model(spec);
   std::vector<Slice> slices = {model.embed, model.final_norm, model.head};
   for (int32_t i = 0; i < spec.layers; ++i) {
     const LayerSlices l =
-        architecture.layer(spec, i, [&](std::string_view name) { return checkpoint.has(name); });
+        architecture.layer(spec, i, [&](std::string_view name) { return source.has(name); });
     slices.insert(slices.end(), {l.attn_norm, l.ffn_norm, l.o, l.router});
     slices.insert(slices.end(), l.qkv.begin(), l.qkv.end());
     for (const ExpertSlices& e : l.experts) slices.insert(slices.end(), {e.gate, e.up, e.down});
@@ -32,8 +33,13 @@ std::vector<Slice> slices_of(const Architecture& architecture, const Spec& spec,
 void check_tensors(Preview& p) {
   Checkpoint& checkpoint = *p.parts.checkpoint;
   std::set<std::string> names;
-  for (const Slice& s : slices_of(*p.parts.architecture, p.spec, checkpoint)) {
-    checkpoint.tensor(s.name, s.shape);
+  TensorSource& source = *p.parts.source;
+  for (const Slice& s : slices_of(*p.parts.architecture, p.spec, source)) {
+    if (source.quantised(s.name)) {
+      source.matrix(s.name, s.shape.size() / s.shape[-1], s.shape[-1]);
+    } else {
+      source.tensor(s.name, s.shape);
+    }
     names.insert(s.name);
   }
   p.tensors = static_cast<int64_t>(names.size());
@@ -54,11 +60,15 @@ Preview preview_model(const EngineOptions& options) {
   p.parts.architecture = &architecture_of(config.text("model_type"));
   p.spec = p.parts.architecture->spec(config);
   p.sites = p.parts.architecture->sites(p.spec);
+  p.spec.formats = options.formats;
+  p.parts.source = open_source(p.parts.checkpoint.get(), options.formats);
   if (p.parts.checkpoint) check_tensors(p);
   p.parts.pool = std::make_unique<ThreadPool>(1);
   p.parts.ops = make_cpu_ops(options.dtype, *p.parts.pool);
   try {
-    p.memory = plan_memory(options, p.spec, *p.parts.ops, available_memory());
+    const size_t weights =
+        weight_bytes(*p.parts.architecture, p.spec, *p.parts.source, *p.parts.ops);
+    p.memory = plan_memory(options, p.spec, *p.parts.ops, weights, available_memory());
   } catch (const Error& e) {
     if (e.code() != Code::over_capacity) throw;
     p.does_not_fit = e.what();
@@ -69,8 +79,7 @@ Preview preview_model(const EngineOptions& options) {
 std::unique_ptr<Adapter> preview_adapter(const Preview& model, const std::string& folder,
                                          int32_t max_rank) {
   const LoadedModel& parts = model.parts;
-  const auto source = parts.checkpoint ? checkpoint_source(*parts.checkpoint) : random_source();
-  const StoredModel stored{*parts.architecture, model.spec, *source, parts.ops->act()};
+  const StoredModel stored{*parts.architecture, model.spec, *parts.source, parts.ops->act()};
   const AdapterTarget target{&model.sites, parts.ops.get(),
                              [&stored](Tensor y, const Site& site, int64_t first) {
                                stored_rows(y, stored, site, first);

@@ -22,6 +22,8 @@ namespace lorry {
 struct EngineOptions {
   std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
   Dtype dtype = Dtype::bf16;
+  WeightFormats formats;           // of a checkpoint that is not quantised itself
+  std::string format_note;         // for the log: what a name of another server means
   int32_t threads = 0;             // 0: one per physical core
   std::string isa;                 // as to_string(Isa) says; "" picks the best
   bool check_ops = false;          // verify every operation's shapes and types: for tests

@@ -79,7 +79,6 @@ void check_unused(const LoadedModel& m, Log& log) {
 void load(LoadedModel& m, const EngineOptions& o, Log& log) {
   const auto start = std::chrono::steady_clock::now();
   const Spec& spec = m.info.spec;
-  const auto source = m.checkpoint ? checkpoint_source(*m.checkpoint) : random_source();
   auto reported = start;
   const auto progress = [&](int32_t done, int32_t all) {
     const auto now = std::chrono::steady_clock::now();
@@ -87,12 +86,21 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
     reported = now;
     log.info("loading weights: layer {} of {}", done, all);
   };
-  ModelWeights weights = load_weights(*m.architecture, spec, *source, *m.ops, progress);
+  ModelWeights weights = load_weights(*m.architecture, spec, *m.source, *m.ops, progress);
   if (m.checkpoint) check_unused(m, log);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   log.info("{}: {} layers, {} experts (top {}), {} of weights in {:.1f} s", spec.model_type,
            spec.layers, spec.experts, spec.routing.top_k, format_bytes(weights.bytes),
            seconds.count());
+  if (!o.format_note.empty()) log.info("{}", o.format_note);
+  if (!m.source->scheme().method.empty()) log.info("checkpoint: {}", m.source->scheme().method);
+  for (const std::string& text : m.source->scheme().ignored) log.debug("{}", text);
+  if (weights.widened > 0) {
+    log.warn(
+        "{} quantised matrices are stored as {}: their scales are of blocks, or matrices that read "
+        "the same inputs want them in different orders",
+        weights.widened, to_string(m.ops->act()));
+  }
   m.lm = std::make_unique<CausalLM>(spec, std::move(weights), *m.ops, *m.comm, forward_limits(o));
 }
 
@@ -116,25 +124,40 @@ void fold(LoadedModel& m, const EngineOptions& o, Log& log) {
 
 }  // namespace
 
+std::unique_ptr<TensorSource> open_source(Checkpoint* checkpoint, const WeightFormats& formats) {
+  if (checkpoint == nullptr) return random_source();
+  auto source = checkpoint_source(*checkpoint);
+  const bool asked = !formats.linears.plain() || !formats.head.plain();
+  if (asked && !source->scheme().method.empty()) {
+    fail(Code::invalid_argument,
+         "{}: this checkpoint is quantised already ({}): leave --quantize out",
+         checkpoint->folder(), source->scheme().method);
+  }
+  return source;
+}
+
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   check_options(o);
   auto m = std::make_unique<LoadedModel>();
   const Config config = open_config(*m, o);
   m->architecture = &architecture_of(config.text("model_type"));
   m->info.spec = m->architecture->spec(config);
+  m->info.spec.formats = o.formats;
+  m->source = open_source(m->checkpoint.get(), o.formats);
   m->sites = m->architecture->sites(m->info.spec);
 
-  const Isa isa = chosen_isa(o.isa);
+  m->isa = chosen_isa(o.isa);
   m->info.name = o.model;
   m->info.dtype = o.dtype;
-  m->info.isa = to_string(isa);
+  m->info.isa = to_string(m->isa);
   m->info.threads = o.threads > 0 ? o.threads : physical_cores();
   m->info.max_total_tokens = longest_sequence(o, m->info.spec);
   m->pool = std::make_unique<ThreadPool>(m->info.threads);
-  m->ops = make_cpu_ops(o.dtype, *m->pool, isa);
+  m->ops = make_cpu_ops(o.dtype, *m->pool, m->isa);
   if (o.check_ops) m->ops = make_checked_ops(std::move(m->ops));
   m->comm = make_solo_comm();
-  m->memory = plan_memory(o, m->info.spec, *m->ops, available_memory());
+  const size_t weights = weight_bytes(*m->architecture, m->info.spec, *m->source, *m->ops);
+  m->memory = plan_memory(o, m->info.spec, *m->ops, weights, available_memory());
   // Without a window every token of a request is in the cache at once.
   if (m->info.spec.attention.window == 0) {
     m->info.max_total_tokens = std::min(m->info.max_total_tokens, m->memory.kv_tokens);

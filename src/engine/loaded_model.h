@@ -11,6 +11,8 @@
 #include "kv/kv_cache.h"
 #include "models/architecture.h"
 #include "models/causal_lm.h"
+#include "models/source.h"
+#include "ops/cpu/cpu_ops.h"
 #include "ops/ops.h"
 #include "parallel/comm.h"
 #include "weights/checkpoint.h"
@@ -18,6 +20,7 @@
 namespace lorry {
 
 struct LoadedModel {
+  Isa isa = Isa::scalar;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Ops> ops;
   std::unique_ptr<Comm> comm;
@@ -29,7 +32,12 @@ struct LoadedModel {
   MemoryPlan memory;
   ModelInfo info;
   std::unique_ptr<Checkpoint> checkpoint;  // null: synthetic
+  std::unique_ptr<TensorSource> source;    // of the weights
 };
+
+// The source of a checkpoint's weights, or of random ones where it is null. Throws
+// Error(invalid_argument) when `formats` ask to quantise what is quantised.
+std::unique_ptr<TensorSource> open_source(Checkpoint* checkpoint, const WeightFormats& formats);
 
 // Throws Error. Says in the log what was read and how long it took.
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& options, Log& log);

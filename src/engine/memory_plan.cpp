@@ -31,17 +31,19 @@ int64_t longest_sequence(const EngineOptions& options, const Spec& spec) {
   return options.max_total_tokens;
 }
 
-MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops, size_t available) {
+MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops, size_t weights,
+                       size_t available) {
   MemoryPlan plan;
   plan.available = available;
-  plan.weights = weight_bytes(spec, ops);
+  plan.weights = weights;
   plan.scratch = CausalLM::scratch_bytes(spec, ops, forward_limits(o));
   const auto usable = static_cast<size_t>(static_cast<double>(available) * (1 - kReserve));
   const size_t fixed = plan.weights + plan.scratch;
   if (fixed >= usable) {
     fail(Code::over_capacity,
          "the model needs {} for its weights and {} for a step, but only {} of memory are "
-         "available; use a smaller model, free memory, or lower --max-batch-tokens",
+         "available; use --quantize int8 or int4, a smaller model, free memory, or lower "
+         "--max-batch-tokens",
          format_bytes(plan.weights), format_bytes(plan.scratch), format_bytes(available));
   }
   const size_t free = usable - fixed;

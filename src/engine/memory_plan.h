@@ -13,9 +13,9 @@ ForwardLimits forward_limits(const EngineOptions& options);
 // Throws Error(invalid_argument) when the option exceeds the model's positions.
 int64_t longest_sequence(const EngineOptions& options, const Spec& spec);
 
-// `available`: bytes before the weights are loaded. Throws Error(over_capacity) naming what is
-// needed, what there is and the flag to change.
+// `available`: bytes before the weights, of which there are `weights`, are loaded. Throws
+// Error(over_capacity) naming what is needed, what there is and the flag to change.
 MemoryPlan plan_memory(const EngineOptions& options, const Spec& spec, const Ops& ops,
-                       size_t available);
+                       size_t weights, size_t available);
 
 }  // namespace lorry

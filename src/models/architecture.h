@@ -42,6 +42,8 @@ class Architecture {
  public:
   virtual ~Architecture() = default;
   virtual std::string_view model_type() const = 0;
+  // Other tools may have their own word for it.
+  virtual bool is(std::string_view model_type) const { return model_type == this->model_type(); }
   // Throws Error(bad_file) naming key, value and allowed range.
   virtual Spec spec(const Config& config) const = 0;
   virtual ModelSlices model(const Spec& spec) const = 0;

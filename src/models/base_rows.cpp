@@ -34,34 +34,50 @@ const SiteNorm& norm_of(const ModelWeights& w, const Site& site) {
   return site.kind == SiteKind::attn_norm ? l.attn_norm : l.ffn_norm;
 }
 
-// The tensor that holds the matrix of a site.
-Slice slice_of(const StoredModel& model, const Site& site) {
+// The tensors that hold the rows of a site, in their order.
+std::vector<Slice> slices_of(const StoredModel& model, const Site& site) {
   if (!in_layer(site.kind)) {
     const ModelSlices m = model.architecture.model(model.spec);
-    return site.kind == SiteKind::embed        ? m.embed
-           : site.kind == SiteKind::final_norm ? m.final_norm
-                                               : m.head;
+    return {site.kind == SiteKind::embed        ? m.embed
+            : site.kind == SiteKind::final_norm ? m.final_norm
+                                                : m.head};
   }
   const auto has = [&](std::string_view name) { return model.source.has(name); };
   const LayerSlices l = model.architecture.layer(model.spec, site.layer, has);
   switch (site.kind) {
     case SiteKind::attn_norm:
-      return l.attn_norm;
+      return {l.attn_norm};
     case SiteKind::ffn_norm:
-      return l.ffn_norm;
+      return {l.ffn_norm};
     case SiteKind::o:
-      return l.o;
+      return {l.o};
     case SiteKind::router:
-      return l.router;
+      return {l.router};
     case SiteKind::gate:
-      return l.experts[static_cast<size_t>(site.expert)].gate;
+      return {l.experts[static_cast<size_t>(site.expert)].gate};
     case SiteKind::up:
-      return l.experts[static_cast<size_t>(site.expert)].up;
+      return {l.experts[static_cast<size_t>(site.expert)].up};
     case SiteKind::down:
-      return l.experts[static_cast<size_t>(site.expert)].down;
-    default:  // q, k, v in their order, or qkv alone
-      return l.qkv[site.kind == SiteKind::qkv ? 0 : static_cast<size_t>(site.kind)];
+      return {l.experts[static_cast<size_t>(site.expert)].down};
+    case SiteKind::qkv:
+      return l.qkv;
+    default:  // q, k, v in their order
+      return {l.qkv[static_cast<size_t>(site.kind)]};
   }
+}
+
+void read_rows(Tensor y, const StoredModel& model, const Slice& s, Dtype rounded, int64_t first) {
+  const Tensor t = model.source.tensor(s.name, s.shape);
+  const int64_t cols = s.shape[-1];
+  const Tensor part = rows(view(t.data, t.dtype, {t.shape.size() / cols, cols}), s.first, s.count);
+  std::vector<std::byte> memory(static_cast<size_t>(y.shape.size() * size_of(rounded)));
+  const Tensor own = view(memory.data(), rounded, y.shape);
+  if (s.transposed) {
+    copy_transposed(own, columns(part, first, y.rows()));
+  } else {
+    copy(own, rows(part, first, y.rows()));
+  }
+  copy(y, own);
 }
 
 }  // namespace
@@ -85,19 +101,15 @@ void base_rows(Tensor y, const ModelWeights& weights, const SiteIndex& index, co
 }
 
 void stored_rows(Tensor y, const StoredModel& model, const Site& site, int64_t first) {
-  const Slice s = slice_of(model, site);
-  const Tensor t = model.source.tensor(s.name, s.shape);
-  const int64_t cols = s.shape[-1];
-  const Tensor part = rows(view(t.data, t.dtype, {t.shape.size() / cols, cols}), s.first, s.count);
   const Dtype rounded = is_norm(site.kind) ? Dtype::f32 : model.act;
-  std::vector<std::byte> memory(static_cast<size_t>(y.shape.size() * size_of(rounded)));
-  const Tensor own = view(memory.data(), rounded, y.shape);
-  if (s.transposed) {
-    copy_transposed(own, columns(part, first, y.rows()));
-  } else {
-    copy(own, rows(part, first, y.rows()));
+  int64_t begin = 0;
+  for (const Slice& s : slices_of(model, site)) {
+    const int64_t end = begin + (s.transposed ? s.shape[-1] : s.count);
+    const int64_t from = std::max(first, begin);
+    const int64_t to = std::min(first + y.rows(), end);
+    if (from < to) read_rows(rows(y, from - first, to - from), model, s, rounded, from - begin);
+    begin = end;
   }
-  copy(y, own);
 }
 
 }  // namespace lorry

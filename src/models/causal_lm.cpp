@@ -33,7 +33,7 @@ StepBuffers lay_out(const Spec& s, const Ops& ops, const ForwardLimits& limits, 
   const int64_t out = int64_t{limits.max_logit_rows} * std::max(1, limits.max_medusa_heads);
   b.lora = take(Dtype::f32, 1,
                 Ops::lora_scratch_size(std::max({n, t, out}), sites, limits.max_lora_rank));
-  const size_t linear = std::max({ops.linear_scratch_bytes(t, std::max(s.dim, s.q_dim())),
+  const size_t linear = std::max({ops.linear_scratch_bytes(t, std::max<int64_t>(s.dim, s.q_dim())),
                                   ops.linear_scratch_bytes(n, std::max(s.dim, s.ffn)),
                                   ops.linear_scratch_bytes(out, s.dim)});
   b.linear = take(Dtype::u8, 1, static_cast<int64_t>(linear));

@@ -28,6 +28,7 @@ struct ModelWeights {
   Linear head;
   std::vector<Buffer> storage;  // owns everything above
   size_t bytes = 0;
+  int32_t widened = 0;  // matrices that the checkpoint has quantised and that are plain here
 };
 
 class CausalLM {

@@ -1,5 +1,6 @@
 // DBRX: Hugging Face DbrxForCausalLM. One Wqkv, all experts of a layer in three matrices, the down
-// projection stored transposed.
+// projection stored transposed. GPTQModel's dbrx_converted and AMD Quark split the experts, the
+// first also q, k and v.
 #include <cmath>
 
 #include "base/error.h"
@@ -13,6 +14,9 @@ namespace {
 class Dbrx final : public Architecture {
  public:
   std::string_view model_type() const override { return "dbrx"; }
+  bool is(std::string_view type) const override {
+    return type == "dbrx" || type == "dbrx_converted";
+  }
   Spec spec(const Config& config) const override;
   ModelSlices model(const Spec& spec) const override;
   LayerSlices layer(const Spec& spec, int32_t layer, const Has& has) const override;
@@ -77,7 +81,14 @@ ModelSlices Dbrx::model(const Spec& s) const {
           vector_of("transformer.norm_f.weight", s.dim), whole("lm_head.weight", s.vocab, s.dim)};
 }
 
-LayerSlices Dbrx::layer(const Spec& s, int32_t i, const Has&) const {
+// Quantised checkpoints have a Linear for each expert's matrices, w2 stored like the others.
+ExpertSlices split_expert(const Spec& s, const std::string& mlp, int64_t e) {
+  const std::string p = fmt::format("{}{}.", mlp, e);
+  return {whole(p + "w1.weight", s.ffn, s.dim), whole(p + "v1.weight", s.ffn, s.dim),
+          whole(p + "w2.weight", s.dim, s.ffn)};
+}
+
+LayerSlices Dbrx::layer(const Spec& s, int32_t i, const Has& has) const {
   const std::string p = fmt::format("transformer.blocks.{}.", i);
   const std::string attn = p + "norm_attn_norm.";
   const int64_t f = s.ffn;
@@ -85,14 +96,22 @@ LayerSlices Dbrx::layer(const Spec& s, int32_t i, const Has&) const {
   LayerSlices l;
   l.attn_norm = vector_of(attn + "norm_1.weight", s.dim);
   l.ffn_norm = vector_of(attn + "norm_2.weight", s.dim);
-  l.qkv = {whole(attn + "attn.Wqkv.weight", s.qkv_dim(), s.dim)};
+  if (has(attn + "attn.q_proj.weight")) {
+    l.qkv = {whole(attn + "attn.q_proj.weight", s.q_dim(), s.dim),
+             whole(attn + "attn.k_proj.weight", s.kv_dim(), s.dim),
+             whole(attn + "attn.v_proj.weight", s.kv_dim(), s.dim)};
+  } else {
+    l.qkv = {whole(attn + "attn.Wqkv.weight", s.qkv_dim(), s.dim)};
+  }
   l.o = whole(attn + "attn.out_proj.weight", s.dim, s.dim);
   l.router = whole(p + "ffn.router.layer.weight", s.experts, s.dim);
   const std::string mlp = p + "ffn.experts.mlp.";
+  const bool split = has(mlp + "0.w1.weight");
   for (int64_t e = 0; e < s.experts; ++e) {
-    l.experts.push_back({{mlp + "w1", all, e * f, f, false},
-                         {mlp + "v1", all, e * f, f, false},
-                         {mlp + "w2", all, e * f, f, true}});
+    l.experts.push_back(split ? split_expert(s, mlp, e)
+                              : ExpertSlices{{mlp + "w1", all, e * f, f, false},
+                                             {mlp + "v1", all, e * f, f, false},
+                                             {mlp + "w2", all, e * f, f, true}});
   }
   return l;
 }

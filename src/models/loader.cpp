@@ -1,6 +1,9 @@
 #include "models/loader.h"
 
 #include <algorithm>
+#include <array>
+#include <numeric>
+#include <span>
 #include <utility>
 
 #include "base/error.h"
@@ -9,6 +12,72 @@
 namespace lorry {
 
 namespace {
+
+WeightFormat::Kind kind_of(QuantScheme::Kind kind) {
+  switch (kind) {
+    case QuantScheme::Kind::int8:
+      return WeightFormat::Kind::int8;
+    case QuantScheme::Kind::int4:
+      return WeightFormat::Kind::int4;
+    case QuantScheme::Kind::fp8:
+      return WeightFormat::Kind::fp8;
+    case QuantScheme::Kind::none:
+      break;
+  }
+  return WeightFormat::Kind::plain;
+}
+
+// Plain where the kernels have no such format: fp8 in blocks is widened.
+WeightFormat format_of(const QuantScheme& scheme) {
+  if (scheme.kind == QuantScheme::Kind::fp8 && scheme.group != 0) return {};
+  return {kind_of(scheme.kind), scheme.group, scheme.zeros};
+}
+
+// One whole Linear that the source keeps quantised.
+bool quantised(const TensorSource& source, const Slice& s) {
+  return s.first == 0 && s.count == s.shape[0] && !s.transposed && source.quantised(s.name);
+}
+
+// Whether parts that read the same x want its values in the same order.
+bool same_order(TensorSource& source, std::span<const Slice> parts) {
+  const auto order = source.order(parts.front().name, parts.front().shape[-1]);
+  return std::all_of(parts.begin() + 1, parts.end(),
+                     [&](const Slice& s) { return source.order(s.name, s.shape[-1]) == order; });
+}
+
+// How a linear is stored: groups of `per_group` parts one below the other. `wanted` is for plain
+// ones. Plain is what cannot be kept as it is: parts of which some are not quantised, or that have
+// different orders.
+WeightFormat format_of(TensorSource& source, std::span<const Slice> parts, size_t per_group,
+                       WeightFormat wanted) {
+  const QuantScheme scheme = source.scheme();
+  if (scheme.kind == QuantScheme::Kind::none) return wanted;
+  const auto whole = [&](const Slice& s) { return quantised(source, s); };
+  if (!std::all_of(parts.begin(), parts.end(), whole)) return {};
+  for (size_t i = 0; scheme.act_order && i < parts.size(); i += per_group) {
+    if (!same_order(source, parts.subspan(i, per_group))) return {};
+  }
+  return format_of(scheme);
+}
+
+// All experts of a layer are stored alike.
+std::vector<Slice> first_two(const LayerSlices& l) {
+  std::vector<Slice> parts;
+  for (const ExpertSlices& e : l.experts) parts.insert(parts.end(), {e.gate, e.up});
+  return parts;
+}
+std::vector<Slice> downs(const LayerSlices& l) {
+  std::vector<Slice> parts;
+  for (const ExpertSlices& e : l.experts) parts.push_back(e.down);
+  return parts;
+}
+
+// Rows of a linear that come from one slice: from row `first` on, or every other panel from there.
+struct Part {
+  const Slice& slice;
+  int64_t first = 0;
+  bool interleaved = false;
+};
 
 // Allocates one Buffer per matrix family and packs into it.
 class Loader {
@@ -22,7 +91,7 @@ class Loader {
     out_.embed = table(m.embed);
     out_.embed_site = site(SiteKind::embed, 0, spec_.vocab, spec_.dim);
     out_.final_norm = norm(m.final_norm, SiteKind::final_norm, 0);
-    out_.head = dense({m.head}, spec_.vocab, spec_.dim);
+    out_.head = dense({m.head}, spec_.vocab, spec_.dim, spec_.formats.head);
     out_.head.sites = {site(SiteKind::lm_head, 0, spec_.dim, spec_.vocab)};
   }
 
@@ -30,11 +99,11 @@ class Loader {
     DecoderLayer d;
     d.attn_norm = norm(l.attn_norm, SiteKind::attn_norm, i);
     d.ffn_norm = norm(l.ffn_norm, SiteKind::ffn_norm, i);
-    d.wqkv = dense(l.qkv, spec_.qkv_dim(), spec_.dim);
+    d.wqkv = dense(l.qkv, spec_.qkv_dim(), spec_.dim, spec_.formats.linears);
     d.wqkv.sites = qkv_sites(i);
-    d.wo = dense({l.o}, spec_.dim, spec_.q_dim());
+    d.wo = dense({l.o}, spec_.dim, spec_.q_dim(), spec_.formats.linears);
     d.wo.sites = {site(SiteKind::o, i, spec_.q_dim(), spec_.dim)};
-    d.router = dense({l.router}, spec_.experts, spec_.dim);
+    d.router = dense({l.router}, spec_.experts, spec_.dim, {});
     d.router.sites = {site(SiteKind::router, i, spec_.dim, spec_.experts)};
     experts(d, l, i);
     out_.layers.push_back(std::move(d));
@@ -47,8 +116,8 @@ class Loader {
     return out_.storage.back().data();
   }
 
-  Weight weight(int64_t groups, int64_t out, int64_t in) {
-    Weight w = ops_.weight_layout(groups, out, in);
+  Weight weight(int64_t groups, int64_t out, int64_t in, WeightFormat format) {
+    Weight w = ops_.weight_layout(groups, out, in, format);
     w.data = allocate(static_cast<size_t>(w.groups * w.group_bytes));
     return w;
   }
@@ -66,16 +135,60 @@ class Loader {
     return turned;
   }
 
-  Linear dense(const std::vector<Slice>& parts, int64_t out, int64_t in) {
-    Linear l{weight(1, out, in), {}};
+  Linear dense(const std::vector<Slice>& slices, int64_t out, int64_t in, WeightFormat wanted) {
+    Linear l{weight(1, out, in, format_of(source_, slices, slices.size(), wanted)), {}};
+    std::vector<Part> parts;
     int64_t row = 0;
-    for (const Slice& part : parts) {
-      const Tensor m = matrix(part);
-      ops_.pack(l.w, 0, row, m);
-      row += m.shape[0];
+    for (const Slice& s : slices) {
+      parts.push_back({s, row});
+      row += s.transposed ? s.shape[-1] : s.count;
     }
-    LORRY_CHECK(row == out, "{} rows packed of {}", row, out);
+    LORRY_CHECK(row == out, "{} rows of {}", row, out);
+    pack(l.w, 0, parts);
     return l;
+  }
+
+  void pack(Weight& w, int64_t group, std::span<const Part> parts) {
+    const bool kept = !w.format.plain() && source_.scheme().kind != QuantScheme::Kind::none;
+    if (kept) return pack_quantised(w, group, parts);
+    for (const Part& p : parts) {
+      const Tensor m = matrix(p.slice);
+      if (source_.quantised(p.slice.name)) ++out_.widened;
+      place(p, m.shape[0], [&](int64_t first, int64_t row, int64_t n) {
+        ops_.pack(w, group, first, rows(m, row, n));
+      });
+    }
+  }
+
+  void pack_quantised(Weight& w, int64_t group, std::span<const Part> parts) {
+    for (const Part& p : parts) {
+      const QuantMatrix m = source_.matrix(p.slice.name, p.slice.count, w.in);
+      if (m.order) set_order(w, group, m.order);
+      place(p, m.q.shape[0], [&](int64_t first, int64_t row, int64_t n) {
+        const Tensor zero = m.zero ? rows(m.zero, row, n) : Tensor{};
+        ops_.pack(w, group, first, QuantRows{rows(m.q, row, n), rows(m.scale, row, n), zero});
+      });
+    }
+  }
+
+  // Groups without an order of their own keep the one of x.
+  void set_order(Weight& w, int64_t group, const Tensor& order) {
+    if (w.order == nullptr) {
+      auto* all = reinterpret_cast<int32_t*>(
+          allocate(static_cast<size_t>(w.groups * w.in) * sizeof(int32_t)));
+      for (int64_t g = 0; g < w.groups; ++g) std::iota(all + g * w.in, all + (g + 1) * w.in, 0);
+      w.order = all;
+    }
+    std::copy_n(order.row<const int32_t>(0), w.in, const_cast<int32_t*>(w.order) + group * w.in);
+  }
+
+  // f(first, row, n): rows [row, row + n) of a part's matrix are rows first ... of the linear.
+  template <class F>
+  static void place(const Part& p, int64_t count, F&& f) {
+    if (!p.interleaved) return f(p.first, int64_t{0}, count);
+    for (int64_t row = 0; row < count; row += kPanel) {
+      f(2 * row + p.first, row, std::min<int64_t>(kPanel, count - row));
+    }
   }
 
   Tensor table(const Slice& s) {
@@ -121,25 +234,18 @@ class Loader {
 
   void experts(DecoderLayer& d, const LayerSlices& l, int32_t i) {
     const int64_t f = spec_.ffn;
-    d.gate_up.w = weight(spec_.experts, gate_up_dim(f), spec_.dim);
-    d.down.w = weight(spec_.experts, spec_.dim, f);
+    const WeightFormat wanted = spec_.formats.linears;
+    const WeightFormat gate_up = format_of(source_, first_two(l), 2, wanted);
+    d.gate_up.w = weight(spec_.experts, gate_up_dim(f), spec_.dim, gate_up);
+    d.down.w = weight(spec_.experts, spec_.dim, f, format_of(source_, downs(l), 1, wanted));
     for (int32_t e = 0; e < spec_.experts; ++e) {
       const ExpertSlices& x = l.experts[static_cast<size_t>(e)];
-      interleave(d.gate_up.w, e, matrix(x.gate), 0);
-      interleave(d.gate_up.w, e, matrix(x.up), kPanel);
-      ops_.pack(d.down.w, e, 0, matrix(x.down));
+      pack(d.gate_up.w, e, std::array{Part{x.gate, 0, true}, Part{x.up, kPanel, true}});
+      pack(d.down.w, e, std::array{Part{x.down}});
     }
     d.gate_up.sites = {expert_site(SiteKind::gate, i, spec_.dim, f),
                        expert_site(SiteKind::up, i, spec_.dim, f)};
     d.down.sites = {expert_site(SiteKind::down, i, f, spec_.dim)};
-  }
-
-  // Panels of `m` to every other panel of w, from row `first`.
-  void interleave(Weight& w, int64_t expert, Tensor m, int64_t first) {
-    for (int64_t row = 0; row < m.shape[0]; row += kPanel) {
-      const int64_t n = std::min<int64_t>(kPanel, m.shape[0] - row);
-      ops_.pack(w, expert, 2 * row + first, rows(m, row, n));
-    }
   }
 
   const Spec& spec_;
@@ -163,18 +269,31 @@ ModelWeights load_weights(const Architecture& architecture, const Spec& spec, Te
   return loader.take();
 }
 
-size_t weight_bytes(const Spec& spec, const Ops& ops) {
-  const auto packed = [&](int64_t groups, int64_t out, int64_t in) {
-    const Weight w = ops.weight_layout(groups, out, in);
-    return static_cast<size_t>(w.groups * w.group_bytes);
+size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSource& source,
+                    const Ops& ops) {
+  const auto packed = [&](int64_t groups, int64_t out, int64_t in, WeightFormat format) {
+    const Weight w = ops.weight_layout(groups, out, in, format);
+    const bool ordered = !format.plain() && source.scheme().act_order;
+    return static_cast<size_t>(groups * (w.group_bytes + (ordered ? 4 * in : 0)));
   };
-  const size_t layer =
-      packed(1, spec.qkv_dim(), spec.dim) + packed(1, spec.dim, spec.q_dim()) +
-      packed(1, spec.experts, spec.dim) + packed(spec.experts, gate_up_dim(spec.ffn), spec.dim) +
-      packed(spec.experts, spec.dim, spec.ffn) + 2 * Arena::tensor_bytes(Dtype::f32, {spec.dim});
-  return static_cast<size_t>(spec.layers) * layer + packed(1, spec.vocab, spec.dim) +
-         Arena::tensor_bytes(ops.act(), {spec.vocab, spec.dim}) +
-         Arena::tensor_bytes(Dtype::f32, {spec.dim});
+  const auto has = [&](std::string_view name) { return source.has(name); };
+  const WeightFormat wanted = spec.formats.linears;
+  const ModelSlices m = architecture.model(spec);
+  size_t bytes =
+      packed(1, spec.vocab, spec.dim, format_of(source, std::array{m.head}, 1, spec.formats.head)) +
+      Arena::tensor_bytes(ops.act(), {spec.vocab, spec.dim}) +
+      Arena::tensor_bytes(Dtype::f32, {spec.dim});
+  for (int32_t i = 0; i < spec.layers; ++i) {
+    const LayerSlices l = architecture.layer(spec, i, has);
+    bytes += packed(1, spec.qkv_dim(), spec.dim, format_of(source, l.qkv, l.qkv.size(), wanted)) +
+             packed(1, spec.dim, spec.q_dim(), format_of(source, std::array{l.o}, 1, wanted)) +
+             packed(1, spec.experts, spec.dim, {}) +
+             packed(spec.experts, gate_up_dim(spec.ffn), spec.dim,
+                    format_of(source, first_two(l), 2, wanted)) +
+             packed(spec.experts, spec.dim, spec.ffn, format_of(source, downs(l), 1, wanted)) +
+             2 * Arena::tensor_bytes(Dtype::f32, {spec.dim});
+  }
+  return bytes;
 }
 
 }  // namespace lorry

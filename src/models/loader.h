@@ -11,11 +11,14 @@ namespace lorry {
 // Called after each layer with the number done and the number of all.
 using LoadProgress = std::function<void(int32_t done, int32_t all)>;
 
-// Throws Error naming the file, the tensor, what was expected and what was found.
+// What the source keeps quantised stays as it is, but for what the kernels have no form for, which
+// is widened; from a plain source linears are quantised as spec.formats says. Throws Error naming
+// the file, the tensor, what was expected and what was found.
 ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
                           Ops& ops, const LoadProgress& progress = {});
 
 // Bytes that load_weights will take.
-size_t weight_bytes(const Spec& spec, const Ops& ops);
+size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSource& source,
+                    const Ops& ops);
 
 }  // namespace lorry

@@ -3,22 +3,54 @@
 #include <cmath>
 #include <vector>
 
+#include "base/error.h"
 #include "base/float16.h"
+#include "weights/quantised.h"
 
 namespace lorry {
 
 namespace {
 
+constexpr std::string_view kWeight = ".weight";
+
 class CheckpointSource final : public TensorSource {
  public:
-  explicit CheckpointSource(Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
-  bool has(std::string_view name) const override { return checkpoint_.has(name); }
+  explicit CheckpointSource(Checkpoint& checkpoint)
+      : checkpoint_(checkpoint), reader_(checkpoint, read_quant_scheme(checkpoint.config())) {}
+
+  bool has(std::string_view name) const override {
+    return checkpoint_.has(name) || quantised(name);
+  }
+  QuantScheme scheme() const override { return reader_.scheme(); }
+
   Tensor tensor(const std::string& name, const Shape& shape) override {
-    return checkpoint_.tensor(name, shape);
+    if (!quantised(name)) return checkpoint_.tensor(name, shape);
+    const int64_t out = shape.size() / shape[-1];
+    const QuantMatrix m = matrix(name, out, shape[-1]);
+    wide_ = Buffer(Arena::tensor_bytes(Dtype::f32, shape));
+    dequantise(view(wide_.data(), Dtype::f32, {out, shape[-1]}), m, 0);
+    return view(wide_.data(), Dtype::f32, shape);
+  }
+
+  // A module that has its plain tensor too would be two things at once.
+  bool quantised(std::string_view name) const override {
+    return name.ends_with(kWeight) && reader_.has(module_of(name));
+  }
+  std::vector<int32_t> order(const std::string& name, int64_t in) override {
+    return reader_.order(std::string(module_of(name)), in);
+  }
+  QuantMatrix matrix(const std::string& name, int64_t out, int64_t in) override {
+    return reader_.read(std::string(module_of(name)), out, in);
   }
 
  private:
+  static std::string_view module_of(std::string_view name) {
+    return name.substr(0, name.size() - kWeight.size());
+  }
+
   Checkpoint& checkpoint_;
+  QuantReader reader_;
+  Buffer wide_;
 };
 
 uint64_t hash_name(const std::string& name) {
@@ -64,6 +96,13 @@ class RandomSource final : public TensorSource {
 };
 
 }  // namespace
+
+std::vector<int32_t> TensorSource::order(const std::string& name, int64_t) {
+  LORRY_CHECK(false, "{} is not quantised", name);
+}
+QuantMatrix TensorSource::matrix(const std::string& name, int64_t, int64_t) {
+  LORRY_CHECK(false, "{} is not quantised", name);
+}
 
 std::unique_ptr<TensorSource> checkpoint_source(Checkpoint& checkpoint) {
   return std::make_unique<CheckpointSource>(checkpoint);

@@ -25,6 +25,12 @@ struct RopeSpec {
   bool depends_on_length() const { return kind == Kind::dynamic || kind == Kind::longrope; }
 };
 
+// How the linears of a model are stored. Router, norms and embedding are always plain.
+struct WeightFormats {
+  WeightFormat linears;  // of attention and experts
+  WeightFormat head;
+};
+
 struct Spec {
   std::string model_type;
   int32_t vocab = 0, dim = 0, layers = 0, ffn = 0;
@@ -39,6 +45,7 @@ struct Spec {
   int64_t max_positions = 0;
   bool tied_head = false;
   bool fused_qkv = false;  // adapters name one qkv site instead of q, k and v
+  WeightFormats formats;   // plain, unless the checkpoint or the user says otherwise
 
   int64_t q_dim() const { return int64_t{attention.heads} * attention.head_dim; }
   int64_t kv_dim() const { return int64_t{attention.kv_heads} * attention.head_dim; }

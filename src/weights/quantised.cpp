@@ -155,7 +155,8 @@ QuantMatrix QuantReader::matrix(Size size, const std::vector<int32_t>& order) co
 // g_idx [in] names the group of each input; the answer sorts the inputs by it and is empty where
 // they are sorted. Uninitialised ones (-1) of compressed-tensors 0.10.2 mean no order
 // (quantization/lifecycle/forward.py: _process_quantization).
-std::vector<int32_t> QuantReader::read_order(const std::string& name, Size size) {
+std::vector<int32_t> QuantReader::read_order(const std::string& module, Size size) {
+  const std::string name = module + (scheme_.layout == Layout::gptq ? ".g_idx" : ".weight_g_idx");
   const bool required = scheme_.layout == Layout::gptq && scheme_.act_order;
   if (!required && !checkpoint_.has(name)) return {};
   const Tensor g_idx = checkpoint_.tensor(name, {Dtype::i32, Dtype::i64}, {size.in});
@@ -199,7 +200,7 @@ QuantMatrix QuantReader::read_gptq(const std::string& module, Size size) {
   const std::string name = module + ".qweight";
   check_whole_words(checkpoint_.place(name), "inputs", size.in, bits);
   check_whole_words(checkpoint_.place(name), "outputs", size.out, bits);
-  QuantMatrix m = matrix(size, read_order(module + ".g_idx", size));
+  QuantMatrix m = matrix(size, read_order(module, size));
   unpack_columns_transposed(
       m.q, checkpoint_.tensor(name, {Dtype::i32}, {packed_words(size.in, bits), size.out}), bits);
   sort_inputs(m);
@@ -259,7 +260,7 @@ QuantMatrix QuantReader::read_awq(const std::string& module, Size size) {
 QuantMatrix QuantReader::read_plain(const std::string& module, Size size) {
   const std::string name = module + ".weight";
   const Shape shape{size.out, size.in};
-  QuantMatrix m = matrix(size, read_order(module + ".weight_g_idx", size));
+  QuantMatrix m = matrix(size, read_order(module, size));
   if (scheme_.kind == Kind::fp8) {
     Tensor bytes = checkpoint_.tensor(name, {Dtype::f8e4m3}, shape);
     bytes.dtype = Dtype::u8;
@@ -275,12 +276,16 @@ QuantMatrix QuantReader::read_plain(const std::string& module, Size size) {
   return m;
 }
 
+std::vector<int32_t> QuantReader::order(const std::string& module, int64_t in) {
+  return read_order(module, {0, in});
+}
+
 // compressed-tensors, compressors/pack_quantized: PackedQuantizationCompressor.compress and
 // pack_to_int32. Weights are packed along inputs, zero points along outputs.
 QuantMatrix QuantReader::read_packed(const std::string& module, Size size) {
   const int bits = scheme_.bits();
   check_weight_shape(module + ".weight_shape", size);
-  QuantMatrix m = matrix(size, read_order(module + ".weight_g_idx", size));
+  QuantMatrix m = matrix(size, read_order(module, size));
   unpack_rows(m.q,
               checkpoint_.tensor(module + ".weight_packed", {Dtype::i32},
                                  {size.out, packed_words(size.in, bits)}),

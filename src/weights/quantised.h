@@ -25,13 +25,15 @@ class QuantReader {
   // file and tensor for a tensor that is missing, has another type or shape, or values that the
   // scheme does not allow; unsupported for sizes that do not fill whole words.
   QuantMatrix read(const std::string& module, int64_t out, int64_t in);
+  // The order of its inputs alone, as QuantMatrix::order; empty: they are in order.
+  std::vector<int32_t> order(const std::string& module, int64_t in);
 
  private:
   struct Size {
     int64_t out, in;
   };
   QuantMatrix matrix(Size size, const std::vector<int32_t>& order) const;
-  std::vector<int32_t> read_order(const std::string& name, Size size);
+  std::vector<int32_t> read_order(const std::string& module, Size size);
   QuantMatrix read_gptq(const std::string& module, Size size);
   QuantMatrix read_awq(const std::string& module, Size size);
   QuantMatrix read_plain(const std::string& module, Size size);

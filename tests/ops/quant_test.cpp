@@ -86,7 +86,7 @@ TEST_P(QuantTest, each_group_uses_its_own_weights_and_order) {
     return bytes_of(y());
   });
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(act(), pool);
+  const auto ops = checked_cpu_ops(act(), pool, best_portable_isa());
   for (size_t g = 0; g < 6; ++g) {
     const int32_t n = begin[g + 1] - begin[g];
     if (n == 0) continue;

@@ -61,8 +61,8 @@ double read_rate(ThreadPool& pool, const cpu::Kernels& kernels) {
 
 }  // namespace
 
-Probe probe_machine(ThreadPool& pool) {
-  const cpu::Kernels& kernels = cpu::kernels_of(best_isa());
+Probe probe_machine(ThreadPool& pool, Isa isa) {
+  const cpu::Kernels& kernels = cpu::kernels_of(isa);
   return {.bf16_gflops = spin_rate(pool, kernels.spin, kernels.spin_flops),
           .int8_gops = spin_rate(pool, kernels.spin_int8, kernels.spin_int8_ops),
           .read_gb_s = read_rate(pool, kernels)};

@@ -2,16 +2,18 @@
 // figures as fractions of it, with both taken in the same run.
 #pragma once
 #include "base/thread_pool.h"
+#include "ops/cpu/cpu_ops.h"
 
 namespace lorry {
 
 struct Probe {
-  double bf16_gflops = 0;  // the fastest multiplication there is: vdpbf16ps, else f32 FMA
-  double int8_gops = 0;    // vpdpbusd; 0 where there is none
+  double bf16_gflops = 0;  // the fastest multiplication there is: tiles, vdpbf16ps, f32 FMA
+  double int8_gops = 0;    // tiles, vpdpbusd; 0 where there is none
   double read_gb_s = 0;    // reading 512 MiB
 };
 
-// Runs on all threads of the pool. Throws Error(over_capacity) without 512 MiB of memory.
-Probe probe_machine(ThreadPool& pool);
+// What `isa` can do, on all threads of the pool. Throws Error(over_capacity) without 512 MiB of
+// memory.
+Probe probe_machine(ThreadPool& pool, Isa isa = best_isa());
 
 }  // namespace lorry

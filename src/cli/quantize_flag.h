@@ -1,0 +1,28 @@
+// --quantize: what a model's linears are stored as, in our names and in LoRAX's.
+#pragma once
+#include <string>
+
+#include "models/spec.h"
+
+namespace CLI {
+class App;
+}
+
+namespace lorry {
+
+struct QuantizeFlags {
+  std::string format;
+  bool head = false;
+};
+
+void add_quantize_flags(CLI::App& app, QuantizeFlags& flags, const char* group);
+
+// Plain without --quantize; `note` says what a name of LoRAX means here, and stays empty
+// otherwise. Throws Error(invalid_argument) listing the names, or with the reason why one is not
+// offered.
+WeightFormats parse_quantize(const QuantizeFlags& flags, std::string& note);
+
+// "int4 in groups of 128", "bfloat16"; for people.
+std::string format_name(const WeightFormat& format, Dtype act);
+
+}  // namespace lorry

@@ -1,0 +1,59 @@
+#include "cli/quantize_flag.h"
+
+#include <gtest/gtest.h>
+
+#include "lorry/error.h"
+
+namespace lorry::test {
+namespace {
+
+using Kind = WeightFormat::Kind;
+
+TEST(QuantizeFlag, names_of_ours) {
+  std::string note;
+  EXPECT_EQ(parse_quantize({"", false}, note).linears, WeightFormat{});
+  EXPECT_EQ(parse_quantize({"int8", false}, note).linears, (WeightFormat{Kind::int8, 0, false}));
+  EXPECT_EQ(parse_quantize({"INT4", false}, note).linears, (WeightFormat{Kind::int4, 128, false}));
+  EXPECT_EQ(parse_quantize({"int4-32", false}, note).linears,
+            (WeightFormat{Kind::int4, 32, false}));
+  EXPECT_EQ(parse_quantize({"fp8", false}, note).linears, (WeightFormat{Kind::fp8, 0, false}));
+  EXPECT_EQ(note, "");
+}
+
+TEST(QuantizeFlag, the_head_stays_as_it_is_unless_it_is_named) {
+  std::string note;
+  EXPECT_EQ(parse_quantize({"int8", false}, note).head, WeightFormat{});
+  EXPECT_EQ(parse_quantize({"int8", true}, note).head.kind, Kind::int8);
+  EXPECT_THROW(parse_quantize({"", true}, note), Error);
+}
+
+TEST(QuantizeFlag, names_of_lorax_are_the_nearest_of_ours) {
+  for (const auto& [name, kind, ours] : {std::tuple{"eetq", Kind::int8, "int8"},
+                                         {"bitsandbytes", Kind::int8, "int8"},
+                                         {"bitsandbytes-nf4", Kind::int4, "int4"},
+                                         {"bitsandbytes-fp4", Kind::int4, "int4"},
+                                         {"hqq-4bit", Kind::int4, "int4"}}) {
+    std::string note;
+    EXPECT_EQ(parse_quantize({name, false}, note).linears.kind, kind);
+    EXPECT_EQ(note, std::string("--quantize ") + name + ": stored as " + ours);
+  }
+  std::string note;
+  EXPECT_TRUE(parse_quantize({"gptq", false}, note).linears.plain());
+  EXPECT_EQ(note, "--quantize gptq: a checkpoint says itself how it is quantised");
+}
+
+TEST(QuantizeFlag, other_names_are_refused_with_those_there_are) {
+  std::string note;
+  for (const auto& [name, text] :
+       {std::pair{"int3", "int8, int4, int4-32, fp8"}, {"hqq-2bit", "not offered: use int4"}}) {
+    try {
+      parse_quantize({name, false}, note);
+      FAIL() << name;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lorry::test
