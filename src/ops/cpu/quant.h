@@ -12,14 +12,13 @@ namespace {
 constexpr int64_t kQuantPartBytes = 256 << 10;
 // How far ahead of its own reading a single pass prefetches; several passes share the prefetching
 // of what is read one panel later, if that is not so far that it would leave L2 again.
+constexpr int kQuantSteps = 4;  // unrolled
+constexpr int kQuantLines = kQuantSteps * 256 / 64;
 constexpr int64_t kQuantAhead = 6 << 10;
-// What every pass prefetches from L2.
-constexpr int64_t kQuantNearAhead = 1 << 10;
 constexpr int64_t kQuantFarAhead = 256 << 10;
 
 struct Int8 {
   static constexpr int kQuads = 1;  // quads of inputs in a step
-  static constexpr int kUnroll = 2;
   template <int>
   static LORRY_INLINE W64 quads(const uint8_t* p) {
     return load_quads(p);
@@ -28,7 +27,6 @@ struct Int8 {
 
 struct Int4 {
   static constexpr int kQuads = 2;
-  static constexpr int kUnroll = 1;
   template <int High>
   static LORRY_INLINE W64 quads(const uint8_t* p) {
     return High != 0 ? load_high(p) : load_low(p);
@@ -104,7 +102,8 @@ LORRY_INLINE void end_sums(const QuantPass& p, int first, const I16* c) {
   });
 }
 
-// MR rows by NV vectors of columns from vector `first`. PF: cache lines to prefetch a step.
+// MR rows by NV vectors of columns from vector `first`. PF: cache lines to prefetch for
+// each kQuantSteps.
 template <class Q, int MR, int NV, int PF>
 LORRY_INLINE void quant_tile(const QuantPass& p, int first) {
   I16 c[MR * NV];
@@ -115,8 +114,6 @@ LORRY_INLINE void quant_tile(const QuantPass& p, int first) {
   int64_t until = p.ahead.until;
   const auto step = [&](auto at) LORRY_UNROLLED {
     const uint8_t* from = data + 256 * at;
-    unroll<NV>([&](auto j)
-                   LORRY_UNROLLED { __builtin_prefetch(from + kQuantNearAhead + 64 * j, 0, 3); });
     unroll<Q::kQuads>([&](auto h) LORRY_UNROLLED {
       W64 w[NV];
       unroll<NV>([&](auto j) LORRY_UNROLLED { w[j] = Q::template quads<h>(from + 64 * j); });
@@ -127,19 +124,18 @@ LORRY_INLINE void quant_tile(const QuantPass& p, int first) {
     });
   };
   int64_t k = 0;
-  for (; k + Q::kUnroll <= p.piece.steps; k += Q::kUnroll) {
+  for (; k + kQuantSteps <= p.piece.steps; k += kQuantSteps) {
     if constexpr (PF > 0) {
       if (k >= until) {
         ahead = p.ahead.then;
         until = p.piece.steps;
       }
-      unroll<PF * Q::kUnroll>([&](auto j)
-                                  LORRY_UNROLLED { __builtin_prefetch(ahead + 64 * j, 0, 2); });
-      ahead += 64 * PF * Q::kUnroll;
+      unroll<PF>([&](auto j) LORRY_UNROLLED { __builtin_prefetch(ahead + 64 * j, 0, 2); });
+      ahead += 64 * PF;
     }
-    unroll<Q::kUnroll>(step);
-    data += 256 * Q::kUnroll;
-    x += 4 * Q::kQuads * Q::kUnroll;
+    unroll<kQuantSteps>(step);
+    data += 256 * kQuantSteps;
+    x += 4 * Q::kQuads * kQuantSteps;
   }
   for (; k < p.piece.steps; ++k) {
     step(Constant<0>{});
@@ -164,6 +160,8 @@ LORRY_INLINE void quant_rows(const QuantPass& p, int rows, int64_t lines) {
   if constexpr (MR > 1) {
     if (rows < MR) return quant_rows<Q, MR - 1>(p, rows, lines);
   }
+  if (lines == 16) return quant_pass<Q, MR, 16>(p);
+  if (lines == 8) return quant_pass<Q, MR, 8>(p);
   if (lines == 4) return quant_pass<Q, MR, 4>(p);
   if (lines == 2) return quant_pass<Q, MR, 2>(p);
   if (lines == 1) return quant_pass<Q, MR, 1>(p);
@@ -207,8 +205,8 @@ struct QuantParts {
   int64_t per_part, pieces;
 };
 
-// How a pass prefetches: `lines` a step, of what is read `distance` bytes later; pass `pass` of
-// those that share it.
+// How a pass prefetches: `lines` for each kQuantSteps, of what is read `distance` bytes later; pass
+// `pass` of those that share it.
 struct QuantAhead {
   int64_t distance, lines, pass;
 };
@@ -216,15 +214,16 @@ struct QuantAhead {
 LORRY_INLINE void plan_quant_ahead(QuantPass& p, const QuantParts& parts, const QuantAhead& a) {
   const char* panel = static_cast<const char*>(parts.m.panel);
   const char* next = parts.m.next != nullptr ? static_cast<const char*>(parts.m.next) : panel;
-  const int64_t tail = p.piece.close ? (tail_bytes(parts.l) / 64 * a.lines + 3) / 4 : 0;
-  const int64_t share = 64 * (p.piece.steps * a.lines + tail);
+  const int64_t tail =
+      p.piece.close ? (tail_bytes(parts.l) / 64 * a.lines + kQuantLines - 1) / kQuantLines : 0;
+  const int64_t share = 64 * (p.piece.steps / kQuantSteps * a.lines + tail);
   const int64_t at =
       (p.piece.data - static_cast<const uint8_t*>(parts.m.panel)) + a.distance + a.pass * share;
   p.tail_lines = static_cast<int>(tail);
   if (at >= parts.size) {
     p.ahead = {next + (at - parts.size), next, p.piece.steps};
   } else {
-    p.ahead = {panel + at, next, (parts.size - at + 64 * a.lines - 1) / (64 * a.lines)};
+    p.ahead = {panel + at, next, (parts.size - at) / (64 * a.lines) * kQuantSteps};
   }
 }
 
@@ -283,19 +282,19 @@ LORRY_INLINE void quant_panel(const QuantArgs& m) {
               .ahead = {},
               .tail_lines = 0};
   const int passes = (m.rows + kMaxRows - 1) / kMaxRows;
-  const int64_t share = passes == 1 ? 4 : passes >= 4 ? 1 : 2;  // lines a step
+  const int64_t lines = passes == 1 ? 16 : passes < 4 ? 8 : passes < 8 ? 4 : passes < 16 ? 2 : 1;
   const int64_t far = parts.size < kQuantFarAhead ? parts.size : kQuantFarAhead;
   for (int64_t part = 0; part < parts.parts(); ++part) {
     int r = 0;
     for (int pass = 0; pass < passes; ++pass) {
       // Passes of nearly equal height: 4 + 4 rather than 6 + 2.
       const int rows = m.rows / passes + (pass < m.rows % passes ? 1 : 0);
-      const bool shares = pass * share < 4 && (passes == 1 || m.next != nullptr);
+      const bool shares = pass * lines < kQuantLines && (passes == 1 || m.next != nullptr);
       p.x = static_cast<const int8_t*>(m.x) + r * m.x_pitch;
       p.x_sum = m.x_sum + r * p.sum_pitch;
       if (part > 0) load_tile(m, tile, r, rows);
       quant_pieces<Q>(p, parts, part, rows,
-                      {passes == 1 ? kQuantAhead : far, shares ? share : 0, pass});
+                      {passes == 1 ? kQuantAhead : far, shares ? lines : 0, pass});
       store_tile(m, tile, r, rows, part + 1 == parts.parts());
       r += rows;
     }
