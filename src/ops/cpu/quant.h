@@ -8,14 +8,17 @@ namespace lorry::cpu {
 namespace {
 
 // Panels are read in parts of about this size, so that a part stays in L2 while all rows pass over
-// it.
+// it. Parts that stay in L1 were slower: sums would leave the registers more often.
 constexpr int64_t kQuantPartBytes = 256 << 10;
-// How far ahead of its own reading a single pass prefetches; several passes share the prefetching
-// of what is read one panel later, if that is not so far that it would leave L2 again.
-constexpr int kQuantSteps = 4;  // unrolled
-constexpr int kQuantLines = kQuantSteps * 256 / 64;
+// How far ahead of its own reading a single pass prefetches.
 constexpr int64_t kQuantAhead = 6 << 10;
+// Several passes share the prefetching of what is read one panel later, but not further ahead than
+// L2 holds.
 constexpr int64_t kQuantFarAhead = 256 << 10;
+// Steps that are unrolled, and the cache lines in them. Up to so many passes share: the more evenly
+// prefetches come, the less they hold up the loads of the part.
+constexpr int kQuantSteps = 4;
+constexpr int kQuantLines = kQuantSteps * 256 / 64;
 
 struct Int8 {
   static constexpr int kQuads = 1;  // quads of inputs in a step
@@ -33,8 +36,8 @@ struct Int4 {
   }
 };
 
-// A tile of up to kMaxRows rows: its results, or while a scale is not finished, the bits of its
-// sums.
+// The memory of a tile of up to kMaxRows rows: results, or while a scale is not finished, the bits
+// of its sums.
 constexpr int kTilePitch = 64;
 
 // The inputs of one scale, or some of them, for a tile.
@@ -236,10 +239,9 @@ LORRY_INLINE void quant_pieces(QuantPass& p, const QuantParts& parts, int64_t pa
   for (int64_t i = parts.begin_of(part); i < parts.end_of(part); ++i) {
     p.piece = parts.piece(i);
     p.x_sum = sums + p.piece.g;
-    p.scales = p.piece.data + p.piece.steps * 256;
-    p.zeros = l.zeros ? static_cast<const uint8_t*>(parts.m.panel) + group_offset(l, p.piece.g) +
-                            data_bytes(l, group_inputs(l, p.piece.g)) + scale_bytes(l)
-                      : nullptr;
+    p.scales = static_cast<const uint8_t*>(parts.m.panel) + group_offset(l, p.piece.g) +
+               data_bytes(l, group_inputs(l, p.piece.g));
+    p.zeros = l.zeros ? p.scales + scale_bytes(l) : nullptr;
     if (ahead.lines > 0) plan_quant_ahead(p, parts, ahead);
     quant_rows<Q, kMaxRows>(p, rows, ahead.lines);
   }

@@ -37,6 +37,15 @@ LORRY_INLINE void widen_step(float* to, const QuantLayout& l, const uint8_t* ste
   }
 }
 
+// Prefetches what is read 6 KiB after the line at `offset`.
+LORRY_INLINE void prefetch_ahead(const QuantArgs& m, int64_t size, int64_t offset) {
+  const int64_t ahead = offset + 6144;
+  const char* at = ahead < size || m.next == nullptr
+                       ? static_cast<const char*>(m.panel) + ahead
+                       : static_cast<const char*>(m.next) + (ahead - size);
+  __builtin_prefetch(at, 0, 2);
+}
+
 // The panel's inputs [begin, end) to `to`, as a plain panel. Requires: begin starts a step.
 template <class A>
 LORRY_INLINE void widen_inputs(typename A::Element* to, const QuantArgs& m, int64_t begin,
@@ -44,18 +53,18 @@ LORRY_INLINE void widen_inputs(typename A::Element* to, const QuantArgs& m, int6
   const QuantLayout& l = m.layout;
   const auto* panel = static_cast<const uint8_t*>(m.panel);
   const int64_t size = quant_panel_bytes(l);
-  for (int64_t k = begin; k < end; k += step_inputs(l.kind), to += step_inputs(l.kind) * 64) {
-    const int64_t g = k / l.group;
-    const int64_t within = (k - g * l.group) / step_inputs(l.kind) * step_bytes(l.kind);
-    const int64_t offset = group_offset(l, g) + within;
-    const int64_t ahead = offset + 6144;
-    const char* at = ahead < size || m.next == nullptr
-                         ? static_cast<const char*>(m.panel) + ahead
-                         : static_cast<const char*>(m.next) + (ahead - size);
-    for (int64_t i = 0; i < step_bytes(l.kind); i += 64) __builtin_prefetch(at + i, 0, 2);
-    if constexpr (A::kStep == 2) {
-      widen_pairs(to, panel + offset);
-    } else {
+  if constexpr (A::kStep == 2) {
+    for (int64_t k = begin; k < end; k += 2, to += 128) {
+      prefetch_ahead(m, size, 64 * k);
+      prefetch_ahead(m, size, 64 * k + 64);
+      widen_pairs(to, panel + 64 * k);
+    }
+  } else {
+    const int64_t inputs = step_inputs(l.kind);
+    for (int64_t k = begin; k < end; k += inputs, to += inputs * 64) {
+      const int64_t g = k / l.group;
+      const int64_t offset = group_offset(l, g) + data_bytes(l, k - g * l.group);
+      for (int64_t i = 0; i < step_bytes(l.kind); i += 64) prefetch_ahead(m, size, offset + i);
       widen_step(to, l, panel + offset,
                  panel + group_offset(l, g) + data_bytes(l, group_inputs(l, g)));
     }
