@@ -103,20 +103,21 @@ inline std::unique_ptr<Ops> checked_cpu_ops(Dtype act, ThreadPool& pool, Isa isa
 inline Isa best_portable_isa() { return portable(best_isa()) ? best_isa() : Isa::avx512_fma; }
 
 // Calls f(ops), which returns what it computed as bytes, with every portable instruction set on two
-// threads and with the best one on one and three: the bytes must be the same. Returns them.
+// threads and with the best one on one and three: the bytes must be the same. `exact`: what is
+// summed is whole numbers, so that AMX has the same bits too. Returns them.
 template <class F>
-Bytes same_everywhere(Dtype act, F&& f) {
+Bytes same_everywhere(Dtype act, F&& f, bool exact = false) {
   Bytes first;
   ThreadPool two(2);
   for (const Isa isa : usable_isas()) {
-    if (!portable(isa)) continue;
+    if (!portable(isa) && !exact && act == Dtype::bf16) continue;
     const Bytes bytes = f(*checked_cpu_ops(act, two, isa));
     if (isa == usable_isas().front()) first = bytes;
     EXPECT_TRUE(bytes == first) << to_string(isa) << " differs from scalar";
   }
   for (const int threads : {1, 3}) {
     ThreadPool pool(threads);
-    EXPECT_TRUE(f(*checked_cpu_ops(act, pool, best_portable_isa())) == first)
+    EXPECT_TRUE(f(*checked_cpu_ops(act, pool, exact ? best_isa() : best_portable_isa())) == first)
         << threads << " threads differ";
   }
   return first;

@@ -15,6 +15,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function"
 #include "ops/cpu/rows.h"
 #include "ops/cpu/quant_wide.h"
+#include "ops/cpu/quant_tiles.h"
 #pragma GCC diagnostic pop
 // clang-format on
 
@@ -127,15 +128,22 @@ void matmul_tiles(const MatmulArgs& m) {
   asm volatile("tilerelease");
 }
 
+// Few rows wait for memory: what reads it best is best.
+void quant_rows_or_tiles(const QuantArgs& m) {
+  if (m.rows <= kFewRows || !fits_tiles(m.layout)) return avx512_kernels().quant(m);
+  quant_tiles(m);
+}
+
 // Products of tiles in registers.
+template <class Op>
 void spin_tiles(int64_t iterations, float* sink) {
   configure_tiles<2>(32);
   unroll<8>([](auto i) LORRY_UNROLLED { tile_zero<i>(); });
   for (int64_t k = 0; k < iterations / 32; ++k) {
-    TileBf16::multiply<0, 4, 6>();
-    TileBf16::multiply<1, 4, 7>();
-    TileBf16::multiply<2, 5, 6>();
-    TileBf16::multiply<3, 5, 7>();
+    Op::template multiply<0, 4, 6>();
+    Op::template multiply<1, 4, 7>();
+    Op::template multiply<2, 5, 6>();
+    Op::template multiply<3, 5, 7>();
   }
   asm volatile("tilerelease");
   *sink = 0;
@@ -149,7 +157,10 @@ const Kernels& amx_kernels() {
     Kernels k = avx512_fma_kernels();
     k.bf16.matmul = matmul_tiles;
     k.bf16.quant_wide = widened_matmul<Bf16, matmul_tiles>;
-    k.spin = spin_tiles;
+    k.quant = quant_rows_or_tiles;
+    k.spin = spin_tiles<TileBf16>;
+    k.spin_int8 = spin_tiles<TileInt8>;
+    k.spin_int8_ops = 2 * kSpinTileFlops;
     k.spin_flops = kSpinTileFlops;
     return k;
   }();
