@@ -45,11 +45,25 @@ void expect_equal_logits(const Collector& a, const Collector& b, const std::stri
       << what;
 }
 
-class Invariance : public testing::TestWithParam<std::tuple<size_t, Dtype>> {
+// How a model computes: exactly, in bf16, and in bf16 with its linears quantised.
+struct Mode {
+  std::string name;
+  Dtype dtype;
+  WeightFormat format;
+};
+const std::vector<Mode> kModes = {{"F32", Dtype::f32, {}},
+                                  {"BF16", Dtype::bf16, {}},
+                                  {"int8", Dtype::bf16, {WeightFormat::Kind::int8, 0, false}},
+                                  {"int4", Dtype::bf16, {WeightFormat::Kind::int4, 32, false}},
+                                  {"fp8", Dtype::bf16, {WeightFormat::Kind::fp8, 0, false}}};
+
+class Invariance : public testing::TestWithParam<std::tuple<size_t, size_t>> {
  protected:
   EngineOptions options() const {
     EngineOptions o = golden_options(model_case().model, model_case().adapters);
-    o.dtype = std::get<1>(GetParam());
+    const Mode& mode = kModes[std::get<1>(GetParam())];
+    o.dtype = mode.dtype;
+    o.formats.linears = mode.format;
     return o;
   }
   static const Case& model_case() { return kCases[std::get<0>(GetParam())]; }
@@ -174,10 +188,10 @@ TEST_P(Invariance, seeded_sampling) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, Invariance,
                          testing::Combine(testing::Range(size_t{0}, kCases.size()),
-                                          testing::Values(Dtype::f32, Dtype::bf16)),
+                                          testing::Range(size_t{0}, kModes.size())),
                          [](const auto& p) {
-                           return test_name(kCases[std::get<0>(p.param)].model,
-                                            std::get<1>(p.param));
+                           return test_name(kCases[std::get<0>(p.param)].model) + "_" +
+                                  kModes[std::get<1>(p.param)].name;
                          });
 
 }  // namespace

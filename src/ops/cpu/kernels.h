@@ -117,6 +117,7 @@ struct ActKernels {
 
 struct Kernels {
   ActKernels bf16, f32;
+  int32_t tile_rows;  // linears are fastest with a multiple of so many rows
   // int8 and int4 in whole numbers.
   void (*quantise)(const QuantiseArgs&);
   void (*quant)(const QuantArgs&);

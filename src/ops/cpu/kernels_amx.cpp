@@ -155,6 +155,7 @@ constexpr double kSpinTileFlops = 4.0 * 16 * 16 * 32 * 2 / 32;  // of an iterati
 const Kernels& amx_kernels() {
   static const Kernels kTable = [] {
     Kernels k = avx512_fma_kernels();
+    k.tile_rows = 32;
     k.bf16.matmul = matmul_tiles;
     k.bf16.quant_wide = widened_matmul<Bf16, matmul_tiles>;
     k.quant = quant_rows_or_tiles;

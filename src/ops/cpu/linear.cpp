@@ -17,7 +17,7 @@ void CpuOps::plan_linear(const RowGroups& groups) {
   for (size_t g = 0; g + 1 < groups.begin.size(); ++g) {
     const int32_t rows = groups.begin[g + 1] - groups.begin[g];
     const auto blocks = static_cast<int32_t>(rows <= kWholeRows ? 1 : ceil_div(rows, kBlockRows));
-    const auto step = static_cast<int32_t>(round_up(ceil_div(rows, blocks), 6));
+    const auto step = static_cast<int32_t>(round_up(ceil_div(rows, blocks), kernels_.tile_rows));
     for (int32_t r = 0; r < rows; r += step) {
       chunks_.push_back({static_cast<int32_t>(g), groups.begin[g] + r, std::min(step, rows - r)});
     }

@@ -36,6 +36,7 @@ constexpr Kernels table(const Probes& probes, bool wide) {
   }
   return {.bf16 = bf16,
           .f32 = act_table<F32>(),
+          .tile_rows = 6,
           .quantise = quantise_row,
           .quant = quant_matmul,
           .weight_range = weight_range,
