@@ -284,7 +284,7 @@ Command add_logits(CLI::App& lorry) {
       "\"density\": 0.5}, or [{\"id\": \"a\", \"weight\": 0.7}, ...] for the weighted sum.\n"
       "All prompts run as one mixed batch. The values do not depend on that, nor on "
       "--prefill-chunk,\n"
-      "--threads or --isa: not by a bit.");
+      "--threads: not by a bit; nor on --isa, but for amx in bfloat16.");
   return {&app, [flags] { return run(*flags); }};
 }
 
