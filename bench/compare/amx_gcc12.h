@@ -7,8 +7,7 @@
 #undef _tile_loadd
 #undef _tile_loadd_internal
 #define _tile_loadd(tile, base, stride) _tile_loadd_internal(tile, base, stride)
-#define _tile_loadd_internal(tile, base, stride)                             \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"((const void*)(base)), \
-               "r"((long)(stride))                                           \
+#define _tile_loadd_internal(tile, base, stride)                                                  \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"((const void*)(base)), "r"((long)(stride)) \
                : "memory")
 #define _tile_loadconfig(config) asm volatile("ldtilecfg (%0)" ::"r"(config) : "memory")

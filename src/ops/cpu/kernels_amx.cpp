@@ -128,9 +128,10 @@ void matmul_tiles(const MatmulArgs& m) {
   asm volatile("tilerelease");
 }
 
-// Few rows wait for memory: what reads it best is best.
+// Few rows wait for memory, and unpacking for tiles pays with more: measured where it turns.
 void quant_rows_or_tiles(const QuantArgs& m) {
-  if (m.rows <= kFewRows || !fits_tiles(m.layout)) return avx512_kernels().quant(m);
+  const int32_t few = m.layout.kind == QuantKind::int4 ? 12 : 4;
+  if (m.rows <= few || !fits_tiles(m.layout)) return avx512_kernels().quant(m);
   quant_tiles(m);
 }
 

@@ -20,7 +20,6 @@ constexpr int64_t kTileInputs = 64;     // of one product
 constexpr int64_t kPartInputs = 1024;   // of a panel that are unpacked to bytes at a time
 constexpr int64_t kQuadBytes = 256;     // four inputs of 64 outputs
 constexpr int64_t kSlackInputs = 1024;  // unpacked groups begin with a product of their own
-constexpr int32_t kFewRows = 4;         // up to so many are as fast without tiles
 
 // The inputs of one scale, ready for products.
 struct TileGroup {
