@@ -120,8 +120,7 @@ def works(args: argparse.Namespace) -> list[Work]:
             if n > 1 or adapters != "distinct" or "same" not in args.adapters]
 
 
-def serve_rounds(args: argparse.Namespace, quiet: Quiet, running: list[servers.Server]) -> Results:
-    results = Results([server.name for server in running])
+def serve_rounds(args: argparse.Namespace, quiet: Quiet, running: list[servers.Server], results: Results) -> None:
     templates = {server.name: templates_of(args, server) for server in running}
     pids = [pid for server in running for pid in server.pids]
 
@@ -146,18 +145,17 @@ def serve_rounds(args: argparse.Namespace, quiet: Quiet, running: list[servers.S
                 results.others.append(cores)
                 print(f"round {number + 1} of {args.rounds}: {work.label}: {server.name} "
                       f"{figures['generated tok/s']:.1f} tok/s, others {cores:.2f} cores", flush=True)
-    return results
 
 
-def serve(args: argparse.Namespace, quiet: Quiet) -> tuple[Results, dict[str, str]]:
-    commands = dict(args.server)
-    if len(commands) != len(args.server):
+def serve(args: argparse.Namespace, quiet: Quiet, results: Results) -> None:
+    results.commands = dict(args.server)
+    if len(results.commands) != len(args.server):
         raise SystemExit("--server: two servers have the same name")
     with tempfile.TemporaryDirectory() as temporary:
         logs = args.logs or pathlib.Path(temporary)
         logs.mkdir(parents=True, exist_ok=True)
-        with servers.running(commands, dict(args.kind), logs, args.start_timeout) as running:
-            return serve_rounds(args, quiet, running), commands
+        with servers.running(results.commands, dict(args.kind), logs, args.start_timeout) as running:
+            serve_rounds(args, quiet, running, results)
 
 
 def leave(number: int, _: types.FrameType | None) -> None:
@@ -169,8 +167,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, leave)
     machine = description()
     quiet = Quiet(args.quiet_cores, args.patience)
-    results, commands = (serve if args.command == "serve" else tools.run)(args, quiet)
-    results.write(args.out, machine, commands)
+    results = Results()
+    try:
+        (serve if args.command == "serve" else tools.run)(args, quiet, results)
+    finally:  # also what there is when it ends early
+        if results.rounds:
+            results.write(args.out, machine)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 class Results:
     """Figures by what was measured, figure and contender. The first contender is the one that ratios are of."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
+    def __init__(self) -> None:
+        self.commands: dict[str, str] = {}  # by contender, in order
         self.rounds: dict[str, dict[str, dict[str, list[float]]]] = {}
         self.notes: list[str] = []
         self.others: list[float] = []  # cores that other processes used, by measurement
@@ -31,28 +31,29 @@ class Results:
 
     def ratios(self, by_name: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
         """The first contender's figure divided by each other's, round by round."""
-        first = by_name.get(self.names[0], [])
+        first_name = next(iter(self.commands))
+        first = by_name.get(first_name, [])
         return {name: spread([a / b for a, b in zip(first, values)])
-                for name, values in by_name.items() if name != self.names[0] and first}
+                for name, values in by_name.items() if name != first_name and first}
 
-    def to_json(self, machine: dict[str, object], commands: dict[str, str]) -> dict[str, Any]:
+    def to_json(self, machine: dict[str, object]) -> dict[str, Any]:
         results = [{"what": what, "figure": figure, "lower_is_better": figure.startswith(LOWER_IS_BETTER),
                     "by_name": {name: spread(values) for name, values in by_name.items()},
                     "ratio": self.ratios(by_name)}
                    for what, figures in self.rounds.items() for figure, by_name in figures.items()]
-        return {"machine": machine, "commands": commands, "notes": self.notes, "results": results,
+        return {"machine": machine, "commands": self.commands, "notes": self.notes, "results": results,
                 "cores_used_by_others": spread(self.others) if self.others else None}
 
     def table(self) -> str:
         lines = []
-        width = max((len(name) for name in self.names), default=0)
+        width = max((len(name) for name in self.commands), default=0)
         for what, figures in self.rounds.items():
             lines.append(what)
             for figure, by_name in figures.items():
                 mark = " (lower is better)" if figure.startswith(LOWER_IS_BETTER) else ""
                 lines.append(f"  {figure}{mark}")
                 ratios = self.ratios(by_name)
-                for name in self.names:
+                for name in self.commands:
                     if name in by_name:
                         lines.append(f"    {name:<{width}}  {row(spread(by_name[name]))}{against(ratios.get(name))}")
         if self.others:
@@ -61,10 +62,10 @@ class Results:
         lines += self.notes
         return "\n".join(lines)
 
-    def write(self, path: pathlib.Path | None, machine: dict[str, object], commands: dict[str, str]) -> None:
-        print(self.table())
+    def write(self, path: pathlib.Path | None, machine: dict[str, object]) -> None:
+        print(self.table(), flush=True)
         if path:
-            path.write_text(json.dumps(self.to_json(machine, commands), indent=1) + "\n")
+            path.write_text(json.dumps(self.to_json(machine), indent=1) + "\n")
 
 
 def row(s: dict[str, Any]) -> str:

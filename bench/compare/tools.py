@@ -114,12 +114,14 @@ def run_once(tool: Tool, _: int) -> Figures:
     return tool()
 
 
-def run(args: argparse.Namespace, quiet: Quiet) -> tuple[Results, dict[str, str]]:
+def run(args: argparse.Namespace, quiet: Quiet, results: Results) -> None:
     """Every tool once a round, `--rounds` times."""
     found = contenders(args)
     if not found:
         raise SystemExit("nothing to run: give --lorry, --llama-bench or --llama-batched-bench")
-    results = Results(list(dict.fromkeys(name for name, _, _ in found)))
+    for name, command, _ in found:
+        before = results.commands.get(name)
+        results.commands[name] = f"{before}; {command}" if before else command
     results.notes = [EQUAL_TOKENS.format(name) for name, _ in args.llama_batched_bench]
     for number in range(args.rounds):
         for name, command, tool in found:
@@ -129,7 +131,3 @@ def run(args: argparse.Namespace, quiet: Quiet) -> tuple[Results, dict[str, str]
             results.others.append(cores)
             program = pathlib.PurePath(shlex.split(command)[0]).name
             print(f"round {number + 1} of {args.rounds}: {name} ({program}), others {cores:.2f} cores", flush=True)
-    commands: dict[str, str] = {}
-    for name, command, _ in found:
-        commands[name] = f"{commands[name]}; {command}" if name in commands else command
-    return results, commands
