@@ -62,6 +62,7 @@ Preview preview_model(const EngineOptions& options) {
   p.sites = p.parts.architecture->sites(p.spec);
   p.spec.formats = options.formats;
   p.parts.source = open_source(p.parts.checkpoint.get(), options.formats);
+  p.spec.formats = stored_formats(*p.parts.architecture, p.spec, *p.parts.source);
   if (p.parts.checkpoint) check_tensors(p);
   p.parts.pool = std::make_unique<ThreadPool>(1);
   p.parts.ops = make_cpu_ops(options.dtype, *p.parts.pool);

@@ -106,6 +106,13 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
 
 void fold(LoadedModel& m, const EngineOptions& o, Log& log) {
   if (o.folded_adapter.empty()) return;
+  const WeightFormats& formats = m.info.spec.formats;
+  if (!formats.linears.plain() || !formats.head.plain()) {
+    fail(Code::unsupported,
+         "{}: in quantised weights much of an adapter would be rounded away: leave --quantize out, "
+         "or name the adapter in requests instead",
+         o.folded_adapter);
+  }
   const auto start = std::chrono::steady_clock::now();
   AdapterLimits limits;
   limits.max_rank = o.max_lora_rank;
@@ -144,6 +151,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   m->info.spec = m->architecture->spec(config);
   m->info.spec.formats = o.formats;
   m->source = open_source(m->checkpoint.get(), o.formats);
+  m->info.spec.formats = stored_formats(*m->architecture, m->info.spec, *m->source);
   m->sites = m->architecture->sites(m->info.spec);
 
   m->isa = chosen_isa(o.isa);

@@ -61,7 +61,7 @@ WeightFormat format_of(TensorSource& source, std::span<const Slice> parts, size_
 }
 
 // All experts of a layer are stored alike.
-std::vector<Slice> first_two(const LayerSlices& l) {
+std::vector<Slice> gates_and_ups(const LayerSlices& l) {
   std::vector<Slice> parts;
   for (const ExpertSlices& e : l.experts) parts.insert(parts.end(), {e.gate, e.up});
   return parts;
@@ -235,7 +235,7 @@ class Loader {
   void experts(DecoderLayer& d, const LayerSlices& l, int32_t i) {
     const int64_t f = spec_.ffn;
     const WeightFormat wanted = spec_.formats.linears;
-    const WeightFormat gate_up = format_of(source_, first_two(l), 2, wanted);
+    const WeightFormat gate_up = format_of(source_, gates_and_ups(l), 2, wanted);
     d.gate_up.w = weight(spec_.experts, gate_up_dim(f), spec_.dim, gate_up);
     d.down.w = weight(spec_.experts, spec_.dim, f, format_of(source_, downs(l), 1, wanted));
     for (int32_t e = 0; e < spec_.experts; ++e) {
@@ -269,6 +269,15 @@ ModelWeights load_weights(const Architecture& architecture, const Spec& spec, Te
   return loader.take();
 }
 
+WeightFormats stored_formats(const Architecture& architecture, const Spec& spec,
+                             TensorSource& source) {
+  const auto has = [&](std::string_view name) { return source.has(name); };
+  const LayerSlices l = architecture.layer(spec, 0, has);
+  const Slice head = architecture.model(spec).head;
+  return {format_of(source, downs(l), 1, spec.formats.linears),
+          format_of(source, std::array{head}, 1, spec.formats.head)};
+}
+
 size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSource& source,
                     const Ops& ops) {
   const auto packed = [&](int64_t groups, int64_t out, int64_t in, WeightFormat format) {
@@ -289,7 +298,7 @@ size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSo
              packed(1, spec.dim, spec.q_dim(), format_of(source, std::array{l.o}, 1, wanted)) +
              packed(1, spec.experts, spec.dim, {}) +
              packed(spec.experts, gate_up_dim(spec.ffn), spec.dim,
-                    format_of(source, first_two(l), 2, wanted)) +
+                    format_of(source, gates_and_ups(l), 2, wanted)) +
              packed(spec.experts, spec.dim, spec.ffn, format_of(source, downs(l), 1, wanted)) +
              2 * Arena::tensor_bytes(Dtype::f32, {spec.dim});
   }

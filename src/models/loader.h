@@ -17,6 +17,10 @@ using LoadProgress = std::function<void(int32_t done, int32_t all)>;
 ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
                           Ops& ops, const LoadProgress& progress = {});
 
+// How load_weights will store them: as spec.formats says, or as most of a checkpoint's own are.
+WeightFormats stored_formats(const Architecture& architecture, const Spec& spec,
+                             TensorSource& source);
+
 // Bytes that load_weights will take.
 size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSource& source,
                     const Ops& ops);

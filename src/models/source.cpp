@@ -32,7 +32,7 @@ class CheckpointSource final : public TensorSource {
     return view(wide_.data(), Dtype::f32, shape);
   }
 
-  // A module that has its plain tensor too would be two things at once.
+  // Where a module has its plain tensor too, that one is never asked for, and refused as unused.
   bool quantised(std::string_view name) const override {
     return name.ends_with(kWeight) && reader_.has(module_of(name));
   }

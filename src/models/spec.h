@@ -45,7 +45,7 @@ struct Spec {
   int64_t max_positions = 0;
   bool tied_head = false;
   bool fused_qkv = false;  // adapters name one qkv site instead of q, k and v
-  WeightFormats formats;   // plain, unless the checkpoint or the user says otherwise
+  WeightFormats formats;   // not of the family: of this checkpoint, or as the user wants them
 
   int64_t q_dim() const { return int64_t{attention.heads} * attention.head_dim; }
   int64_t kv_dim() const { return int64_t{attention.kv_heads} * attention.head_dim; }

@@ -1,10 +1,9 @@
 #include "weights/quant_matrix.h"
 
 #include <array>
-#include <bit>
-#include <limits>
 
 #include "base/error.h"
+#include "base/float8.h"
 
 namespace lorry {
 
@@ -12,20 +11,9 @@ namespace {
 
 using Kind = QuantScheme::Kind;
 
-// OCP 8-bit floating point, E4M3: exponent bias 7, no infinities.
-constexpr float from_e4m3(uint32_t x) {
-  const uint32_t exponent = x >> 3U & 15U;
-  const uint32_t mantissa = x & 7U;
-  if ((x & 127U) == 127U) return std::numeric_limits<float>::quiet_NaN();
-  const float magnitude = exponent == 0
-                              ? static_cast<float>(mantissa) * 0x1p-9F
-                              : std::bit_cast<float>((exponent + 120U) << 23U | mantissa << 20U);
-  return x < 128 ? magnitude : -magnitude;
-}
-
 constexpr std::array<float, 256> kE4m3 = [] {
   std::array<float, 256> values{};
-  for (uint32_t i = 0; i < 256; ++i) values[i] = from_e4m3(i);
+  for (size_t i = 0; i < 256; ++i) values[i] = from_e4m3(static_cast<uint8_t>(i));
   return values;
 }();
 

@@ -1,6 +1,7 @@
 // The arithmetic of the CPU backend: one table of functions per instruction set. Every table gives
-// the same bits (the algorithms are written once, over a vector of 16 floats; see vector.h), as
-// long as denormals are flushed (flush_denormals.h), which the callers see to.
+// the same bits (the algorithms are written once, over a vector of 16 floats; see vector_scalar.h),
+// as long as denormals are flushed (flush_denormals.h), which the callers see to. AMX is the
+// exception: what it does in whole numbers has the same bits, its bf16 matmul has its own.
 // Plain data only: these declarations are shared with files compiled for other instruction sets.
 #pragma once
 #include <stdint.h>
@@ -8,6 +9,8 @@
 #include "ops/cpu/quant_layout.h"
 
 namespace lorry::cpu {
+
+constexpr int32_t kMostRows = 144;  // of one call of matmul, quant or quant_wide
 
 // y [rows, cols] f32 = x [rows, in] times one panel of 64 outputs. Pitches are in elements.
 struct MatmulArgs {

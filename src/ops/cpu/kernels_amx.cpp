@@ -10,7 +10,6 @@
 #include "ops/cpu/vector_avx512.h"
 #include "ops/cpu/vector_common.h"
 #include "ops/cpu/tiles.h"
-#include "ops/cpu/e4m3.h"
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #include "ops/cpu/rows.h"
@@ -23,7 +22,6 @@ namespace lorry::cpu {
 namespace {
 
 constexpr int64_t kTileK = 32;      // bf16 of one row of a tile
-constexpr int64_t kMostRows = 144;  // of a call: the tail's memory
 constexpr int64_t kAheadSteps = 4;  // how far a single block prefetches in its own panel
 
 // The last, shorter step of k with zeros after it.

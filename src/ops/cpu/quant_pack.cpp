@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "base/float16.h"
+#include "base/float8.h"
 #include "ops/cpu/backend.h"
-#include "ops/cpu/e4m3.h"
 
 namespace lorry::cpu {
 

@@ -16,10 +16,9 @@ struct TileInt8 {
   }
 };
 
-constexpr int64_t kTileInputs = 64;     // of one product
-constexpr int64_t kPartInputs = 1024;   // of a panel that are unpacked to bytes at a time
-constexpr int64_t kQuadBytes = 256;     // four inputs of 64 outputs
-constexpr int64_t kSlackInputs = 1024;  // unpacked groups begin with a product of their own
+constexpr int64_t kTileInputs = 64;    // of one product
+constexpr int64_t kPartInputs = 1024;  // of a panel that are unpacked to bytes at a time
+constexpr int64_t kQuadBytes = 256;    // four inputs of 64 outputs
 
 // The inputs of one scale, ready for products.
 struct TileGroup {
@@ -174,7 +173,8 @@ LORRY_INLINE bool fits_tiles(const QuantLayout& l) {
 
 void quant_tiles(const QuantArgs& m) {
   constexpr int64_t kMostGroups = kPartInputs / 32;
-  alignas(64) uint8_t memory[(kPartInputs + kSlackInputs) * 64];
+  // Each group fills whole products: groups of 32 take twice their size.
+  alignas(64) uint8_t memory[2 * kPartInputs * 64];
   TileGroup groups[kMostGroups];
   const QuantLayout& l = m.layout;
   const auto* panel = static_cast<const uint8_t*>(m.panel);

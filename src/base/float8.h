@@ -1,11 +1,12 @@
-// Conversions between float and e4m3 (fn: no infinity, 0x7f and 0xff are NaN).
+// Conversions between float and e4m3 (OCP 8-bit floating point, exponent bias 7: no infinity, 0x7f
+// and 0xff are NaN).
 #pragma once
 #include <bit>
 #include <cstdint>
 
 namespace lorry {
 
-inline float from_e4m3(uint8_t x) {
+constexpr float from_e4m3(uint8_t x) {
   const uint32_t magnitude = x & 0x7fU;
   const uint32_t sign = (x & 0x80U) << 24;
   if (magnitude == 0x7f) return std::bit_cast<float>(sign | 0x7fc00000U);
