@@ -102,7 +102,7 @@ class CpuOps final : public Ops {
   void plan_patches(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
                     const LoraPlan& plan);
   void plan_change(const SitePatch& patch, int32_t site, const LoraSegment& segment);
-  void plan_expand(std::span<const LoraSite> sites);
+  void plan_expand(std::span<const LoraSite> sites, bool whole);
   template <class Outputs, class F>
   void each_panel(Outputs&& outputs, F&& f);
   void multiply_panel(const LoraTask& t, Tensor x, const std::byte* weight, Tensor y, int64_t cols);

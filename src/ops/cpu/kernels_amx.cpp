@@ -113,14 +113,14 @@ void matmul_tiles(const MatmulArgs& m) {
   };
   for (int64_t row = 0; row + 16 < m.rows; row += 32) {
     const int64_t rows = row + 32 <= m.rows ? 32 : m.rows - row;
-    if (row == 0 || rows < 32) configure_tiles<2>(rows);
+    if (row == 0 || rows < 32) configure_tiles(rows);
     for (const int64_t column : {0, 32}) {
       if (column < m.cols) block_of<2, 2>(m, make(row, column), row, rows, column);
     }
   }
   if (left > 0 && left <= 16) {
     const int64_t row = m.rows - left;
-    configure_tiles<1>(left);
+    configure_tiles(left);
     block_of<1, 4>(m, make(row, 0), row, left, 0);
   }
   asm volatile("tilerelease");
@@ -136,7 +136,7 @@ void quant_rows_or_tiles(const QuantArgs& m) {
 // Products of tiles in registers.
 template <class Op>
 void spin_tiles(int64_t iterations, float* sink) {
-  configure_tiles<2>(32);
+  configure_tiles(32);
   unroll<8>([](auto i) LORRY_UNROLLED { tile_zero<i>(); });
   for (int64_t k = 0; k < iterations / 32; ++k) {
     Op::template multiply<0, 4, 6>();

@@ -17,6 +17,11 @@
 namespace lorry::cpu {
 namespace {
 
+// For processors whose vdpbf16ps takes longer than two FMA.
+struct Bf16Fma : Bf16 {
+  static LORRY_INLINE V16 dot(const P16& a, const P16& b, const V16& c) { return dot_fma(a, b, c); }
+};
+
 void spin_bf16(int64_t iterations, float* sink) {
   V16 c[kSpinChains];
   unroll<kSpinChains>([&](auto i) LORRY_UNROLLED { c[i] = zero(); });
@@ -51,8 +56,12 @@ const Kernels& avx512_kernels() {
 }
 
 const Kernels& avx512_fma_kernels() {
-  static constexpr Kernels kTable =
-      table({spin_fma, kSpinFmaFlops, spin_int8, kSpinChains * 64.0 * 2}, true);
+  static constexpr Kernels kTable = [] {
+    Kernels k = table({spin_fma, kSpinFmaFlops, spin_int8, kSpinChains * 64.0 * 2}, true);
+    k.bf16.shrink = shrink<Bf16Fma>;
+    k.bf16.attend = attend<Bf16Fma>;
+    return k;
+  }();
   return kTable;
 }
 

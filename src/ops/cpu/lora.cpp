@@ -1,7 +1,8 @@
-// adapt, the pairs: first all shrinks, t = scale * A x, then all expands, y += B t. Tasks are
-// (segment, site, panel, rows), so that one row with many sites, many adapters with one row each
-// and one adapter with many rows all spread over the threads. What patches do beside their pairs
-// is in change.cpp.
+// adapt, the pairs: t = scale * A x, then y += B t. Where there are pairs enough for all threads, a
+// task is one of them, for some rows. Where there are few, first all shrinks, then all expands, in
+// tasks of (segment, site, panel, rows): so one row with many sites, many adapters with one row
+// each and one adapter with many rows all spread over the threads. What patches do beside their
+// pairs is in change.cpp.
 #include "ops/cpu/backend.h"
 
 namespace lorry::cpu {
@@ -9,6 +10,7 @@ namespace lorry::cpu {
 namespace {
 
 constexpr int32_t kTaskRows = 24;
+constexpr int64_t kPairsPerThread = 4;  // enough to deal them out whole
 
 }  // namespace
 
@@ -31,8 +33,8 @@ void CpuOps::plan_patches(std::span<const LoraSite> sites, std::span<const LoraS
   }
 }
 
-// One task for each of the shrinks' (segment, site, rows) and a range of output panels.
-void CpuOps::plan_expand(std::span<const LoraSite> sites) {
+// One task for each of the shrinks' (segment, site, rows) and a range of output panels, or all.
+void CpuOps::plan_expand(std::span<const LoraSite> sites, bool whole) {
   panel_tasks_.clear();
   for (const LoraTask& t : lora_tasks_) {
     if (t.panel != 0) continue;
@@ -40,7 +42,7 @@ void CpuOps::plan_expand(std::span<const LoraSite> sites) {
         static_cast<int32_t>(ceil_div(sites[static_cast<size_t>(t.site)].out, kPanel));
     // About 32 KiB of B or half a million operations, whichever is less.
     const int32_t rank = t.patch->rank;
-    const int32_t step = std::max(1, std::min(256 / rank, 4096 / (t.rows * rank)));
+    const int32_t step = whole ? total : std::max(1, std::min(256 / rank, 4096 / (t.rows * rank)));
     for (int32_t p = 0; p < total; p += step) {
       panel_tasks_.push_back({t.patch, t.site, t.row, t.rows, p, std::min(step, total - p)});
     }
@@ -60,7 +62,11 @@ void CpuOps::adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
 
 void CpuOps::add_pairs(Tensor y, Tensor x, std::span<const LoraSite> sites, Tensor scratch) {
   int32_t rank = 0;
-  for (const LoraTask& t : lora_tasks_) rank = std::max(rank, t.patch->rank);
+  int64_t pairs = 0;
+  for (const LoraTask& t : lora_tasks_) {
+    rank = std::max(rank, t.patch->rank);
+    pairs += t.panel == 0 ? 1 : 0;
+  }
   const int64_t pitch = round_up(rank, 16);
   const int64_t rows = x.rows();
   LORRY_CHECK(scratch.shape.size() >= rows * static_cast<int64_t>(sites.size()) * pitch,
@@ -69,24 +75,21 @@ void CpuOps::add_pairs(Tensor y, Tensor x, std::span<const LoraSite> sites, Tens
   const auto sums = [&](const LoraTask& t) {
     return scratch.row<float>(0) + (t.site * rows + t.row) * pitch;
   };
-  parallel(static_cast<int64_t>(lora_tasks_.size()), [&](int64_t task, int) {
-    const LoraTask& t = lora_tasks_[static_cast<size_t>(task)];
+  const auto shrink = [&](const LoraTask& t, int32_t panel) {
     const int64_t in = sites[static_cast<size_t>(t.site)].in;
     act_kernels_.shrink({
         .x = x.data + t.row * x.pitch * element(),
         .x_pitch = x.pitch,
-        .a = t.patch->a + 16 * t.panel * padded(in) * element(),
+        .a = t.patch->a + 16 * panel * padded(in) * element(),
         .in = in,
-        .width = std::min(16, t.patch->rank - 16 * t.panel),
+        .width = std::min(16, t.patch->rank - 16 * panel),
         .rows = t.rows,
         .scale = t.patch->scale,
-        .t = sums(t) + 16 * t.panel,
+        .t = sums(t) + 16 * panel,
         .t_pitch = pitch,
     });
-  });
-  plan_expand(sites);
-  parallel(static_cast<int64_t>(panel_tasks_.size()), [&](int64_t task, int) {
-    const LoraTask& t = panel_tasks_[static_cast<size_t>(task)];
+  };
+  const auto expand = [&](const LoraTask& t) {
     const LoraSite& site = sites[static_cast<size_t>(t.site)];
     for (int32_t p = t.panel; p < t.panel + t.panels; ++p) {
       act_kernels_.expand({
@@ -100,7 +103,23 @@ void CpuOps::add_pairs(Tensor y, Tensor x, std::span<const LoraSite> sites, Tens
           .y_pitch = y.pitch,
       });
     }
+  };
+  if (pairs >= kPairsPerThread * pool_.size()) {
+    plan_expand(sites, true);
+    parallel(static_cast<int64_t>(panel_tasks_.size()), [&](int64_t task, int) {
+      const LoraTask& t = panel_tasks_[static_cast<size_t>(task)];
+      for (int32_t p = 0; 16 * p < t.patch->rank; ++p) shrink(t, p);
+      expand(t);
+    });
+    return;
+  }
+  parallel(static_cast<int64_t>(lora_tasks_.size()), [&](int64_t task, int) {
+    const LoraTask& t = lora_tasks_[static_cast<size_t>(task)];
+    shrink(t, t.panel);
   });
+  plan_expand(sites, false);
+  parallel(static_cast<int64_t>(panel_tasks_.size()),
+           [&](int64_t task, int) { expand(panel_tasks_[static_cast<size_t>(task)]); });
 }
 
 }  // namespace lorry::cpu

@@ -130,7 +130,7 @@ LORRY_INLINE void quant_part(QuantBlock b, int64_t products, const char* next, i
   const auto advance = [&] { next += lines * 64 * products; };
   for (b.row = 0; b.row + 16 < m.rows; b.row += 32) {
     b.rows = b.row + 32 <= m.rows ? 32 : m.rows - b.row;
-    if (b.row == 0 || b.rows < 32) configure_tiles<2>(b.rows);
+    if (b.row == 0 || b.rows < 32) configure_tiles(b.rows);
     for (b.column = 0; b.column < 64 && b.column < m.cols; b.column += 32) {
       quant_block<2, 2>(b, next, lines);
       advance();
@@ -140,7 +140,7 @@ LORRY_INLINE void quant_part(QuantBlock b, int64_t products, const char* next, i
     b.row = m.rows - left;
     b.rows = left;
     b.column = 0;
-    configure_tiles<1>(left);
+    configure_tiles(left);
     quant_block<1, 4>(b, next, lines);
   }
 }

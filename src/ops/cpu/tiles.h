@@ -43,18 +43,32 @@ struct alignas(64) TileConfig {
 
 // Up to 32 rows by 64 outputs are RT * CT tiles of sums at a time: 2 by 2, or 1 by 4 for 16 rows.
 // Sums are tiles 0 to 3, then RT of x, then weights.
-template <int RT>
-LORRY_INLINE void configure_tiles(int64_t rows) {
+constexpr TileConfig tile_config(int rt, int rows) {
   TileConfig c = {};
   c.palette = 1;
   for (int i = 0; i < 8; ++i) {
     c.row_bytes[i] = kRowBytes;
     c.rows[i] = kTileRows;
   }
-  const auto last = static_cast<uint8_t>(rows - (RT - 1) * kTileRows);
-  for (int i = 4 - 4 / RT; i < 4; ++i) c.rows[i] = last;
-  c.rows[4 + RT - 1] = last;
-  asm volatile("ldtilecfg %0" ::"m"(c));
+  const auto last = static_cast<uint8_t>(rows - (rt - 1) * kTileRows);
+  for (int i = 4 - 4 / rt; i < 4; ++i) c.rows[i] = last;
+  c.rows[4 + rt - 1] = last;
+  return c;
+}
+
+// By rows, less one. Ready in memory: the processor would wait for bytes that were just written.
+struct TileConfigs {
+  TileConfig of[32];
+};
+constexpr TileConfigs kTileConfigs = [] {
+  TileConfigs all = {};
+  for (int rows = 1; rows <= 32; ++rows) all.of[rows - 1] = tile_config(rows > 16 ? 2 : 1, rows);
+  return all;
+}();
+
+// Requires: up to 16 rows with RT 1, 17 to 32 with RT 2.
+LORRY_INLINE void configure_tiles(int64_t rows) {
+  asm volatile("ldtilecfg %0" ::"m"(kTileConfigs.of[rows - 1]));
 }
 
 // What a block of tiles reads: `steps` products from x and panel, then one more from the tails.
