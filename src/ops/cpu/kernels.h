@@ -10,7 +10,7 @@
 
 namespace lorry::cpu {
 
-constexpr int32_t kMostRows = 144;  // of one call of matmul, quant or quant_wide
+constexpr int32_t kMostRows = 288;  // of one call of matmul, quant or quant_wide
 
 // y [rows, cols] f32 = x [rows, in] times one panel of 64 outputs. Pitches are in elements.
 struct MatmulArgs {
@@ -120,7 +120,8 @@ struct ActKernels {
 
 struct Kernels {
   ActKernels bf16, f32;
-  int32_t tile_rows;  // linears are fastest with a multiple of so many rows
+  int32_t tile_rows;   // linears are fastest with a multiple of so many rows
+  int32_t block_rows;  // and with about so many that share each panel; up to kMostRows * 2 / 3
   // int8 and int4 in whole numbers.
   void (*quantise)(const QuantiseArgs&);
   void (*quant)(const QuantArgs&);

@@ -47,6 +47,7 @@ LORRY_INLINE void plan_ahead(TileBlock& b, const MatmulArgs& m, int64_t i, int64
   constexpr int64_t kLines = kPanelStep / 64;
   const char* next = static_cast<const char*>(m.next != nullptr ? m.next : m.panel);
   b.then = next;
+  b.near = n != 2;
   if (n == 1) {
     b.lines = kLines;
     b.ahead = b.panel + kAheadSteps * kPanelStep;
@@ -155,6 +156,7 @@ const Kernels& amx_kernels() {
   static const Kernels kTable = [] {
     Kernels k = avx512_fma_kernels();
     k.tile_rows = 32;
+    k.block_rows = 192;
     k.bf16.matmul = matmul_tiles;
     k.bf16.quant_wide = widened_matmul<Bf16, matmul_tiles>;
     k.quant = quant_rows_or_tiles;

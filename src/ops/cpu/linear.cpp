@@ -3,19 +3,14 @@
 
 namespace lorry::cpu {
 
-namespace {
-
-// More rows than this pass over the panels in several blocks, so that x stays in L2 (96 rows of
-// 2048 bf16 are 384 KiB) while the panels stream by.
-constexpr int32_t kBlockRows = 96;
-
-}  // namespace
-
+// Many rows pass over the panels in several blocks, so that x stays in L2 while the panels stream
+// by. Each block reads the weights again: up to half as many more rows stay together.
 void CpuOps::plan_linear(const RowGroups& groups) {
+  const int32_t block = kernels_.block_rows;
   chunks_.clear();
   for (size_t g = 0; g + 1 < groups.begin.size(); ++g) {
     const int32_t rows = groups.begin[g + 1] - groups.begin[g];
-    const auto blocks = static_cast<int32_t>(rows <= kMostRows ? 1 : ceil_div(rows, kBlockRows));
+    const auto blocks = static_cast<int32_t>(rows <= block * 3 / 2 ? 1 : ceil_div(rows, block));
     const auto step = static_cast<int32_t>(round_up(ceil_div(rows, blocks), kernels_.tile_rows));
     for (int32_t r = 0; r < rows; r += step) {
       chunks_.push_back({static_cast<int32_t>(g), groups.begin[g] + r, std::min(step, rows - r)});

@@ -108,6 +108,7 @@ LORRY_INLINE void quant_block(const QuantBlock& b, const char* ahead, int64_t li
     t.ahead = ahead;
     t.until = -1;
     t.lines = lines;
+    t.near = false;
     multiply_tiles<TileInt8, RT, CT>(t);
     ahead += lines * 64 * g.steps;
     store_tiles<RT, CT>(sums, CT * kRowBytes);

@@ -37,6 +37,7 @@ constexpr Kernels table(const Probes& probes, bool wide) {
   return {.bf16 = bf16,
           .f32 = act_table<F32>(),
           .tile_rows = 6,
+          .block_rows = 96,  // of 2048 bf16: 384 KiB
           .quantise = quantise_row,
           .quant = quant_matmul,
           .weight_range = weight_range,
