@@ -92,6 +92,12 @@ double median(std::vector<double> x) {
   return x.empty() ? 0 : x[x.size() / 2];
 }
 
+std::vector<double> milliseconds(const OpTimes& times) {
+  std::vector<double> ms;
+  for (const auto& ns : times.ns) ms.push_back(static_cast<double>(ns.load()) * 1e-6);
+  return ms;
+}
+
 Probe median_probe(const std::vector<Probe>& probes) {
   std::vector<double> bf16, int8, read;
   for (const Probe& p : probes) {
@@ -201,7 +207,7 @@ BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
   return all;
 }
 
-BenchResult run_case(LoadedModel& m, const BenchCase& c) {
+BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
   const bool prefill = c.kind == BenchCase::Kind::prefill;
   const BenchAdapters adapters = make_adapters(m, c.adapters, c.rank);
   const BenchWork work = count_work(m.info.spec, *m.ops, c);
@@ -215,8 +221,10 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c) {
   if (!prefill) forward(0, c.context);
   std::vector<double> seconds, fractions;
   std::vector<Probe> probes;
+  std::vector<double> op_ms;
   for (int rep = 0; rep < c.reps + kWarmUps; ++rep) {
     const Probe probe = probe_machine(*m.pool, m.isa);
+    if (times != nullptr && rep == kWarmUps) op_ms = milliseconds(*times);
     const auto start = Clock::now();
     const ForwardOutput out = prefill ? forward(0, longest(c)) : forward(c.context + rep, 1);
     const double s = std::chrono::duration<double>(Clock::now() - start).count();
@@ -228,6 +236,13 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c) {
         work.flops / probe.bf16_gflops + (work.int8 > 0 ? work.int8 / probe.int8_gops : 0);
     const double roofline = 1e-9 * std::max(work.bytes / probe.read_gb_s, computing);
     fractions.push_back(roofline / s);
+  }
+  if (times != nullptr) {
+    result.op_ms = milliseconds(*times);
+    double rest = 1e3 * std::accumulate(seconds.begin(), seconds.end(), 0.0);
+    for (size_t i = 0; i < op_ms.size(); ++i) rest -= result.op_ms[i] -= op_ms[i];
+    result.op_ms.push_back(rest);
+    for (double& ms : result.op_ms) ms /= c.reps;
   }
   result.seconds = median(seconds);
   result.tokens_per_s = (prefill ? longest(c) * c.batch : c.batch) / result.seconds;

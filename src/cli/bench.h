@@ -9,6 +9,7 @@
 #include "base/memory.h"
 #include "engine/loaded_model.h"
 #include "ops/cpu/probe.h"
+#include "ops/timed_ops.h"
 
 namespace lorry {
 
@@ -31,6 +32,8 @@ struct BenchResult {
   double of_roofline = 0;     // median over steps of roofline time / measured time
   Probe probe;                // medians
   std::string logits_sha256;  // of the first step's logits
+  // With operation times: mean milliseconds of a measured step, by kind; the last one is the rest.
+  std::vector<double> op_ms;
 };
 
 // What a step must move and compute, whatever the implementation: each weight once that the step
@@ -58,7 +61,7 @@ struct BenchSize {
 };
 BenchSize size_of_case(const BenchCase& c);
 
-// Requires: a model loaded with at least size_of_case.
-BenchResult run_case(LoadedModel& model, const BenchCase& c);
+// Requires: a model loaded with at least size_of_case. times: of the model's operations, or null.
+BenchResult run_case(LoadedModel& model, const BenchCase& c, const OpTimes* times);
 
 }  // namespace lorry

@@ -25,6 +25,7 @@ struct BenchFlags {
   int32_t rank = 16, tokens = 512, context = 64, reps = 7, threads = 0;
   std::string dtype = "bfloat16", isa;
   QuantizeFlags quantize;
+  bool profile = false;
   bool as_json = false;
 };
 
@@ -70,9 +71,16 @@ EngineOptions options_for(const BenchFlags& f, const std::vector<BenchCase>& cas
   return o;
 }
 
+// Of an element of BenchResult::op_ms.
+std::string_view op_name(size_t i) {
+  return i < OpTimes::count ? OpTimes::name(static_cast<OpTimes::Op>(i)) : "rest";
+}
+
 json::object to_json(const BenchResult& r, const BenchFlags& f) {
   const std::string& dtype = f.dtype;
   const bool prefill = r.what.kind == BenchCase::Kind::prefill;
+  json::object ops;
+  for (size_t i = 0; i < r.op_ms.size(); ++i) ops[op_name(i)] = r.op_ms[i];
   return {{"kind", prefill ? "prefill" : "decode"},
           {"dtype", dtype},
           {"quantize",
@@ -85,6 +93,7 @@ json::object to_json(const BenchResult& r, const BenchFlags& f) {
           {"gb_per_s", r.gb_per_s},
           {"gflops", r.gflops},
           {"of_roofline", dtype == "bfloat16" ? json::value(r.of_roofline) : json::value(nullptr)},
+          {"op_ms", ops.empty() ? json::value(nullptr) : json::value(std::move(ops))},
           {"logits_sha256", r.logits_sha256}};
 }
 
@@ -98,13 +107,23 @@ void print(const BenchResult& r) {
               prefill ? "prefill" : "decode", r.what.batch, r.what.adapters,
               r.what.adapters > 0 ? r.what.rank : 0, r.tokens_per_s, r.gb_per_s, r.gflops,
               r.probe.read_gb_s, r.probe.bf16_gflops, 100 * r.of_roofline, r.logits_sha256.c_str());
+  if (!r.op_ms.empty()) {
+    std::printf("         ms a step:");
+    for (size_t i = 0; i < r.op_ms.size(); ++i) {
+      std::printf(" %.*s %.2f", static_cast<int>(op_name(i).size()), op_name(i).data(), r.op_ms[i]);
+    }
+    std::printf("\n");
+  }
   std::fflush(stdout);
 }
 
 int run_bench(const BenchFlags& f) {
   const std::vector<BenchCase> cases = cases_of(f);
   Log log({f.as_json ? LogLevel::warn : LogLevel::info});
-  const auto model = load_model(options_for(f, cases), log);
+  OpTimes times;
+  EngineOptions options = options_for(f, cases);
+  if (f.profile) options.op_times = &times;
+  const auto model = load_model(options, log);
   if (!f.as_json) {
     std::printf("%s, %s, %d threads, %s, %s\n", f.model.c_str(),
                 format_name(model->info.spec.formats.linears, model->info.dtype).c_str(),
@@ -115,7 +134,7 @@ int run_bench(const BenchFlags& f) {
   json::array results;
   Probe probe;
   for (const BenchCase& c : cases) {
-    const BenchResult r = run_case(*model, c);
+    const BenchResult r = run_case(*model, c, options.op_times);
     probe = r.probe;
     if (f.as_json) {
       results.push_back(to_json(r, f));
@@ -172,6 +191,7 @@ Command add_bench(CLI::App& lorry) {
       ->check(CLI::Range(0, 4096));
   app->add_option("--isa", flags->isa,
                   "amx, avx512_fma, avx512, avx2 or scalar (default: the best there is)");
+  app->add_flag("--profile", flags->profile, "Print what the kinds of operations take of a step");
   app->add_flag("--json", flags->as_json, "One JSON object on standard output");
   return {app, [flags] { return run_bench(*flags); }};
 }

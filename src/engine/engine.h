@@ -19,6 +19,8 @@
 
 namespace lorry {
 
+struct OpTimes;
+
 struct EngineOptions {
   std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
   Dtype dtype = Dtype::bf16;
@@ -27,6 +29,7 @@ struct EngineOptions {
   int32_t threads = 0;             // 0: one per physical core
   std::string isa;                 // as to_string(Isa) says; "" picks the best
   bool check_ops = false;          // verify every operation's shapes and types: for tests
+  OpTimes* op_times = nullptr;     // measures the operations: for benches; outlives the engine
   int32_t max_batch_tokens = 512;  // rows of a step
   int32_t max_sequences = 64;      // sequences of a step
   int32_t max_logit_rows = 128;

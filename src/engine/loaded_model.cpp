@@ -12,6 +12,7 @@
 #include "models/source.h"
 #include "models/synthetic.h"
 #include "ops/checked_ops.h"
+#include "ops/timed_ops.h"
 #include "ops/cpu/cpu_ops.h"
 
 namespace lorry {
@@ -163,6 +164,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   m->pool = std::make_unique<ThreadPool>(m->info.threads);
   m->ops = make_cpu_ops(o.dtype, *m->pool, m->isa);
   if (o.check_ops) m->ops = make_checked_ops(std::move(m->ops));
+  if (o.op_times != nullptr) m->ops = make_timed_ops(std::move(m->ops), *o.op_times);
   m->comm = make_solo_comm();
   const size_t weights = weight_bytes(*m->architecture, m->info.spec, *m->source, *m->ops);
   m->memory = plan_memory(o, m->info.spec, *m->ops, weights, available_memory());
