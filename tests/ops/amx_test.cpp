@@ -46,7 +46,8 @@ TEST_F(AmxTest, sums_in_the_order_of_the_tiles_for_every_shape) {
   ThreadPool pool(2);
   const auto ops = checked_cpu_ops(Dtype::bf16, pool, Isa::amx);
   unsigned seed = 1;
-  for (const int64_t rows : {1, 2, 15, 16, 17, 31, 32, 33, 48, 49, 64, 96, 145, 200, 288, 289, 450}) {
+  for (const int64_t rows :
+       {1, 2, 15, 16, 17, 31, 32, 33, 48, 49, 64, 96, 145, 200, 288, 289, 450}) {
     for (const auto& [out, in] : {std::pair{64, 64}, {1, 1}, {130, 33}, {97, 31}, {33, 160}}) {
       const Matrix x = random_matrix(Dtype::bf16, rows, in, ++seed);
       const Matrix w = random_matrix(Dtype::bf16, out, in, ++seed);
