@@ -12,8 +12,8 @@
 #include "models/source.h"
 #include "models/synthetic.h"
 #include "ops/checked_ops.h"
-#include "ops/timed_ops.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/timed_ops.h"
 
 namespace lorry {
 
