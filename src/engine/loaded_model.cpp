@@ -11,8 +11,8 @@
 #include "models/loader.h"
 #include "models/source.h"
 #include "ops/checked_ops.h"
-#include "ops/timed_ops.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/timed_ops.h"
 
 namespace lorry {
 
@@ -65,13 +65,15 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
     reported = now;
     log.info("loading weights: layer {} of {}", done, all);
   };
-  ModelWeights weights = load_weights(*m.architecture, spec, *m.source, *m.ops, progress);
+  ModelWeights weights = load_weights(*m.architecture, spec, *m.source, *m.ops,
+                                      {progress, o.map_weights ? nullptr : m.pool.get()});
   const size_t unused = check_unused(*m.source, m.info.name, spec);
   if (unused > 0) log.debug("{} tensors of the checkpoint are not needed", unused);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  log.info("{}: {} layers, {} experts (top {}), {} of weights in {:.1f} s", spec.model_type,
-           spec.layers, spec.experts, spec.routing.top_k, format_bytes(weights.bytes),
-           seconds.count());
+  log.info(
+      "{}: {} layers, {} experts (top {}), {} of weights loaded in {:.1f} s, {} at most in memory",
+      spec.model_type, spec.layers, spec.experts, spec.routing.top_k, format_bytes(weights.bytes),
+      seconds.count(), format_bytes(peak_memory()));
   if (!o.format_note.empty()) log.info("{}", o.format_note);
   if (!m.source->scheme().method.empty()) log.info("checkpoint: {}", m.source->scheme().method);
   for (const std::string& text : m.source->scheme().ignored) log.debug("{}", text);

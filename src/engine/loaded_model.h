@@ -25,7 +25,7 @@ struct LoadedModel {
   std::unique_ptr<Comm> comm;
   const Architecture* architecture = nullptr;
   SiteTable sites;
-  std::unique_ptr<TensorSource> source;  // of the weights; what is packed in it stays there
+  std::unique_ptr<TensorSource> source;  // of the weights, which may be mapped in it
   std::unique_ptr<CausalLM> lm;
   std::unique_ptr<KvCache> kv;
   std::vector<KvLayer> layers;  // of kv

@@ -95,8 +95,8 @@ struct Part {
 // Allocates one Buffer per matrix family and packs into it; or hands what it packs to a sink.
 class Loader {
  public:
-  Loader(const Spec& spec, TensorSource& source, Ops& ops)
-      : spec_(spec), source_(source), ops_(ops) {}
+  Loader(const Spec& spec, TensorSource& source, Ops& ops, ThreadPool* copy_with)
+      : spec_(spec), source_(source), ops_(ops), copy_with_(copy_with) {}
   Loader(const Spec& spec, TensorSource& source, Ops& ops, PieceSink& sink, bool data)
       : spec_(spec), source_(source), ops_(ops), sink_(&sink), data_(data) {}
 
@@ -141,8 +141,14 @@ class Loader {
   Weight weight(const std::string& name, Weight w, F&& fill) {
     const auto bytes = static_cast<size_t>(w.groups * w.group_bytes);
     if (source_.packed() != nullptr && !w.format.plain()) {
-      w.data = source_.piece(name, w);
-      out_.bytes += bytes;
+      const PackedPiece& piece = source_.piece(name, w);
+      if (copy_with_ != nullptr) {
+        w.data = allocate(bytes);
+        source_.packed()->read(piece, w.data, *copy_with_);
+      } else {
+        w.data = source_.packed()->data(piece);
+        out_.bytes += bytes;
+      }
     } else if (sink_ == nullptr) {
       w.data = allocate(bytes);
       fill(w);
@@ -195,9 +201,7 @@ class Loader {
     for (const Part& p : parts) {
       const Tensor m = matrix(p.slice);
       if (source_.quantised(p.slice.name)) ++out_.widened;
-      place(p, m.shape[0], [&](int64_t first, int64_t row, int64_t n) {
-        ops_.pack(w, group, first, rows(m, row, n));
-      });
+      ops_.pack(w, group, p.first, m, p.interleaved);
       source_.release();
     }
   }
@@ -206,10 +210,7 @@ class Loader {
     for (const Part& p : parts) {
       const QuantMatrix m = source_.matrix(p.slice.name, p.slice.count, w.in);
       if (m.order) set_order(w, group, m.order);
-      place(p, m.q.shape[0], [&](int64_t first, int64_t row, int64_t n) {
-        const Tensor zero = m.zero ? rows(m.zero, row, n) : Tensor{};
-        ops_.pack(w, group, first, QuantRows{rows(m.q, row, n), rows(m.scale, row, n), zero});
-      });
+      ops_.pack(w, group, p.first, QuantRows{m.q, m.scale, m.zero}, p.interleaved);
       source_.release();
     }
   }
@@ -225,15 +226,6 @@ class Loader {
     std::copy_n(order.row<const int32_t>(0), w.in, const_cast<int32_t*>(w.order) + group * w.in);
   }
 
-  // f(first, row, n): rows [row, row + n) of a part's matrix are rows first ... of the linear.
-  template <class F>
-  static void place(const Part& p, int64_t count, F&& f) {
-    if (!p.interleaved) return f(p.first, int64_t{0}, count);
-    for (int64_t row = 0; row < count; row += kPanel) {
-      f(2 * row + p.first, row, std::min<int64_t>(kPanel, count - row));
-    }
-  }
-
   Tensor table(const Slice& s) {
     const Tensor src = matrix(s);
     const auto bytes = Arena::tensor_bytes(ops_.act(), src.shape);
@@ -241,7 +233,7 @@ class Loader {
       sink_->plain("embed", src);
       return {};
     }
-    if (source_.packed() != nullptr && src.dtype == ops_.act()) {
+    if (source_.packed() != nullptr && copy_with_ == nullptr && src.dtype == ops_.act()) {
       out_.bytes += bytes;
       return src;
     }
@@ -260,6 +252,7 @@ class Loader {
     const auto bytes = Arena::tensor_bytes(Dtype::f32, src.shape);
     const Tensor t = view(allocate(bytes), Dtype::f32, src.shape);
     copy(t, src);
+    source_.release();
     return {{t, spec_.norm_eps, spec_.norm_centered}, spec_.sites()({kind, layer})};
   }
 
@@ -318,6 +311,7 @@ class Loader {
   const Spec& spec_;
   TensorSource& source_;
   Ops& ops_;
+  ThreadPool* copy_with_ = nullptr;
   PieceSink* sink_ = nullptr;
   bool data_ = true;  // for the sink
   ModelWeights out_;
@@ -337,9 +331,9 @@ void load_layers(Loader& loader, const Architecture& architecture, const Spec& s
 }  // namespace
 
 ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
-                          Ops& ops, const LoadProgress& progress) {
-  Loader loader(spec, source, ops);
-  load_layers(loader, architecture, spec, source, progress);
+                          Ops& ops, const LoadOptions& options) {
+  Loader loader(spec, source, ops, options.copy_with);
+  load_layers(loader, architecture, spec, source, options.progress);
   return loader.take();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 
+#include "base/thread_pool.h"
 #include "models/architecture.h"
 #include "models/causal_lm.h"
 #include "models/source.h"
@@ -11,12 +12,18 @@ namespace lorry {
 // Called after each layer with the number done and the number of all.
 using LoadProgress = std::function<void(int32_t done, int32_t all)>;
 
+struct LoadOptions {
+  LoadProgress progress = {};
+  // Copies what a packed source holds, with these threads. Null: it is used where it is mapped, and
+  // the source must outlive the weights.
+  ThreadPool* copy_with = nullptr;
+};
+
 // What the source keeps quantised stays as it is, but for what the kernels have no form for, which
-// is widened; from a plain source linears are quantised as spec.formats says. From a packed one
-// they are used where they are mapped: the source must outlive them. Throws Error naming the file,
-// the tensor, what was expected and what was found.
+// is widened; from a plain source linears are quantised as spec.formats says. Throws Error naming
+// the file, the tensor, what was expected and what was found.
 ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
-                          Ops& ops, const LoadProgress& progress = {});
+                          Ops& ops, const LoadOptions& options = {});
 
 // A model as a packed file holds it: its matrices by their place ("embed", "final_norm", "lm_head";
 // "layers.0." and attn_norm, ffn_norm, qkv, o, router, gate_up, down), plain ones as the source has

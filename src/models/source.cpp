@@ -75,10 +75,11 @@ class PackedSource final : public TensorSource {
     if (p.format != PackedFormat{} || p.shape != shape) {
       wrong(p, fmt::format("values of shape {}", to_string(shape)));
     }
+    given_.push_back(&p);
     return view(file_.data(p), p.dtype, shape);
   }
 
-  std::byte* piece(const std::string& name, const Weight& w) override {
+  const PackedPiece& piece(const std::string& name, const Weight& w) override {
     const PackedPiece& p = take(name);
     const Shape shape{w.groups, w.out, w.in};
     const int64_t bytes = w.groups * w.group_bytes;
@@ -86,7 +87,14 @@ class PackedSource final : public TensorSource {
       wrong(p, fmt::format("{} of shape {} in {} bytes", to_string(w.format), to_string(shape),
                            bytes));
     }
-    return file_.data(p);
+    return p;
+  }
+
+  void release() override {
+    for (const PackedPiece* p : given_) {
+      Mapping::release(file_.data(*p), static_cast<size_t>(p->bytes));
+    }
+    given_.clear();
   }
 
   std::vector<std::string> unused() const override {
@@ -112,6 +120,7 @@ class PackedSource final : public TensorSource {
 
   PackedFile file_;
   std::set<std::string> used_;
+  std::vector<const PackedPiece*> given_;  // tensors, since the last release()
 };
 
 ModelFiles open_packed(const std::string& folder) {
@@ -183,7 +192,7 @@ QuantMatrix TensorSource::matrix(const std::string& name, int64_t, int64_t) {
   LORRY_CHECK(false, "{} is not quantised", name);
 }
 
-std::byte* TensorSource::piece(const std::string& name, const Weight&) {
+const PackedPiece& TensorSource::piece(const std::string& name, const Weight&) {
   LORRY_CHECK(false, "{}: the source is not packed", name);
 }
 

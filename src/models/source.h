@@ -33,9 +33,9 @@ class TensorSource {
   // Not null: the file has the linears as the kernels read them, and pieces (loader.h) in place of
   // tensors: has() knows no name of a checkpoint.
   virtual const PackedFile* packed() const { return nullptr; }
-  // The data of a piece that is packed, of this format and this shape [groups, out, in], as long as
-  // the source lives. Requires: packed(). Throws Error(bad_file) when there is no such piece.
-  virtual std::byte* piece(const std::string& name, const Weight& layout);
+  // The packed piece for a weight of this format and shape. Requires: packed(). Throws
+  // Error(bad_file) when there is no such piece.
+  virtual const PackedPiece& piece(const std::string& name, const Weight& layout);
 
   // What was given so far was read and need not stay in this process's memory.
   virtual void release() {}

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <limits>
@@ -206,6 +207,31 @@ const PackedPiece* PackedFile::find(std::string_view name) const {
   const auto at = std::find_if(info_.pieces.begin(), info_.pieces.end(),
                                [&](const PackedPiece& p) { return p.name == name; });
   return at == info_.pieces.end() ? nullptr : &*at;
+}
+
+void PackedFile::read(const PackedPiece& piece, std::byte* to, ThreadPool& pool) const {
+  constexpr int64_t kPart = 4 << 20;
+  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) fail(Code::bad_file, "{}: {}", path_, std::strerror(errno));
+  // The checksum of the header is that of all checksums.
+  Start start{};
+  const bool same = pread(fd, &start, sizeof start, 0) == static_cast<ssize_t>(sizeof start) &&
+                    std::memcmp(&start, mapping_.data(), sizeof start) == 0;
+  std::atomic<int> error{same ? 0 : ESTALE};  // another file has taken its place
+  pool.for_each((piece.bytes + kPart - 1) / kPart, [&](int64_t part) {
+    int64_t at = part * kPart;
+    const int64_t end = std::min(piece.bytes, at + kPart);
+    while (at < end && error == 0) {
+      const ssize_t n = pread(fd, to + at, static_cast<size_t>(end - at), piece.offset + at);
+      if (n > 0) at += n;
+      if (n < 0 && errno != EINTR) error = errno;
+      if (n == 0) error = EIO;  // it became shorter
+    }
+  });
+  close(fd);
+  if (error != 0) {
+    fail(Code::bad_file, "{}: piece {}: {}", path_, quote(piece.name), std::strerror(error));
+  }
 }
 
 void PackedFile::check_content() const {

@@ -12,6 +12,7 @@
 
 #include "base/mapping.h"
 #include "base/sha256.h"
+#include "base/thread_pool.h"
 #include "lorry/tensor.h"
 #include "weights/quant_scheme.h"
 
@@ -58,6 +59,9 @@ class PackedFile {
   const PackedPiece* find(std::string_view name) const;
   // Read only. Requires: a piece of info().
   std::byte* data(const PackedPiece& piece) const { return mapping_.data() + piece.offset; }
+  // The same read into memory of one's own, p.bytes, on all threads of `pool`. Throws
+  // Error(bad_file) when it cannot be read.
+  void read(const PackedPiece& piece, std::byte* to, ThreadPool& pool) const;
   // Reads all of the file and compares each piece with its checksum. Throws Error(bad_file).
   void check_content() const;
 
