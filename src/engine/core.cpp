@@ -162,8 +162,10 @@ bool EngineCore::step() {
   run(plan);
   const std::chrono::nanoseconds elapsed = Clock::now() - start;
   usual_step_ += (elapsed - usual_step_) / 8;
-  counters_.step_microseconds +=
+  const int64_t microseconds =
       std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
+  counters_.step_microseconds += microseconds;
+  counters_.milliseconds_of_steps.add((microseconds + 999) / 1000);
   ++counters_.steps;
   update_counters();
   return true;
@@ -188,6 +190,8 @@ void EngineCore::run(const StepPlan& plan) {
   }
   counters_.last_batch_tokens = n_tokens;
   counters_.last_batch_sequences = static_cast<int64_t>(plan.chunks.size());
+  counters_.rows_of_steps.add(counters_.last_batch_tokens);
+  counters_.sequences_of_steps.add(counters_.last_batch_sequences);
   const ForwardOutput out = model_.lm->forward(batch_.build(), model_.layers, batch_.views());
   scheduler_.commit(plan);
   deliver(out);

@@ -19,6 +19,7 @@
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/step_counter.h"
 #include "engine/stop_texts.h"
 #include "engine/verify.h"
 
@@ -35,6 +36,7 @@ struct EngineCounters {
       last_batch_sequences{0}, nan_total{0}, draft_tokens{0}, draft_tokens_kept{0},
       adapter_load_failures{0};
   AdapterTierCounters adapters_device, adapters_host;
+  StepCounter rows_of_steps, sequences_of_steps, milliseconds_of_steps;
 };
 
 class EngineCore {
