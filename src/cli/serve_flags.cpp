@@ -63,6 +63,11 @@ void add_operation(CLI::App& app, ServeFlags& f) {
                               "Seconds that running requests get after SIGTERM (default: 30)")
                    ->group(group),
                0.0, 86400.0);
+  accept_range(app.add_option("--watchdog-timeout", f.watchdog_timeout_s,
+                              "Seconds after which a step of the model that does not end ends the "
+                              "process, with status 3 (default: 600; 0: never)")
+                   ->group(group),
+               0.0, 1e6);
   app.add_flag("--json-output", f.json_output, "Log as JSON lines")->group(group);
   app.add_option("--log-level", f.log_level, "debug, info, warn, error or off (default: info)")
       ->group(group);
@@ -73,6 +78,7 @@ void add_operation(CLI::App& app, ServeFlags& f) {
 void add_serve_flags(CLI::App& app, ServeFlags& flags) {
   add_model_flags(app, flags.model, false);
   add_network(app, flags);
+  add_access_flags(app, flags.access);
   add_adapter_flags(app, flags.adapters);
   add_limits(app, flags);
   add_operation(app, flags);
@@ -108,6 +114,7 @@ ServerOptions server_options(const ServeFlags& f, const ModelPlace& place) {
   o.validation_workers = f.validation_workers;
   o.adapters = adapter_policy(f.adapters);
   o.adapter_root = f.adapters.root;
+  set_access(o, f.access);
   return o;
 }
 

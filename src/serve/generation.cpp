@@ -44,6 +44,12 @@ int64_t Results::generated_tokens() const {
   return n;
 }
 
+int64_t Results::most_tokens() const {
+  const auto n_prompts = static_cast<int64_t>(job.prompts.size());
+  return prompt_tokens() * job.answers_per_prompt +
+         n_prompts * job.answers_per_prompt * job.request.max_new_tokens;
+}
+
 int64_t Results::skipped_tokens() const {
   int64_t n = 0;
   for (const Answer& answer : answers) n += answer.finish ? answer.finish->skipped_tokens : 0;
@@ -105,7 +111,6 @@ void Generation::start() {
     head.headers = parts_.presenter->stream_headers(results_);
     head.headers.emplace_back("cache-control", "no-cache");
     head.headers.emplace_back("x-accel-buffering", "no");
-    head.headers.emplace_back("x-request-id", results_.job.id);
     parts_.responder->prepare_stream(std::move(head));
   }
 }
@@ -163,6 +168,7 @@ void Generation::take_token(Answer& answer, const TokenEvent& event) {
   if (results_.first_token == std::chrono::steady_clock::time_point{}) {
     results_.first_token = now;
     parts_.metrics.adapter_runs(results_.job.request.adapter.label());
+    parts_.metrics.reserve(results_.most_tokens());
     parts_.metrics.first_token(now - results_.job.received);
   } else if (results_.answers.size() == 1) {
     parts_.metrics.next_token(now - results_.last_token);
@@ -195,7 +201,6 @@ void Generation::take_finish(Answer& answer, FinishEvent finish) {
     parts_.responder->finish_stream();
   } else {
     HttpResponse response = parts_.presenter->whole(results_);
-    response.headers.emplace_back("x-request-id", results_.job.id);
     parts_.responder->respond(std::move(response));
   }
   parts_.metrics.succeeded(results_);
@@ -215,7 +220,6 @@ void Generation::fail(const ApiError& error) {
     if (!parts_.responder->closed()) parts_.responder->finish_stream();
   } else {
     HttpResponse response = error_response(error, parts_.presenter->dialect());
-    response.headers.emplace_back("x-request-id", results_.job.id);
     parts_.responder->respond(std::move(response));
   }
   end();
@@ -236,8 +240,10 @@ void Generation::cancel_all() {
 
 void Generation::end() {
   if (std::exchange(done_, true)) return;
-  parts_.metrics.adapter_done(results_.job.request.adapter.label(),
-                              results_.first_token != std::chrono::steady_clock::time_point{});
+  const bool had_run = results_.first_token != std::chrono::steady_clock::time_point{};
+  parts_.metrics.adapter_done(results_.job.request.adapter.label(), had_run);
+  if (had_run) parts_.metrics.reserve(-results_.most_tokens());
+  parts_.ticket.reset();
   if (queue_) queue_->detach();
   parts_.live.remove(this);
 }

@@ -16,6 +16,7 @@
 #include "serve/errors.h"
 #include "serve/fields.h"
 #include "serve/http.h"
+#include "serve/keys.h"
 #include "text/stream_decoder.h"
 
 namespace lorry {
@@ -77,6 +78,7 @@ struct Results {
   int64_t prompt_tokens() const;
   int64_t generated_tokens() const;
   int64_t skipped_tokens() const;  // of finished answers
+  int64_t most_tokens() const;     // of prompts and answers together
 };
 
 // Writes a generation in the form of a dialect. What it returns is sent as it is.
@@ -126,6 +128,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
     Metrics& metrics;
     std::shared_ptr<Responder> responder;
     std::shared_ptr<Presenter> presenter;
+    std::shared_ptr<Ticket> ticket;  // of its tenant, until the end
   };
   Generation(Parts parts, Job job);
 

@@ -31,6 +31,8 @@ class Metrics {
   void first_token(Duration since_received);
   void next_token(Duration since_last);
   void unknown_field();
+  // Tokens that running requests may grow to; negative when they end.
+  void reserve(int64_t tokens);
 
   // A request of the adapter waits, got its first token, has ended. Empty: none.
   void adapter_waits(const std::string& name);

@@ -6,6 +6,7 @@
 
 #include "serve/fields.h"
 #include "serve/http.h"
+#include "serve/keys.h"
 
 namespace lorry {
 
@@ -20,7 +21,11 @@ struct ServerOptions {
   int validation_workers = 2;           // threads that parse and tokenise
   double unhealthy_after_seconds = 60;  // of silence of the engine while it has work
   AdapterPolicy adapters;
-  std::string adapter_root;  // folders that may be loaded under a name; empty: none may
+  std::string adapter_root;          // folders that may be loaded under a name; empty: none may
+  std::vector<ApiKey> keys;          // empty: everybody may ask
+  int64_t max_requests_per_key = 0;  // at a time; 0: no limit
+  bool metrics_public = false;       // /metrics needs no key
+  std::vector<std::string> cors_origins;   // whose pages may read answers; "*": all; empty: none
   std::vector<std::string> allowed_hosts;  // beside loopback's, when bound to loopback
 };
 

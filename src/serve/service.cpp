@@ -8,6 +8,7 @@
 #include "serve/errors.h"
 #include "serve/http_head.h"
 #include "serve/openai_api.h"
+#include "serve/tagged_responder.h"
 
 namespace lorry {
 
@@ -27,16 +28,6 @@ std::string request_id(const HttpRequest& request) {
                                                                    : random_id();
 }
 
-Asked asked_by(const HttpRequest& request) {
-  constexpr std::string_view kBearer = "bearer ";
-  Asked asked{request.body, {}};
-  const std::string_view given = request.header("authorization");
-  if (given.size() > kBearer.size() && lower_case(given.substr(0, kBearer.size())) == kBearer) {
-    asked.bearer = given.substr(kBearer.size());
-  }
-  return asked;
-}
-
 bool is_json(std::string_view content_type) {
   std::string type = lower_case(content_type.substr(0, content_type.find(';')));
   while (!type.empty() && type.back() == ' ') type.pop_back();
@@ -53,6 +44,9 @@ Limits limits_of(const ServerOptions& options, const ModelInfo& model) {
   limits.max_best_of = options.max_best_of;
   // More than may be in work at once could never be taken.
   limits.max_n = std::min(limits.max_n, options.max_concurrent_requests);
+  if (options.max_requests_per_key > 0) {
+    limits.max_n = std::min(limits.max_n, options.max_requests_per_key);
+  }
   limits.max_stop_sequences = options.max_stop_sequences;
   limits.vocab = model.spec.vocab;
   return limits;
@@ -72,8 +66,9 @@ bool matches(std::string_view pattern, std::string_view path) {
 
 }  // namespace
 
-Service::Service(ServerOptions options, Backend& backend, Log& log)
-    : options_(std::move(options)),
+Service::Service(const ServerOptions& options, const Door& door, Backend& backend, Log& log)
+    : options_(options),
+      door_(door),
       backend_(backend),
       log_(log),
       chat_(template_of(backend.tokenizer())),
@@ -100,9 +95,15 @@ const std::vector<Service::Route>& Service::routes() {
       {"GET", "/v1/models", &Service::models},
       {"GET", "/v1/models/", &Service::model},
       {"GET", "/v1/adapters", &Service::adapters},
-      {"POST", "/v1/load_lora_adapter", &Service::load_adapter},
-      {"POST", "/v1/unload_lora_adapter", &Service::unload_adapter},
+      {"POST", "/v1/load_lora_adapter", &Service::load_adapter, true},
+      {"POST", "/v1/unload_lora_adapter", &Service::unload_adapter, true},
       {"POST", "/tokenize", &Service::tokenize},
+      {"POST", "/detokenize", &Service::detokenize},
+      {"POST", "/embed", &Service::no_embeddings},
+      {"POST", "/v1/embeddings", &Service::no_embeddings},
+      {"POST", "/classify", &Service::no_classes},
+      {"POST", "/classify_batch", &Service::no_classes},
+      {"GET", "/startup", &Service::startup},
       {"GET", "/health", &Service::health},
       {"GET", "/ping", &Service::health},
       {"GET", "/info", &Service::info},
@@ -112,34 +113,19 @@ const std::vector<Service::Route>& Service::routes() {
   return table;
 }
 
-// A page of another site, in a browser on this machine, must not reach a server that is meant for
-// this machine (DNS rebinding).
-std::optional<ApiError> Service::refuse_at_the_door(const HttpRequest& request) const {
-  if (!loopback_only_.load()) return std::nullopt;
-  const auto foreign = [&](std::string_view host) {
-    return !host.empty() && !is_loopback_host(host) &&
-           std::find(options_.allowed_hosts.begin(), options_.allowed_hosts.end(), host) ==
-               options_.allowed_hosts.end();
-  };
-  for (const char* header : {"host", "origin"}) {
-    if (foreign(request.header(header))) {
-      return ApiError{Problem::foreign_host,
-                      fmt::format("this server answers only on this machine; the {} header names "
-                                  "another host",
-                                  header),
-                      {}};
-    }
-  }
-  return std::nullopt;
-}
-
 void Service::handle(HttpRequest request, std::shared_ptr<Responder> responder) {
   auto call = std::make_shared<Call>();
   call->id = request_id(request);
   call->dialect = dialect_of(request.path);
   call->request = std::move(request);
-  call->responder = std::move(responder);
+  Door::Visit visit = door_.visit(call->request);
+  visit.headers.emplace_back("x-request-id", call->id);
+  call->responder =
+      std::make_shared<TaggedResponder>(std::move(responder), std::move(visit.headers));
+  call->tenant = std::move(visit.tenant);
   try {
+    if (visit.refusal) return refuse(*call, *visit.refusal);
+    if (visit.preflight) return reply(*call, std::move(*visit.preflight));
     dispatch(call);
   } catch (const std::exception& e) {
     refuse(*call, to_api_error(e, Stage::parsing));
@@ -148,7 +134,6 @@ void Service::handle(HttpRequest request, std::shared_ptr<Responder> responder) 
 
 void Service::dispatch(const CallPtr& call) {
   const HttpRequest& request = call->request;
-  if (const auto error = refuse_at_the_door(request)) return refuse(*call, *error);
   const std::string_view method =
       request.method == "HEAD" ? "GET" : std::string_view(request.method);
   std::string allowed;
@@ -157,6 +142,12 @@ void Service::dispatch(const CallPtr& call) {
     if (route.method != method) {
       allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
       continue;
+    }
+    if (route.admin && !call->tenant->admin()) {
+      return refuse(*call, {Problem::not_admin,
+                            "this needs an API key with the right of an administrator "
+                            "(NAME:KEY:admin)",
+                            {}});
     }
     if (method == "POST" && !is_json(request.header("content-type"))) {
       return refuse(*call,
@@ -179,7 +170,6 @@ void Service::dispatch(const CallPtr& call) {
 }
 
 void Service::reply(const Call& call, HttpResponse response) const {
-  response.headers.emplace_back("x-request-id", call.id);
   call.responder->respond(std::move(response));
 }
 
@@ -222,6 +212,10 @@ void Service::start_generation(const CallPtr& call, MakeJob make,
   if (draining_.load()) {
     return refuse_with({Problem::unavailable, "the server is shutting down", {}});
   }
+  call->ticket = std::make_shared<Ticket>(call->tenant);
+  if (!call->ticket->take(1)) {
+    return refuse_with({Problem::overloaded, "too many requests of this API key at a time", {}});
+  }
   const size_t in_flight = live_.size() + workers_.waiting();
   const bool full = in_flight >= static_cast<size_t>(options_.max_concurrent_requests);
   if (full || !workers_.submit([this, call, make = std::move(make), presenter] {
@@ -238,6 +232,12 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
   std::vector<std::string> unknown;
   try {
     auto job = std::make_shared<Job>(make(*call, &unknown));
+    const auto n_answers = static_cast<int64_t>(job->prompts.size()) * job->answers_per_prompt;
+    if (!call->ticket->take(n_answers - 1)) {
+      throw RequestError(Problem::overloaded, "too many requests of this API key at a time");
+    }
+    job->request.tenant = call->tenant->id();
+    job->request.cache_salt = call->tenant->salt(job->request.cache_salt);
     const auto took = std::chrono::steady_clock::now() - begin;
     job->received = call->request.received;
     job->validation_seconds = std::chrono::duration<double>(took).count();
@@ -245,8 +245,9 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
     job->created = std::time(nullptr);
     metrics_.validated(took);
     call->responder->post([this, call, job, presenter] {
-      std::make_shared<Generation>(
-          Generation::Parts{backend_, live_, metrics_, call->responder, presenter}, std::move(*job))
+      std::make_shared<Generation>(Generation::Parts{backend_, live_, metrics_, call->responder,
+                                                     presenter, std::move(call->ticket)},
+                                   std::move(*job))
           ->start();
     });
   } catch (const std::exception& e) {
@@ -257,16 +258,21 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
   note_unknown(unknown);
 }
 
+// With keys the Authorization header holds one of them, and no token of the hub.
+Asked Service::asked_by(const Call& call) const {
+  return {call.request.body, door_.has_keys() ? std::string_view() : bearer_of(call.request)};
+}
+
 void Service::lorax(const CallPtr& call, LoraxForm form) {
   const auto make = [this, form](const Call& from, std::vector<std::string>* unknown) {
-    return lorax_job(asked_by(from.request), form, intake_, unknown);
+    return lorax_job(asked_by(from), form, intake_, unknown);
   };
   start_generation(call, make, lorax_presenter(intake_.tokenizer));
 }
 
 void Service::openai(const CallPtr& call, Api api) {
   const auto make = [this, api](const Call& from, std::vector<std::string>* unknown) {
-    return openai_job(asked_by(from.request), api, intake_, unknown);
+    return openai_job(asked_by(from), api, intake_, unknown);
   };
   start_generation(call, make, openai_presenter(intake_.tokenizer, api));
 }
