@@ -66,7 +66,7 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
                    ->group(group),
                0, 64);
   const char* memory = "Memory";
-  accept_units(app.add_option("--kv-tokens", f.kv_tokens,
+  accept_units(app.add_option("--kv-tokens,--max-batch-total-tokens", f.kv_tokens,
                               "Tokens that the KV cache holds (default: by free memory)")
                    ->group(memory),
                0, int64_t{1} << 40);

@@ -17,12 +17,15 @@
 
 #include "base/json.h"
 #include "cli/commands.h"
+#include "cli/compat_flags.h"
 #include "cli/serve_flags.h"
 #include "cli/settings.h"
 #include "cli/signals.h"
 #include "cli/values.h"
+#include "fetch/post.h"
 #include "serve/engine_backend.h"
 #include "serve/server.h"
+#include "serve/tracing.h"
 
 namespace lorry {
 
@@ -122,6 +125,16 @@ void tell_access(const ServerOptions& options, const Server& server, const std::
            n_admins == 0 ? ": nobody can load or unload adapters" : "");
 }
 
+// Null without an endpoint.
+std::unique_ptr<Tracing> make_tracing(std::string endpoint) {
+  if (endpoint.empty()) return nullptr;
+  while (endpoint.ends_with('/')) endpoint.pop_back();
+  if (!endpoint.ends_with("/v1/traces")) endpoint += "/v1/traces";
+  auto poster = std::make_shared<JsonPoster>(endpoint);
+  return std::make_unique<Tracing>(
+      [poster](const std::string& body) { return poster->post(body); });
+}
+
 int run(CLI::App& app, ServeFlags& flags) {
   apply_settings(app, flags.config);
   std::signal(SIGPIPE, SIG_IGN);
@@ -129,9 +142,12 @@ int run(CLI::App& app, ServeFlags& flags) {
   const ModelPlace place = find_model(flags.model.model);
   const EngineOptions options = engine_options(flags, place);
 
-  const ServerOptions server_of = server_options(flags, place);
+  ServerOptions server_of = server_options(flags, place);
+  tell_compat_flags(app, log);
 
   Stop stop(place.demo.get());
+  const auto tracing = make_tracing(flags.otlp_endpoint);
+  server_of.tracing = tracing.get();
   Server server(server_of, log);
   server.start();
   Engine engine(options, log);

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
+#include "cli/compat_flags.h"
 #include "cli/values.h"
 
 namespace lorry {
@@ -69,6 +70,12 @@ void add_operation(CLI::App& app, ServeFlags& f) {
                    ->group(group),
                0.0, 1e6);
   app.add_flag("--json-output", f.json_output, "Log as JSON lines")->group(group);
+  app.add_flag("--disable-log-requests", f.no_request_log, "No line in the log for each request")
+      ->group(group);
+  app.add_option("--otlp-endpoint", f.otlp_endpoint,
+                 "Collector of traces: OTLP/HTTP with JSON, as http://localhost:4318 (default: "
+                 "none)")
+      ->group(group);
   app.add_option("--log-level", f.log_level, "debug, info, warn, error or off (default: info)")
       ->group(group);
 }
@@ -82,6 +89,7 @@ void add_serve_flags(CLI::App& app, ServeFlags& flags) {
   add_adapter_flags(app, flags.adapters);
   add_limits(app, flags);
   add_operation(app, flags);
+  add_compat_flags(app);
 }
 
 EngineOptions engine_options(const ServeFlags& f, const ModelPlace& place) {
@@ -114,6 +122,7 @@ ServerOptions server_options(const ServeFlags& f, const ModelPlace& place) {
   o.validation_workers = f.validation_workers;
   o.adapters = adapter_policy(f.adapters);
   o.adapter_root = f.adapters.root;
+  o.log_requests = !f.no_request_log;
   set_access(o, f.access);
   return o;
 }

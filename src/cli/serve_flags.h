@@ -35,6 +35,8 @@ struct ServeFlags {
   double shutdown_timeout_s = 30;
   double watchdog_timeout_s = 600;
   bool json_output = false;
+  bool no_request_log = false;
+  std::string otlp_endpoint;
   std::string log_level = "info";
 };
 

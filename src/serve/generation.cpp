@@ -204,7 +204,7 @@ void Generation::take_finish(Answer& answer, FinishEvent finish) {
     parts_.responder->respond(std::move(response));
   }
   parts_.metrics.succeeded(results_);
-  end();
+  end("ok");
 }
 
 void Generation::send(const std::string& bytes) {
@@ -222,14 +222,14 @@ void Generation::fail(const ApiError& error) {
     HttpResponse response = error_response(error, parts_.presenter->dialect());
     parts_.responder->respond(std::move(response));
   }
-  end();
+  end(type_of(error.problem));
 }
 
 void Generation::client_gone() {
   if (done_) return;
   cancel_all();
   parts_.metrics.failed("client_closed");
-  end();
+  end("client_closed");
 }
 
 void Generation::cancel_all() {
@@ -238,12 +238,13 @@ void Generation::cancel_all() {
   }
 }
 
-void Generation::end() {
+void Generation::end(std::string_view outcome) {
   if (std::exchange(done_, true)) return;
   const bool had_run = results_.first_token != std::chrono::steady_clock::time_point{};
   parts_.metrics.adapter_done(results_.job.request.adapter.label(), had_run);
   if (had_run) parts_.metrics.reserve(-results_.most_tokens());
   parts_.ticket.reset();
+  if (parts_.told) parts_.told(results_, outcome);
   if (queue_) queue_->detach();
   parts_.live.remove(this);
 }

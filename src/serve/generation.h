@@ -4,6 +4,7 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -129,6 +130,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
     std::shared_ptr<Responder> responder;
     std::shared_ptr<Presenter> presenter;
     std::shared_ptr<Ticket> ticket;  // of its tenant, until the end
+    // Once, at the end: "ok", or errors.h: type_of() of what went wrong.
+    std::function<void(const Results&, std::string_view outcome)> told = {};
   };
   Generation(Parts parts, Job job);
 
@@ -149,7 +152,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void take_finish(Answer& answer, FinishEvent finish);
   void fail(const ApiError& error);
   void client_gone();
-  void end();
+  void end(std::string_view outcome);
   void cancel_all();
   void send(const std::string& bytes);
   TokenRecord record_of(const TokenEvent& event) const;

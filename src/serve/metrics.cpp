@@ -14,6 +14,7 @@
 #include <prometheus/text_serializer.h>
 
 #include "serve/generation.h"
+#include "serve/tracing.h"
 
 namespace lorry {
 
@@ -276,7 +277,7 @@ MetricFamily Metrics::Impl::adapters_family() {
                  {"waiting_lora_adapters", waiting}});
 }
 
-std::string Metrics::expose(const EngineStats& stats) const {
+std::string Metrics::expose(const EngineStats& stats, const Tracing* tracing) const {
   const Labels& labels = impl_->labels;
   std::vector<MetricFamily> all = impl_->registry.Collect();
   const auto add = [&](const char* name, const char* help, MetricType type, auto value,
@@ -323,6 +324,10 @@ std::string Metrics::expose(const EngineStats& stats) const {
       stats.adapter_load_failures, {});
   add("lorry_requests_parked_total", "Times that a request stepped aside for another adapter",
       count, stats.parked, {});
+  if (tracing != nullptr) {
+    add("lorry_spans_sent_total", "Spans that a collector took", count, tracing->sent(), {});
+    add("lorry_spans_dropped_total", "Spans that it did not", count, tracing->dropped(), {});
+  }
   add_tiers(all, stats);
   all.push_back(impl_->adapters_family());
   return prometheus::TextSerializer().Serialize(all);

@@ -13,6 +13,7 @@
 namespace lorry {
 
 struct Results;
+class Tracing;
 
 class Metrics {
  public:
@@ -40,7 +41,7 @@ class Metrics {
   void adapter_done(const std::string& name, bool had_run);
 
   // Prometheus' text format.
-  std::string expose(const EngineStats& stats) const;
+  std::string expose(const EngineStats& stats, const Tracing* tracing) const;
 
  private:
   struct Impl;

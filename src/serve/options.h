@@ -10,6 +10,8 @@
 
 namespace lorry {
 
+class Tracing;
+
 struct ServerOptions {
   HttpOptions http;
   std::string served_name;          // of the base model on /v1; empty: the model's own name
@@ -24,6 +26,8 @@ struct ServerOptions {
   std::string adapter_root;          // folders that may be loaded under a name; empty: none may
   std::vector<ApiKey> keys;          // empty: everybody may ask
   int64_t max_requests_per_key = 0;  // at a time; 0: no limit
+  bool log_requests = true;          // a line for each, at its end
+  Tracing* tracing = nullptr;        // outlives the server; null: no spans
   bool metrics_public = false;       // /metrics needs no key
   std::vector<std::string> cors_origins;   // whose pages may read answers; "*": all; empty: none
   std::vector<std::string> allowed_hosts;  // beside loopback's, when bound to loopback

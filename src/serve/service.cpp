@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <ctime>
 
+#include <boost/json/serialize.hpp>
+
 #include "base/error.h"
 #include "base/text.h"
 #include "serve/errors.h"
@@ -81,7 +83,17 @@ Service::Service(const ServerOptions& options, const Door& door, Backend& backen
           .model_name = backend.info().name},
       metrics_(intake_.served_name, options_.max_concurrent_requests),
       started_(std::time(nullptr)),
-      workers_(options_.validation_workers, kWorkerQueue) {}
+      workers_(options_.validation_workers, kWorkerQueue) {
+  const json::object document = openapi_document(intake_.limits, options_.version, route_names());
+  openapi_json_ = json::serialize(document);
+  docs_page_ = docs_page(document);
+}
+
+std::vector<RouteName> Service::route_names() {
+  std::vector<RouteName> names;
+  for (const Route& route : routes()) names.push_back({route.method, route.path, route.admin});
+  return names;
+}
 
 const std::vector<Service::Route>& Service::routes() {
   static const std::vector<Route> table = {
@@ -109,6 +121,8 @@ const std::vector<Service::Route>& Service::routes() {
       {"GET", "/info", &Service::info},
       {"GET", "/version", &Service::version},
       {"GET", "/metrics", &Service::metrics},
+      {"GET", "/docs", &Service::docs},
+      {"GET", "/api-doc/openapi.json", &Service::openapi_json},
   };
   return table;
 }
@@ -232,6 +246,7 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
   std::vector<std::string> unknown;
   try {
     auto job = std::make_shared<Job>(make(*call, &unknown));
+    call->request.body = {};  // not for as long as the answer takes
     const auto n_answers = static_cast<int64_t>(job->prompts.size()) * job->answers_per_prompt;
     if (!call->ticket->take(n_answers - 1)) {
       throw RequestError(Problem::overloaded, "too many requests of this API key at a time");
@@ -245,9 +260,13 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
     job->created = std::time(nullptr);
     metrics_.validated(took);
     call->responder->post([this, call, job, presenter] {
-      std::make_shared<Generation>(Generation::Parts{backend_, live_, metrics_, call->responder,
-                                                     presenter, std::move(call->ticket)},
-                                   std::move(*job))
+      std::make_shared<Generation>(
+          Generation::Parts{backend_, live_, metrics_, call->responder, presenter,
+                            std::move(call->ticket),
+                            [this, call](const Results& results, std::string_view outcome) {
+                              tell(*call, results, outcome);
+                            }},
+          std::move(*job))
           ->start();
     });
   } catch (const std::exception& e) {

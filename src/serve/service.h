@@ -20,6 +20,7 @@
 #include "serve/json_writer.h"
 #include "serve/lorax_api.h"
 #include "serve/metrics.h"
+#include "serve/openapi.h"
 #include "serve/options.h"
 #include "serve/worker_pool.h"
 
@@ -40,6 +41,9 @@ class Service {
   void stop();
 
   size_t generations() const { return live_.size(); }
+
+  // What there is, for the description of the API.
+  static std::vector<RouteName> route_names();
 
  private:
   // One request on its way through a route.
@@ -69,6 +73,8 @@ class Service {
   void startup(const CallPtr& call);
   void info(const CallPtr& call);
   void version(const CallPtr& call);
+  void docs(const CallPtr& call);
+  void openapi_json(const CallPtr& call);
   void metrics(const CallPtr& call);
   void models(const CallPtr& call);
   void model(const CallPtr& call);
@@ -94,6 +100,8 @@ class Service {
                const std::shared_ptr<Presenter>& presenter);
   // Runs `work` on a worker and answers with what it returns, or with what it throws.
   void answer_from_worker(const CallPtr& call, std::function<HttpResponse()> work);
+  // A line in the log and a span of a request that has ended. `parent`: its traceparent header.
+  void tell(const Call& call, const Results& results, std::string_view outcome) const;
   void reply(const Call& call, HttpResponse response) const;
   void refuse(const Call& call, const ApiError& error) const;
   void note_unknown(const std::vector<std::string>& names);
@@ -109,6 +117,7 @@ class Service {
   Metrics metrics_;
   LiveGenerations live_;
   const int64_t started_;  // unix time
+  std::string docs_page_, openapi_json_;
   std::atomic<bool> draining_{false};
   std::atomic<bool> probing_{false};      // one token is being computed for /startup
   std::atomic<bool> has_started_{false};  // and has been

@@ -36,6 +36,22 @@ void Service::version(const CallPtr& call) {
   reply(*call, json_response(json));
 }
 
+void Service::docs(const CallPtr& call) {
+  HttpResponse response;
+  response.content_type = "text/html; charset=utf-8";
+  response.body = docs_page_;
+  response.headers.emplace_back("content-security-policy",
+                                "default-src 'none'; style-src 'unsafe-inline'");
+  reply(*call, std::move(response));
+}
+
+void Service::openapi_json(const CallPtr& call) {
+  HttpResponse response;
+  response.content_type = "application/json";
+  response.body = openapi_json_;
+  reply(*call, std::move(response));
+}
+
 // Names as LoRAX's; null where Lorry has no such thing.
 void Service::info(const CallPtr& call) {
   const ModelInfo& model = backend_.info();
@@ -61,7 +77,7 @@ void Service::info(const CallPtr& call) {
 }
 
 void Service::metrics(const CallPtr& call) {
-  HttpResponse response = text_response(metrics_.expose(backend_.stats()));
+  HttpResponse response = text_response(metrics_.expose(backend_.stats(), options_.tracing));
   response.content_type = "text/plain; version=0.0.4; charset=utf-8";
   reply(*call, std::move(response));
 }
