@@ -141,20 +141,20 @@ json::object good_answer(const json::object& route) {
     }
   }
   if (route.contains("stream")) {
-    types["text/event-stream"] = {{"schema", {{"type", "string"}}}};
+    types["text/event-stream"] = json::object();
   }
   if (!types.empty()) answer["content"] = std::move(types);
   return answer;
 }
 
-json::array statuses_of(const json::object& route, Dialect dialect) {
+json::array statuses_of(const RouteName& name, const json::object& route, Dialect dialect) {
   json::array statuses;
   // Of the HTTP layer and the door, on every route.
   for (const int status : {400, 403, 405, 408, 413, 414, 417, 431, 503}) {
     statuses.emplace_back(status);
   }
   if (!route.contains("open")) statuses.emplace_back(401);
-  if (route.contains("request")) statuses.emplace_back(415);
+  if (name.method == "POST") statuses.emplace_back(415);
   if (route.contains("generates")) {
     for (const int status : {429, 500}) statuses.emplace_back(status);
     if (dialect == Dialect::openai) {
@@ -175,7 +175,7 @@ json::object operation_of(const RouteName& name, const json::object& route) {
   json::object responses;
   const bool never = !route.contains("answer") && !route.contains("stream");
   if (!never) responses["200"] = good_answer(route);
-  for (const json::value& status : statuses_of(route, dialect)) {
+  for (const json::value& status : statuses_of(name, route, dialect)) {
     const auto code = static_cast<int>(status.as_int64());
     responses[std::to_string(code)] = {{"description", std::string(reason_phrase(code))},
                                        {"content", content("application/json", reference(error))}};

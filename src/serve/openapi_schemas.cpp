@@ -3,8 +3,9 @@
 
 namespace lorry {
 
-std::string_view openapi_schemas() {
-  return R"json({
+namespace {
+
+constexpr std::string_view kSchemas = R"json({
 "LoraxError": {"type": "object", "required": ["error", "error_type"], "properties": {
   "error": {"type": "string"}, "error_type": {"type": "string"}}},
 "OpenAiError": {"type": "object", "required": ["error"], "properties": {"error": {
@@ -122,11 +123,9 @@ std::string_view openapi_schemas() {
         "properties": {"type": {"type": "string"}, "text": {"type": "string"}}}}]},
     "name": {"type": ["string", "null"]}}}}
 })json";
-}
 
 // request: a schema; answer: a schema, or a type of content; stream: it may be events instead.
-std::string_view openapi_routes() {
-  return R"json({
+constexpr std::string_view kRoutes = R"json({
 "GET /": {"says": "What this is", "answer": "text/plain", "errors": []},
 "POST /": {"says": "LoRAX's compatible form: the answer in a list, or events with `stream`",
   "request": "CompatRequest", "answer": "GenerateResponses", "stream": true, "generates": true},
@@ -168,14 +167,12 @@ std::string_view openapi_routes() {
 "GET /docs": {"says": "This description as a page", "answer": "text/html", "errors": []},
 "GET /api-doc/openapi.json": {"says": "This description", "answer": "Document", "errors": []}
 })json";
-}
 
-std::string_view openapi_notes() {
-  return R"json({
+constexpr std::string_view kNotes = R"json({
 "temperature": {"default": 1.0, "says": "0 is greedy"},
 "repetition_penalty": {"default": 1.0}, "frequency_penalty": {"default": 0.0},
 "presence_penalty": {"default": 0.0}, "top_k": {"says": "default: all tokens"},
-"top_p": {"default": 1.0}, "typical_p": {"default": 1.0}, "min_p": {"default": 0.0},
+"top_p": {"default": 1.0}, "typical_p": {"says": "default: all tokens"}, "min_p": {"default": 0.0},
 "do_sample": {"default": false, "says": "top_k, top_p, typical_p and a temperature turn it on too"},
 "seed": {"says": "default: random"},
 "max_new_tokens": {"says": "default: what fits; with the prompt at most max_total_tokens"},
@@ -205,6 +202,11 @@ std::string_view openapi_notes() {
 "messages": {"says": "the conversation"}, "prompt": {"says": "text or token ids, one or several"},
 "parallel_tool_calls": {"default": false}
 })json";
-}
+
+}  // namespace
+
+std::string_view openapi_schemas() { return kSchemas; }
+std::string_view openapi_routes() { return kRoutes; }
+std::string_view openapi_notes() { return kNotes; }
 
 }  // namespace lorry

@@ -60,6 +60,7 @@ def test_a_span_per_request_goes_to_the_collector(start, model_arguments):
     wait_until(lambda: server.metric("lorry_spans_sent_total") == 1, "the count")
     server.stop()
     collector.shutdown()
+    collector.server_close()
 
 
 def test_a_collector_that_is_away_costs_spans_only(start, model_arguments):
