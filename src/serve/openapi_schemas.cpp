@@ -192,7 +192,7 @@ constexpr std::string_view kNotes = R"json({
 "user": {"says": "ignored"}, "truncate": {"says": "keeps the last tokens of the prompt"},
 "apply_chat_template": {"default": false}, "return_full_text": {"default": false},
 "details": {"default": false}, "decoder_input_details": {"default": false},
-"return_k_alternatives": {"default": 0}, "stream": {"default": false},
+"return_k_alternatives": {"says": "alternatives of each token; default: none"}, "stream": {"default": false},
 "logprobs": {"says": "chat: true or false; completions: how many alternatives"},
 "top_logprobs": {"says": "alternatives of each token"}, "echo": {"default": false},
 "stop_token_ids": {"says": "tokens that end the answer"},
