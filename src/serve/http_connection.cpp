@@ -238,7 +238,7 @@ awaitable<void> Connection::wait_for_change(Exchange& exchange, Clock::time_poin
 // what it sends ahead. One that has sent much is not watched any further.
 awaitable<void> Connection::watch(std::shared_ptr<Exchange> exchange) {
   bool open = true;
-  while (open && !exchange->complete() && input_.size() < kReadBytes) {
+  while (open && !exchange->complete() && !exchange->closed() && input_.size() < kReadBytes) {
     const size_t old = input_.size();
     input_.resize(old + kWatchBytes);
     const size_t n = co_await wire_.read(input_.data() + old, kWatchBytes);
