@@ -87,6 +87,7 @@ class EngineCore {
     int32_t prompt_reported = 1;  // prompt tokens whose log-probability was delivered
     int32_t logits_reported = 0;
     std::unique_ptr<StopTexts> stops;       // only with stop texts
+    std::optional<Constraint> constraint;   // only with a grammar, from the first choice on
     std::unique_ptr<NgramDrafter> drafter;  // from the first draft on
     DraftPace pace{kMedusaChance};          // of the guesses of Medusa heads
     int32_t skipped = 0;                    // generated tokens that were drafts
@@ -129,6 +130,7 @@ class EngineCore {
   void deliver_prompt(Active& active, const BatchEntry& entry, const ForwardOutput& out);
   void score_prompts();
   void choose_tokens();
+  static void choose(Choice& choice, Sampler& sampler);  // on any compute thread
   // The tokens that it has got, then its next drafts or its finish.
   void take(Choice& choice);
   // False: it was the last, and the request is gone.

@@ -32,6 +32,13 @@ class QueueSink final : public RequestSink {
 
 }  // namespace
 
+double Answer::mean_logprob() const {
+  if (tokens.empty()) return 0;
+  double sum = 0;
+  for (const TokenRecord& token : tokens) sum += static_cast<double>(token.logprob);
+  return sum / static_cast<double>(tokens.size());
+}
+
 int64_t Results::prompt_tokens() const {
   int64_t n = 0;
   for (const Prompt& prompt : job.prompts) n += static_cast<int64_t>(prompt.ids.size());
@@ -164,6 +171,9 @@ void Generation::take_token(Answer& answer, const TokenEvent& event) {
   const std::string piece = answer.decoder.push(record.id);
   record.text = record.special ? std::string(parts_.backend.tokenizer().piece(record.id)) : piece;
   answer.text += piece;
+  if (record.special && record.text == kToolMarker && !answer.tool_marker) {
+    answer.tool_marker = answer.text.size();
+  }
   answer.tokens.push_back(std::move(record));
   if (results_.first_token == std::chrono::steady_clock::time_point{}) {
     results_.first_token = now;

@@ -18,6 +18,7 @@
 #include "serve/fields.h"
 #include "serve/http.h"
 #include "serve/keys.h"
+#include "serve/tools.h"
 #include "text/stream_decoder.h"
 
 namespace lorry {
@@ -36,7 +37,8 @@ struct Job {
   Fields fields;
   std::vector<Prompt> prompts;  // at least one
   int64_t answers_per_prompt = 1;
-  Request request;        // what all have in common
+  Request request;  // what all have in common
+  ToolPlan tools;
   std::string model;      // as named to the client
   bool as_array = false;  // LoRAX's compat route
   size_t input_characters = 0;
@@ -68,8 +70,10 @@ struct Answer {
   std::vector<TokenRecord> tokens;
   std::string text;
   std::optional<FinishEvent> finish;
-  size_t told = 0;  // a presenter's count of tokens that the client was told of
+  std::optional<size_t> tool_marker;  // where in the text the token [TOOL_CALLS] came
+  size_t told = 0;                    // a presenter's count of tokens that the client was told of
   StreamDecoder decoder;
+  double mean_logprob() const;  // of its tokens
 };
 
 struct Results {

@@ -45,6 +45,7 @@ const char* reason_label(FinishReason reason) {
       return "length";
     case FinishReason::eos_token:
     case FinishReason::stop_sequence:
+    case FinishReason::dead_end:
       return "stop";
     case FinishReason::cancelled:
       return "abort";

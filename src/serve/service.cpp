@@ -18,6 +18,7 @@ namespace {
 
 constexpr size_t kWorkerQueue = 1024;
 constexpr size_t kLoggedNames = 200;
+constexpr size_t kGrammarBytes = size_t{64} << 20;  // of compiled grammars that are kept
 
 bool printable(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; });
@@ -74,13 +75,15 @@ Service::Service(const ServerOptions& options, const Door& door, Backend& backen
       backend_(backend),
       log_(log),
       chat_(template_of(backend.tokenizer())),
+      grammars_(backend.tokenizer(), kGrammarBytes),
       intake_{
           .tokenizer = backend.tokenizer(),
           .chat = chat_ ? &*chat_ : nullptr,
           .limits = limits_of(options_, backend.info()),
           .adapters = options_.adapters,
           .served_name = options_.served_name.empty() ? backend.info().name : options_.served_name,
-          .model_name = backend.info().name},
+          .model_name = backend.info().name,
+          .grammars = grammars_},
       metrics_(intake_.served_name, options_.max_concurrent_requests),
       started_(std::time(nullptr)),
       workers_(options_.validation_workers, kWorkerQueue) {

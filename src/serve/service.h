@@ -113,6 +113,7 @@ class Service {
   Backend& backend_;
   Log& log_;
   std::optional<ChatTemplate> chat_;
+  GrammarCache grammars_;
   Intake intake_;
   Metrics metrics_;
   LiveGenerations live_;
