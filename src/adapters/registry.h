@@ -28,6 +28,7 @@
 #include "adapters/adapter.h"
 #include "adapters/adapter_ref.h"
 #include "adapters/loader.h"
+#include "adapters/mirror.h"
 #include "adapters/residency.h"
 #include "adapters/snapshot.h"
 #include "base/memory.h"
@@ -75,6 +76,8 @@ class AdapterRegistry {
     AdapterFetch fetch = {};          // empty: the hub and S3 are refused
     std::function<void()> wake = {};  // called by loader threads; may be empty
     AdapterLoaded loaded = {};        // the same
+    // Other ranks; null: none. Requires: no host tier.
+    AdapterMirror* mirror = nullptr;
     std::function<Time()> now = {};   // empty: the steady clock
   };
 
@@ -208,6 +211,7 @@ class AdapterRegistry {
   static bool is_done_here(const Residency::Work& work);
   void carry_out(const Residency::Work& work);
   void take(LoadResult result);
+  void take_mirrored();
   void take_folder(int32_t content, LoadResult result);
   void take_image(int32_t content, LoadResult result);
   void merge_into(int32_t content, int32_t known);
@@ -234,6 +238,7 @@ class AdapterRegistry {
   AdapterSnapshot counts_;
   std::array<Buffer, 2> memory_;  // host, device
   Residency residency_;
+  std::vector<LoadResult> unmirrored_;  // read here, and not yet by all ranks
   AdapterLoader loader_;  // last: its threads use the others
 };
 

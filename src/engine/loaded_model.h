@@ -23,7 +23,8 @@ struct LoadedModel {
   Isa isa = Isa::scalar;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Ops> ops;
-  std::unique_ptr<Comm> comm;
+  std::shared_ptr<Comm> comm;
+  std::vector<Placement> placements;  // of all ranks
   const Architecture* architecture = nullptr;
   SiteTable sites;
   std::unique_ptr<CausalLM> lm;
@@ -39,7 +40,8 @@ struct LoadedModel {
 // Error(invalid_argument) when `formats` ask to quantise what is quantised.
 std::unique_ptr<TensorSource> open_source(Checkpoint* checkpoint, const WeightFormats& formats);
 
-// Throws Error. Says in the log what was read and how long it took.
+// Throws Error. Says in the log what was read and how long it took. All ranks call it, with the same
+// options but for the rank.
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& options, Log& log);
 
 // The model as its adapters see it. Requires: `model` outlives what is loaded with it.

@@ -33,9 +33,15 @@ WeightFormat format_of(const QuantScheme& scheme) {
   return {kind_of(scheme.kind), scheme.group, scheme.zeros};
 }
 
-// One whole Linear that the source keeps quantised.
+// A Linear that the source keeps quantised, or a part of one whose scales are its own.
 bool quantised(const TensorSource& source, const Slice& s) {
-  return s.first == 0 && s.count == s.shape[0] && !s.transposed && source.quantised(s.name);
+  if (s.shape.rank != 2 || s.transposed || !source.quantised(s.name)) return false;
+  if (s.columns.count == 0) return true;
+  const QuantScheme scheme = source.scheme();
+  if (scheme.act_order) return false;
+  const int64_t end = s.columns.first + s.columns.count;
+  return scheme.group == 0 ||
+         (s.columns.first % scheme.group == 0 && (end % scheme.group == 0 || end == s.shape[1]));
 }
 
 // Whether parts that read the same x want its values in the same order.
@@ -82,8 +88,8 @@ struct Part {
 // Allocates one Buffer per matrix family and packs into it.
 class Loader {
  public:
-  Loader(const Spec& spec, TensorSource& source, Ops& ops)
-      : spec_(spec), source_(source), ops_(ops) {}
+  Loader(const ModelShare& share, TensorSource& source, Ops& ops)
+      : spec_(share.own), experts_(share.placement.experts), source_(source), ops_(ops) {}
 
   ModelWeights take() { return std::move(out_); }
 
@@ -99,10 +105,12 @@ class Loader {
     DecoderLayer d;
     d.attn_norm = norm(l.attn_norm, SiteKind::attn_norm, i);
     d.ffn_norm = norm(l.ffn_norm, SiteKind::ffn_norm, i);
-    d.wqkv = dense(l.qkv, spec_.qkv_dim(), spec_.dim, spec_.formats.linears);
-    d.wqkv.sites = qkv_sites(i);
-    d.wo = dense({l.o}, spec_.dim, spec_.q_dim(), spec_.formats.linears);
-    d.wo.sites = {site(SiteKind::o, i, spec_.q_dim(), spec_.dim)};
+    if (spec_.attention.heads > 0) {
+      d.wqkv = dense(l.qkv, spec_.qkv_dim(), spec_.dim, spec_.formats.linears);
+      d.wqkv.sites = qkv_sites(i);
+      d.wo = dense({l.o}, spec_.dim, spec_.q_dim(), spec_.formats.linears);
+      d.wo.sites = {site(SiteKind::o, i, spec_.q_dim(), spec_.dim)};
+    }
     d.router = dense({l.router}, spec_.experts, spec_.dim, {});
     d.router.sites = {site(SiteKind::router, i, spec_.dim, spec_.experts)};
     experts(d, l, i);
@@ -128,9 +136,10 @@ class Loader {
     const int64_t cols = s.shape[-1];
     Tensor m = view(t.data, t.dtype, {t.shape.size() / cols, cols});
     m = rows(m, s.first, s.count);
+    if (s.columns.count > 0) m = columns(m, s.columns.first, s.columns.count);
     if (!s.transposed) return m;
-    scratch_.resize(static_cast<size_t>(s.count * cols * size_of(t.dtype)));
-    const Tensor turned = view(scratch_.data(), t.dtype, {cols, s.count});
+    scratch_.resize(static_cast<size_t>(m.rows() * m.cols() * size_of(t.dtype)));
+    const Tensor turned = view(scratch_.data(), t.dtype, {m.cols(), m.rows()});
     copy_transposed(turned, m);
     return turned;
   }
@@ -141,7 +150,7 @@ class Loader {
     int64_t row = 0;
     for (const Slice& s : slices) {
       parts.push_back({s, row});
-      row += s.transposed ? s.shape[-1] : s.count;
+      row += s.outputs();
     }
     LORRY_CHECK(row == out, "{} rows of {}", row, out);
     pack(l.w, 0, parts);
@@ -162,11 +171,21 @@ class Loader {
 
   void pack_quantised(Weight& w, int64_t group, std::span<const Part> parts) {
     for (const Part& p : parts) {
-      const QuantMatrix m = source_.matrix(p.slice.name, p.slice.count, w.in);
+      const Slice& s = p.slice;
+      const QuantMatrix m = source_.matrix(s.name, s.shape[0], s.shape[1]);
       if (m.order) set_order(w, group, m.order);
-      place(p, m.q.shape[0], [&](int64_t first, int64_t row, int64_t n) {
-        const Tensor zero = m.zero ? rows(m.zero, row, n) : Tensor{};
-        ops_.pack(w, group, first, QuantRows{rows(m.q, row, n), rows(m.scale, row, n), zero});
+      // Of the scales: all where they are of whole rows.
+      const int64_t first_scale = m.group == 0 ? 0 : s.columns.first / m.group;
+      const int64_t n_scales = w.format.scales(w.in);
+      const auto part = [&](const Tensor& t, int64_t column, int64_t n_columns, int64_t row,
+                            int64_t n) {
+        return rows(columns(t, column, n_columns), s.first + row, n);
+      };
+      place(p, s.count, [&](int64_t first, int64_t row, int64_t n) {
+        const Tensor zero = m.zero ? part(m.zero, first_scale, n_scales, row, n) : Tensor{};
+        ops_.pack(w, group, first,
+                  QuantRows{part(m.q, s.columns.first, w.in, row, n),
+                            part(m.scale, first_scale, n_scales, row, n), zero});
       });
     }
   }
@@ -221,7 +240,7 @@ class Loader {
 
   LoraSite expert_site(SiteKind kind, int32_t layer, int64_t in, int64_t out) const {
     LoraSite s;
-    s.first = spec_.sites()({kind, layer, 0});
+    s.first = spec_.sites()({kind, layer, static_cast<int32_t>(experts_.first)});
     s.group_stride = 1;
     s.in = in;
     s.out = out;
@@ -236,9 +255,9 @@ class Loader {
     const int64_t f = spec_.ffn;
     const WeightFormat wanted = spec_.formats.linears;
     const WeightFormat gate_up = format_of(source_, gates_and_ups(l), 2, wanted);
-    d.gate_up.w = weight(spec_.experts, gate_up_dim(f), spec_.dim, gate_up);
-    d.down.w = weight(spec_.experts, spec_.dim, f, format_of(source_, downs(l), 1, wanted));
-    for (int32_t e = 0; e < spec_.experts; ++e) {
+    d.gate_up.w = weight(experts_.count, gate_up_dim(f), spec_.dim, gate_up);
+    d.down.w = weight(experts_.count, spec_.dim, f, format_of(source_, downs(l), 1, wanted));
+    for (int64_t e = 0; e < experts_.count; ++e) {
       const ExpertSlices& x = l.experts[static_cast<size_t>(e)];
       pack(d.gate_up.w, e, std::array{Part{x.gate, 0, true}, Part{x.up, kPanel, true}});
       pack(d.down.w, e, std::array{Part{x.down}});
@@ -248,7 +267,8 @@ class Loader {
     d.down.sites = {expert_site(SiteKind::down, i, f, spec_.dim)};
   }
 
-  const Spec& spec_;
+  const Spec& spec_;     // the rank's own
+  const Range experts_;  // the same
   TensorSource& source_;
   Ops& ops_;
   ModelWeights out_;
@@ -257,13 +277,14 @@ class Loader {
 
 }  // namespace
 
-ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
-                          Ops& ops, const LoadProgress& progress) {
-  Loader loader(spec, source, ops);
-  loader.model(architecture.model(spec));
+ModelWeights load_weights(const Architecture& architecture, const ModelShare& share,
+                          TensorSource& source, Ops& ops, const LoadProgress& progress) {
+  const Spec& spec = share.whole;
+  Loader loader(share, source, ops);
+  loader.model(own_slices(architecture.model(spec), share));
   const auto has = [&](std::string_view name) { return source.has(name); };
   for (int32_t i = 0; i < spec.layers; ++i) {
-    loader.layer(architecture.layer(spec, i, has), i);
+    loader.layer(own_slices(architecture.layer(spec, i, has), share), i);
     if (progress) progress(i + 1, spec.layers);
   }
   return loader.take();
@@ -278,8 +299,10 @@ WeightFormats stored_formats(const Architecture& architecture, const Spec& spec,
           format_of(source, std::array{head}, 1, spec.formats.head)};
 }
 
-size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSource& source,
+size_t weight_bytes(const Architecture& architecture, const ModelShare& share, TensorSource& source,
                     const Ops& ops) {
+  const Spec& spec = share.own;
+  const int64_t experts = share.placement.experts.count;
   const auto packed = [&](int64_t groups, int64_t out, int64_t in, WeightFormat format) {
     const Weight w = ops.weight_layout(groups, out, in, format);
     const bool ordered = !format.plain() && source.scheme().act_order;
@@ -287,19 +310,21 @@ size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSo
   };
   const auto has = [&](std::string_view name) { return source.has(name); };
   const WeightFormat wanted = spec.formats.linears;
-  const ModelSlices m = architecture.model(spec);
+  const ModelSlices m = own_slices(architecture.model(share.whole), share);
   size_t bytes =
       packed(1, spec.vocab, spec.dim, format_of(source, std::array{m.head}, 1, spec.formats.head)) +
       Arena::tensor_bytes(ops.act(), {spec.vocab, spec.dim}) +
       Arena::tensor_bytes(Dtype::f32, {spec.dim});
   for (int32_t i = 0; i < spec.layers; ++i) {
-    const LayerSlices l = architecture.layer(spec, i, has);
-    bytes += packed(1, spec.qkv_dim(), spec.dim, format_of(source, l.qkv, l.qkv.size(), wanted)) +
-             packed(1, spec.dim, spec.q_dim(), format_of(source, std::array{l.o}, 1, wanted)) +
-             packed(1, spec.experts, spec.dim, {}) +
-             packed(spec.experts, gate_up_dim(spec.ffn), spec.dim,
+    const LayerSlices l = own_slices(architecture.layer(share.whole, i, has), share);
+    if (spec.attention.heads > 0) {
+      bytes += packed(1, spec.qkv_dim(), spec.dim, format_of(source, l.qkv, l.qkv.size(), wanted)) +
+               packed(1, spec.dim, spec.q_dim(), format_of(source, std::array{l.o}, 1, wanted));
+    }
+    bytes += packed(1, spec.experts, spec.dim, {}) +
+             packed(experts, gate_up_dim(spec.ffn), spec.dim,
                     format_of(source, gates_and_ups(l), 2, wanted)) +
-             packed(spec.experts, spec.dim, spec.ffn, format_of(source, downs(l), 1, wanted)) +
+             packed(experts, spec.dim, spec.ffn, format_of(source, downs(l), 1, wanted)) +
              2 * Arena::tensor_bytes(Dtype::f32, {spec.dim});
   }
   return bytes;
