@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -14,6 +15,7 @@
 
 #include "base/json.h"
 #include "cli/commands.h"
+#include "cli/ranks.h"
 #include "cli/serve_flags.h"
 #include "cli/settings.h"
 #include "cli/signals.h"
@@ -75,14 +77,9 @@ std::string what_to_type(const std::string& url, const EngineOptions& options,
                      json::serialize(body));
 }
 
-int run(CLI::App& app, ServeFlags& flags) {
-  apply_settings(app, flags.config);
-  std::signal(SIGPIPE, SIG_IGN);
-  Log log({.level = parse_log_level(flags.log_level), .json = flags.json_output});
-  const ModelPlace place = find_model(flags.model.model);
-  const EngineOptions options = engine_options(flags, place);
-
-  Stop stop(place.demo.get());
+// Until a signal asks for the end.
+void serve(const ServeFlags& flags, const ModelPlace& place, const EngineOptions& options, Log& log,
+           Stop& stop) {
   Engine engine(options, log);
   EngineBackend backend(engine);
   Server server(server_options(flags, place), backend, log);
@@ -99,6 +96,24 @@ int run(CLI::App& app, ServeFlags& flags) {
   stop.wait();
   log.info("shutting down: running requests have {} s", flags.shutdown_timeout_s);
   server.shutdown(flags.shutdown_timeout_s);
+}
+
+int run(CLI::App& app, ServeFlags& flags) {
+  apply_settings(app, flags.config);
+  std::signal(SIGPIPE, SIG_IGN);
+  Log log({.level = parse_log_level(flags.log_level), .json = flags.json_output});
+  const ModelPlace place = find_model(flags.model.model);
+  EngineOptions options = engine_options(flags, place);
+
+  std::optional<Stop> stop;
+  if (!Ranks::is_follower(flags.ranks)) stop.emplace(place.demo.get());
+  Ranks ranks(flags.ranks, [&place] {
+    if (place.demo) place.demo->remove();
+  });
+  ranks.set(options);
+  if (!ranks.leads()) return ranks.follow(options);
+  serve(flags, place, options, log, *stop);
+  ranks.finish();
   return 0;
 }
 

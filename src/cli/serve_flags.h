@@ -6,6 +6,7 @@
 
 #include "cli/adapter_flags.h"
 #include "cli/model_flags.h"
+#include "cli/ranks.h"
 #include "serve/options.h"
 
 namespace CLI {
@@ -15,6 +16,7 @@ class App;
 namespace lorry {
 
 struct ServeFlags {
+  RankFlags ranks;
   ModelFlags model;
   AdapterFlags adapters;
   std::string config;

@@ -191,13 +191,13 @@ void plan_memory(LoadedModel& m, const EngineOptions& o, const ModelShare& share
 void check_same(const LoadedModel& m, const EngineOptions& o) {
   const ForwardLimits limits = forward_limits(o);
   const std::string own = fmt::format(
-      "model {} ({}), checkpoint sha256:{}, {}, {}, formats {}/{} {}/{}, {} parallel, limits "
-      "{}/{}/{}/{}/{}, adapters below '{}'",
-      m.info.name, m.info.spec.model_type, m.info.digest, to_string(o.dtype), m.info.isa,
+      "a {} model, checkpoint sha256:{}, {}, {}, formats {}/{} {}/{}, {} parallel, limits "
+      "{}/{}/{}/{}/{}",
+      m.checkpoint ? m.info.spec.model_type : m.info.name, m.info.digest, to_string(o.dtype), m.info.isa,
       static_cast<int>(m.info.spec.formats.linears.kind), m.info.spec.formats.linears.group,
       static_cast<int>(m.info.spec.formats.head.kind), m.info.spec.formats.head.group,
       o.expert_parallel ? "expert" : "tensor", limits.max_tokens, limits.max_sequences,
-      limits.max_logit_rows, limits.max_lora_rank, limits.max_medusa_heads, o.adapter_root);
+      limits.max_logit_rows, limits.max_lora_rank, limits.max_medusa_heads);
   Bytes of_first(own.size());
   std::memcpy(of_first.data(), own.data(), own.size());
   m.comm->broadcast(of_first);

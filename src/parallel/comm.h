@@ -37,6 +37,10 @@ class Comm {
   virtual std::vector<Bytes> collect(std::span<const std::byte> message) = 0;
   static constexpr size_t kMaxCollected = size_t{64} << 10;
 
+  // The last call of a group that ends in order. A transport may end the group when one of its ranks
+  // goes without.
+  virtual void end() {}
+
   // Bytes that this rank has put into all_reduce and gather for others to read.
   virtual int64_t bytes_sent() const = 0;
 };
