@@ -53,7 +53,7 @@ class MedusaFolder {
   int rank_;
   std::vector<Range> vocab_;  // the part of it that each rank has
   MedusaShape shape_;         // of the file
-  int32_t version_ = 0;  // 0: not said
+  int32_t version_ = 0;       // 0: not said
   std::string base_model_;
   std::unique_ptr<TensorSet> tensors_;
 };

@@ -78,7 +78,7 @@ class AdapterRegistry {
     AdapterLoaded loaded = {};        // the same
     // Other ranks; null: none. Requires: no host tier.
     AdapterMirror* mirror = nullptr;
-    std::function<Time()> now = {};   // empty: the steady clock
+    std::function<Time()> now = {};  // empty: the steady clock
   };
 
   AdapterRegistry(Options options, AdapterTarget target);
@@ -197,7 +197,7 @@ class AdapterRegistry {
   AdapterState state_of(const Version& v) const;
   AdapterSnapshot::Entry entry_of(const Version& v) const;
 
-  // registry_load.cpp: fetches, contents
+  // registry_load.cpp: fetches, contents; registry_mirror.cpp: other ranks
   void start_load(int32_t version);
   void fetch(int32_t version, int32_t part);
   void stop_fetching(int32_t version);
@@ -239,7 +239,7 @@ class AdapterRegistry {
   std::array<Buffer, 2> memory_;  // host, device
   Residency residency_;
   std::vector<LoadResult> unmirrored_;  // read here, and not yet by all ranks
-  AdapterLoader loader_;  // last: its threads use the others
+  AdapterLoader loader_;                // last: its threads use the others
 };
 
 }  // namespace lorry

@@ -129,12 +129,13 @@ int run_bench(const BenchFlags& f) {
   Ranks ranks(f.ranks);
   ranks.set(options);
   if (options.comm && f.adapters != std::vector<int32_t>{0}) {
-    fail(Code::unsupported, "--adapters with --num-shard: the benchmark's own adapters are of one "
-                            "rank; leave one of the two out");
+    fail(Code::unsupported,
+         "--adapters with --num-shard: the benchmark's own adapters are of one "
+         "rank; leave one of the two out");
   }
   const auto model = load_model(options, log);
   if (!ranks.leads()) {
-    for (const BenchCase& c : cases) run_case(*model, c);
+    for (const BenchCase& c : cases) run_case(*model, c, options.op_times);
     options.comm->end();
     return 0;
   }

@@ -1,6 +1,7 @@
-// Ranks: the processes of one model. With --num-shard N this process starts the others itself, as the
-// same command line again, and they share memory (parallel/shared_memory.h); under mpirun they are
-// there already (parallel/mpi.h). Rank 0 does what the command is for, the others follow its engine.
+// Ranks: the processes of one model. With --num-shard N this process starts the others itself, as
+// the same command line again, and they share memory (parallel/shared_memory.h); under mpirun they
+// are there already (parallel/mpi.h). Rank 0 does what the command is for, the others follow its
+// engine.
 #pragma once
 #include <atomic>
 #include <cstdint>

@@ -28,8 +28,7 @@ SchedulerLimits scheduler_limits(const EngineOptions& o, const Spec& spec) {
 }
 
 AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPlan& memory,
-                                          const EngineCore::Callbacks& callbacks,
-                                          Leader& leader) {
+                                          const EngineCore::Callbacks& callbacks, Leader& leader) {
   AdapterRegistry::Options r;
   if (!leader.is_alone()) {
     r.mirror = &leader;

@@ -20,7 +20,9 @@ constexpr size_t kMostText = 1024;
 class Follower {
  public:
   Follower(const EngineOptions& o, LoadedModel& model)
-      : model_(model), images_(model.memory.adapters), loader_(options_of(o), adapter_target(model)) {}
+      : model_(model),
+        images_(model.memory.adapters),
+        loader_(options_of(o), adapter_target(model)) {}
 
   // False: it was the last round.
   bool serve_round() {
@@ -100,7 +102,7 @@ class Follower {
   }
 
   LoadedModel& model_;
-  Buffer images_;  // as rank 0's device memory
+  Buffer images_;                                                   // as rank 0's device memory
   std::unordered_map<int32_t, std::unique_ptr<Adapter>> adapters_;  // by content
   std::deque<LoadJob> jobs_;
   Bytes message_;

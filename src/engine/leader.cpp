@@ -78,8 +78,9 @@ bool Leader::has_read(int32_t content, const std::string& digest, std::optional<
   Read& read = at->second;
   if (read.left > 0) return false;
   error = std::move(read.error);
-  const bool same = std::all_of(read.digests.begin(), read.digests.end(),
-                                [&](const std::string& d) { return digest.empty() || d == digest; });
+  const bool same =
+      std::all_of(read.digests.begin(), read.digests.end(),
+                  [&](const std::string& d) { return digest.empty() || d == digest; });
   if (!error && !same) {
     error = Error(Code::bad_file,
                   "the adapter's files are not the same on all hosts: ranks read other contents");

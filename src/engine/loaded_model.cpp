@@ -14,8 +14,8 @@
 #include "models/source.h"
 #include "models/synthetic.h"
 #include "ops/checked_ops.h"
-#include "ops/timed_ops.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/timed_ops.h"
 
 namespace lorry {
 
@@ -193,11 +193,11 @@ void check_same(const LoadedModel& m, const EngineOptions& o) {
   const std::string own = fmt::format(
       "a {} model, checkpoint sha256:{}, {}, {}, formats {}/{} {}/{}, {} parallel, limits "
       "{}/{}/{}/{}/{}",
-      m.checkpoint ? m.info.spec.model_type : m.info.name, m.info.digest, to_string(o.dtype), m.info.isa,
-      static_cast<int>(m.info.spec.formats.linears.kind), m.info.spec.formats.linears.group,
-      static_cast<int>(m.info.spec.formats.head.kind), m.info.spec.formats.head.group,
-      o.expert_parallel ? "expert" : "tensor", limits.max_tokens, limits.max_sequences,
-      limits.max_logit_rows, limits.max_lora_rank, limits.max_medusa_heads);
+      m.checkpoint ? m.info.spec.model_type : m.info.name, m.info.digest, to_string(o.dtype),
+      m.info.isa, static_cast<int>(m.info.spec.formats.linears.kind),
+      m.info.spec.formats.linears.group, static_cast<int>(m.info.spec.formats.head.kind),
+      m.info.spec.formats.head.group, o.expert_parallel ? "expert" : "tensor", limits.max_tokens,
+      limits.max_sequences, limits.max_logit_rows, limits.max_lora_rank, limits.max_medusa_heads);
   Bytes of_first(own.size());
   std::memcpy(of_first.data(), own.data(), own.size());
   m.comm->broadcast(of_first);
@@ -284,13 +284,15 @@ void rows_of_all_ranks(const LoadedModel& m, Tensor y, const Site& site, int64_t
 
 AdapterTarget adapter_target(const LoadedModel& m) {
   if (m.comm->size() > 1) {
-    return {&m.sites, m.ops.get(),
-            [&m](Tensor y, const Site& site, int64_t first) {
-              rows_of_all_ranks(m, y, site, first);
-            },
-            m.comm->rank(), m.comm->size(), [&m](const Site& site, int rank) {
-              return share_of(site, m.info.spec, m.placements[static_cast<size_t>(rank)]);
-            }};
+    return {
+        &m.sites,
+        m.ops.get(),
+        [&m](Tensor y, const Site& site, int64_t first) { rows_of_all_ranks(m, y, site, first); },
+        m.comm->rank(),
+        m.comm->size(),
+        [&m](const Site& site, int rank) {
+          return share_of(site, m.info.spec, m.placements[static_cast<size_t>(rank)]);
+        }};
   }
   return {&m.sites, m.ops.get(), [&m](Tensor y, const Site& site, int64_t first) {
             base_rows(y, m.lm->weights(), m.sites.index, *m.ops, site, first);

@@ -40,8 +40,8 @@ struct LoadedModel {
 // Error(invalid_argument) when `formats` ask to quantise what is quantised.
 std::unique_ptr<TensorSource> open_source(Checkpoint* checkpoint, const WeightFormats& formats);
 
-// Throws Error. Says in the log what was read and how long it took. All ranks call it, with the same
-// options but for the rank.
+// Throws Error. Says in the log what was read and how long it took. All ranks call it, with the
+// same options but for the rank.
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& options, Log& log);
 
 // The model as its adapters see it. Requires: `model` outlives what is loaded with it.

@@ -17,8 +17,8 @@ enum class RoundKind : uint8_t { listen, step, stop };
 struct AdapterOrder {
   bool is_read = true;  // else a move
   int32_t content = -1;
-  AdapterFiles files;          // read
-  int64_t from = 0;            // move
+  AdapterFiles files;  // read
+  int64_t from = 0;    // move
   int64_t to = 0, bytes = 0;
 };
 

@@ -1,6 +1,6 @@
 // The bytes in which rank 0 tells the other ranks of a model what to do. Numbers take one byte per
-// seven bits, lists are written as differences: a decoding step is a few bytes a sequence and block.
-// Both ends are the same program; a message that does not parse is a programmer's error.
+// seven bits, lists are written as differences: a decoding step is a few bytes a sequence and
+// block. Both ends are the same program; a message that does not parse is a programmer's error.
 #pragma once
 #include <cstdint>
 #include <span>

@@ -28,8 +28,8 @@ class Comm {
   virtual int local_size() const = 0;
   // x (f32, any pitch) becomes the sum over ranks.
   virtual void all_reduce(Tensor x) = 0;
-  // On rank 0 whole [R, W] f32 <- the ranks' parts [R, w] side by side, W the sum of `widths`, which
-  // has an entry for each rank. Others' whole is not looked at.
+  // On rank 0 whole [R, W] f32 <- the ranks' parts [R, w] side by side, W the sum of `widths`,
+  // which has an entry for each rank. Others' whole is not looked at.
   virtual void gather(Tensor whole, Tensor part, std::span<const int64_t> widths) = 0;
   // Rank 0's message to all.
   virtual void broadcast(Bytes& message) = 0;
@@ -37,8 +37,8 @@ class Comm {
   virtual std::vector<Bytes> collect(std::span<const std::byte> message) = 0;
   static constexpr size_t kMaxCollected = size_t{64} << 10;
 
-  // The last call of a group that ends in order. A transport may end the group when one of its ranks
-  // goes without.
+  // The last call of a group that ends in order. A transport may end the group when one of its
+  // ranks goes without.
   virtual void end() {}
 
   // Bytes that this rank has put into all_reduce and gather for others to read.

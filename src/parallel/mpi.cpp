@@ -50,10 +50,11 @@ Library load_library() {
   // Global: its own plugins look for its symbols.
   void* handle = dlopen(kLibrary, RTLD_NOW | RTLD_GLOBAL);
   if (handle == nullptr) {
-    fail(Code::unavailable,
-         "this process was started by mpirun, but {} cannot be loaded: {}; install OpenMPI (Debian: "
-         "libopenmpi3), or use --num-shard, which needs no MPI on one host",
-         kLibrary, dlerror());
+    fail(
+        Code::unavailable,
+        "this process was started by mpirun, but {} cannot be loaded: {}; install OpenMPI (Debian: "
+        "libopenmpi3), or use --num-shard, which needs no MPI on one host",
+        kLibrary, dlerror());
   }
   Library l;
   const auto find = [&]<class T>(T& to, const char* name) {

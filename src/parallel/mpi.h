@@ -1,5 +1,5 @@
-// Ranks that mpirun has started, on one host or several, over OpenMPI. Its library is loaded when it
-// is asked for: a machine without it runs everything else.
+// Ranks that mpirun has started, on one host or several, over OpenMPI. Its library is loaded when
+// it is asked for: a machine without it runs everything else.
 #pragma once
 #include <memory>
 

@@ -248,7 +248,7 @@ std::shared_ptr<SharedMemory> SharedMemory::create(int ranks) {
 }
 
 std::shared_ptr<SharedMemory> SharedMemory::attach(int descriptor) {
-  struct stat info {};
+  struct stat info{};
   if (fstat(descriptor, &info) != 0 || info.st_size < static_cast<off_t>(all_bytes(1))) {
     fail(Code::invalid_argument, "descriptor {} is no memory of a group of ranks", descriptor);
   }

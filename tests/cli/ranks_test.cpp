@@ -44,8 +44,8 @@ bool all_end(const std::vector<int>& pids) {
 }
 
 std::vector<std::string> serve(const std::string& ranks) {
-  return {"serve",       golden("mixtral-base/model"), "--port", "0", "--threads", "1",
-          "--num-shard", ranks};
+  return {"serve", golden("mixtral-base/model"), "--port", "0", "--threads", "1", "--num-shard",
+          ranks};
 }
 
 TEST(Ranks, LogitsAreThoseOfTheGoldenCaseAndTheSameBytesTwice) {
@@ -55,18 +55,20 @@ TEST(Ranks, LogitsAreThoseOfTheGoldenCaseAndTheSameBytesTwice) {
   std::vector<std::string> names;
   for (const json::value& run : g.at("runs").as_array()) {
     if (!run.at("adapter").is_null() && run.at("adapter") != "experts-r8") continue;
-    prompts.push_back(json::object{
-        {"tokens", g.at("prompts").at(std::string_view(run.at("prompt").as_string()))},
-        {"adapter", run.at("adapter")}});
+    prompts.push_back(
+        json::object{{"tokens", g.at("prompts").at(std::string_view(run.at("prompt").as_string()))},
+                     {"adapter", run.at("adapter")}});
     names.emplace_back(run.at("logits").as_string());
   }
   folder.write("prompts.json", json::serialize(prompts));
   const auto bytes = [&](const std::string& out, std::vector<std::string> more) {
     std::vector<std::string> all = {
-        "logits",    golden("mixtral-base/model"), "--prompts", folder.path("prompts.json"),
-        "--out",     folder.path(out),             "--dtype",   "float32",
-        "--threads", "1",                          "--adapter",
-        "experts-r8=" + golden("mixtral-base/adapters/experts-r8")};
+        "logits",    golden("mixtral-base/model"),
+        "--prompts", folder.path("prompts.json"),
+        "--out",     folder.path(out),
+        "--dtype",   "float32",
+        "--threads", "1",
+        "--adapter", "experts-r8=" + golden("mixtral-base/adapters/experts-r8")};
     all.insert(all.end(), more.begin(), more.end());
     const ProcessResult r = run_lorry(all);
     EXPECT_EQ(r.status, 0) << r.err;
@@ -77,8 +79,8 @@ TEST(Ranks, LogitsAreThoseOfTheGoldenCaseAndTheSameBytesTwice) {
     const std::string first = bytes("out", how);
     EXPECT_TRUE(first == bytes("again", how));
     const auto ours = SafetensorsFile::open(folder.path("out"), Access::read);
-    const auto theirs = SafetensorsFile::open(golden("mixtral-base/golden.safetensors"),
-                                              Access::read);
+    const auto theirs =
+        SafetensorsFile::open(golden("mixtral-base/golden.safetensors"), Access::read);
     ASSERT_EQ(ours.tensors().size(), names.size());
     for (size_t i = 0; i < names.size(); ++i) {
       const Tensor a = ours.tensor("logits." + std::to_string(i));

@@ -1,4 +1,6 @@
 // One model over several ranks: every golden case, adapters included, on 1, 2, 3, 4 and 8.
+#include "engine/ranks.h"
+
 #include <cstring>
 #include <filesystem>
 #include <numeric>
@@ -7,7 +9,6 @@
 #include "engine/golden_cases.h"
 #include "engine/loaded_model.h"
 #include "engine/one_sequence.h"
-#include "engine/ranks.h"
 
 namespace lorry::test {
 namespace {
@@ -23,9 +24,9 @@ void expect_equal(const std::vector<std::shared_ptr<Collector>>& a,
   ASSERT_EQ(a.size(), b.size());
   for (size_t i = 0; i < a.size(); ++i) {
     ASSERT_EQ(a[i]->logits.size(), b[i]->logits.size());
-    EXPECT_EQ(std::memcmp(a[i]->logits.data(), b[i]->logits.data(),
-                          a[i]->logits.size() * sizeof(float)),
-              0)
+    EXPECT_EQ(
+        std::memcmp(a[i]->logits.data(), b[i]->logits.data(), a[i]->logits.size() * sizeof(float)),
+        0)
         << i;
   }
 }
@@ -50,13 +51,11 @@ TEST_P(Ranks, golden_logits_with_whole_experts) {
   expect_golden(c, Dtype::f32, engine->run(logits_requests(c)));
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, Ranks,
-                         testing::Combine(testing::ValuesIn(kGoldenCases),
-                                          testing::Values(1, 2, 3, 4, 8)),
-                         [](const auto& p) {
-                           return test_name(std::get<0>(p.param)) + "_on_" +
-                                  std::to_string(std::get<1>(p.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Cases, Ranks, testing::Combine(testing::ValuesIn(kGoldenCases), testing::Values(1, 2, 3, 4, 8)),
+    [](const auto& p) {
+      return test_name(std::get<0>(p.param)) + "_on_" + std::to_string(std::get<1>(p.param));
+    });
 
 // 2 L all_reduce of the layers and one of the embedding, each 4 D bytes a token: docs/scaling.md.
 TEST(RanksOfAnEngine, bytes_sent_per_token_are_those_of_the_formula) {
@@ -141,8 +140,8 @@ TEST_P(QuantisedOnRanks, f32_logits_of_every_quantised_checkpoint) {
       Log log({LogLevel::error});
       const auto model = load_model(o, log);
       for (size_t i = 0; i < doc.at("prompts").as_array().size(); ++i) {
-        const Tensor got = logits_of(
-            *model, json::value_to<std::vector<int32_t>>(doc.at("prompts").at(i)), {});
+        const Tensor got =
+            logits_of(*model, json::value_to<std::vector<int32_t>>(doc.at("prompts").at(i)), {});
         if (comm->rank() != 0) continue;
         const Tensor want = file.tensor("p" + std::to_string(i) + ".logits");
         EXPECT_LE(largest_difference(got, want), 2e-4) << i;
@@ -176,11 +175,10 @@ TEST(MedusaOnRanks, guesses_agree_with_numpy) {
       const std::string name = c.at("adapter").as_string().c_str();
       const auto adapter = load_adapter(golden("medusa/" + name), adapter_target(*model), limits);
       const std::vector<AdapterView> views{adapter->view()};
-      const Tensor got =
-          model->lm
-              ->forward({ids, order, lens, cu, kv, table, 2, order, which, order}, model->layers,
-                        views)
-              .speculative;
+      const Tensor got = model->lm
+                             ->forward({ids, order, lens, cu, kv, table, 2, order, which, order},
+                                       model->layers, views)
+                             .speculative;
       if (comm->rank() != 0) continue;
       const Tensor want = file.tensor(name);
       ASSERT_EQ(got.shape, want.shape) << name;

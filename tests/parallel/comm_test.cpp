@@ -56,7 +56,8 @@ TEST_P(Ranks, all_reduce_sums_in_the_order_of_the_ranks) {
   struct Size {
     int64_t rows, cols, pitch;
   };
-  for (const Size& s : {Size{1, 1, 1}, Size{3, 5, 8}, Size{300, 1000, 1008}, Size{2, 70000, 70001}}) {
+  for (const Size& s :
+       {Size{1, 1, 1}, Size{3, 5, 8}, Size{300, 1000, 1008}, Size{2, 70000, 70001}}) {
     on_ranks(GetParam(), [&](Comm& comm) {
       Matrix m(s.rows, s.cols, s.pitch);
       fill(m.tensor, comm.rank());

@@ -68,8 +68,8 @@ TEST(Placement, every_count_of_heads_and_ranks) {
 
 TEST(Placement, the_real_models_on_what_people_have) {
   for (const int ranks : {1, 2, 3, 4, 5, 6, 8, 12, 16, 32}) {
-    check({32, 8, 14336, 8, 32000}, ranks, false);   // Mixtral 8x7B
-    check({48, 8, 16384, 8, 32768}, ranks, false);   // Mixtral 8x22B
+    check({32, 8, 14336, 8, 32000}, ranks, false);    // Mixtral 8x7B
+    check({48, 8, 16384, 8, 32768}, ranks, false);    // Mixtral 8x22B
     check({48, 8, 10752, 16, 100352}, ranks, false);  // DBRX
   }
   const auto two = place({32, 8, 14336, 8, 32000}, 2, false);
