@@ -152,6 +152,7 @@ void fold(LoadedModel& m, const EngineOptions& o, Log& log) {
          o.folded_adapter);
   }
   fold_adapter(m.lm->weights(), adapter->view(), *m.ops);
+  m.folded = true;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   log.info("adapter {} (sha256:{}) merged into the weights in {:.1f} s", quote(o.folded_adapter),
            to_hex(adapter->digest()), seconds.count());
@@ -276,6 +277,11 @@ void rows_of_all_ranks(const LoadedModel& m, Tensor y, const Site& site, int64_t
     fail(Code::unsupported,
          "with several ranks and --quantize, DoRA and whole weights of quantised matrices are not "
          "supported: leave --quantize out");
+  }
+  if (m.folded) {
+    fail(Code::unsupported,
+         "with several ranks and an adapter merged into the weights, DoRA and whole weights are "
+         "not supported: name the merged adapter in requests instead");
   }
   stored_rows(y, {*m.architecture, m.info.spec, *m.source, m.ops->act()}, site, first);
 }

@@ -28,6 +28,7 @@ struct LoadedModel {
   const Architecture* architecture = nullptr;
   SiteTable sites;
   std::unique_ptr<CausalLM> lm;
+  bool folded = false;  // an adapter is part of the weights
   std::unique_ptr<KvCache> kv;
   std::vector<KvLayer> layers;  // of kv
   MemoryPlan memory;

@@ -161,6 +161,39 @@ TEST_P(QuantisedOnRanks, f32_logits_of_every_quantised_checkpoint) {
 }
 INSTANTIATE_TEST_SUITE_P(Counts, QuantisedOnRanks, testing::Values(2, 3));
 
+TEST(FoldingOnRanks, a_folded_adapter_is_the_base_model_of_all_who_name_none) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"mixtral-base", "all-linear-rslora-r16"},
+      {"mixtral-base", "embed-lm-head-r4"},
+      {"dbrx-base", "everything-r8"},
+      {"dbrx-base", "dora-wqkv-r8"}};
+  for (const auto& [model, adapter] : cases) {
+    const GoldenCase c(model);
+    EngineOptions o = golden_options(model, {});
+    o.folded_adapter = golden(model + "/adapters/" + adapter);
+    RankedEngine engine(o, 3);
+    int compared = 0;
+    for (const GoldenRun& r : c.runs) {
+      if (r.adapter != adapter) continue;
+      expect_f32(r, *engine->run({logits_request({r.prompt.tokens, ""})})[0], adapter);
+      ++compared;
+    }
+    EXPECT_GT(compared, 0);
+  }
+}
+
+TEST(FoldingOnRanks, what_needs_the_rows_of_the_folded_model_is_refused) {
+  EngineOptions o = golden_options("mixtral-base", {"dora-qv-r8", "attn-r8"});
+  o.folded_adapter = golden("mixtral-base/adapters/attn-r8-b");
+  RankedEngine engine(o, 2);
+  const auto got =
+      engine->run({logits_request({{1, 2}, "dora-qv-r8"}), logits_request({{1, 2}, "attn-r8"})});
+  ASSERT_EQ(got[0]->finish->reason, FinishReason::failed);
+  EXPECT_NE(std::string(got[0]->finish->error->what()).find("merged into the weights"),
+            std::string::npos);
+  EXPECT_EQ(got[1]->n_rows, 2);
+}
+
 // Both kinds of heads: with output matrices of their own and through the model's.
 TEST(MedusaOnRanks, guesses_agree_with_numpy) {
   const json::value doc = parse_json_file(golden("medusa/golden.json"));
