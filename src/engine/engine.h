@@ -26,6 +26,7 @@ struct EngineOptions {
   std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
   Dtype dtype = Dtype::bf16;
   WeightFormats formats;        // of a checkpoint that is not quantised itself
+  bool map_weights = false;     // of a packed model: use them where they are mapped
   std::string format_note;      // for the log: what a name of another server means
   int32_t threads = 0;          // 0: one per physical core, divided by the ranks of the host
   std::string isa;              // as to_string(Isa) says; "" picks the best

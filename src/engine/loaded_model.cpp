@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <set>
 
 #include "base/error.h"
 #include "base/system.h"
@@ -12,7 +11,6 @@
 #include "models/fold.h"
 #include "models/loader.h"
 #include "models/source.h"
-#include "models/synthetic.h"
 #include "ops/checked_ops.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/timed_ops.h"
@@ -58,51 +56,6 @@ void check_options(const EngineOptions& o) {
   }
 }
 
-Config open_config(LoadedModel& m, const EngineOptions& o) {
-  if (is_synthetic(o.model)) return Config::parse(synthetic_config(o.model), o.model);
-  m.checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(o.model));
-  m.info.digest = to_hex(m.checkpoint->digest());
-  return m.checkpoint->config();
-}
-
-// What other ranks read: modules, and tensors by their whole name.
-std::set<std::string, std::less<>> read_elsewhere(const LoadedModel& m) {
-  std::set<std::string, std::less<>> names;
-  if (m.comm->size() == 1) return names;
-  const auto add = [&](const Slice& s) {
-    names.insert(s.name);
-    if (m.source->quantised(s.name)) names.insert(s.name.substr(0, s.name.rfind('.')));
-  };
-  const auto has = [&](std::string_view name) { return m.source->has(name); };
-  for (int32_t i = 0; i < m.info.spec.layers; ++i) {
-    const LayerSlices l = m.architecture->layer(m.info.spec, i, has);
-    for (const Slice& s : l.qkv) add(s);
-    add(l.o);
-    for (const ExpertSlices& e : l.experts) {
-      for (const Slice* s : {&e.gate, &e.up, &e.down}) add(*s);
-    }
-  }
-  return names;
-}
-
-// A tensor that the model has no use for hints at an architecture that is only almost known.
-void check_unused(const LoadedModel& m, Log& log) {
-  std::vector<std::string> unused = m.checkpoint->unused();
-  const auto elsewhere = read_elsewhere(m);
-  std::erase_if(unused, [&](const std::string& name) {
-    return elsewhere.contains(name) || elsewhere.contains(name.substr(0, name.rfind('.')));
-  });
-  const auto harmless = [](const std::string& name) {
-    return name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";  // tied: a copy
-  };
-  for (const std::string& name : unused) {
-    if (harmless(name)) continue;
-    fail(Code::bad_file, "{}: tensor {} belongs to nothing in a {} model ({} tensors are unused)",
-         m.checkpoint->folder(), name, m.info.spec.model_type, unused.size());
-  }
-  if (!unused.empty()) log.debug("{} tensors of the checkpoint are not needed", unused.size());
-}
-
 void load(LoadedModel& m, const EngineOptions& o, Log& log) {
   const auto start = std::chrono::steady_clock::now();
   const Spec& spec = m.info.spec;
@@ -114,12 +67,15 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
     log.info("loading weights: layer {} of {}", done, all);
   };
   const ModelShare share(spec, m.placements[static_cast<size_t>(m.comm->rank())]);
-  ModelWeights weights = load_weights(*m.architecture, share, *m.source, *m.ops, progress);
-  if (m.checkpoint) check_unused(m, log);
+  ModelWeights weights = load_weights(*m.architecture, share, *m.source, *m.ops,
+                                      {progress, o.map_weights ? nullptr : m.pool.get()});
+  const size_t unused = check_unused(*m.source, *m.architecture, share, m.info.name);
+  if (unused > 0) log.debug("{} tensors of the checkpoint are not needed", unused);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  log.info("{}: {} layers, {} experts (top {}), {} of weights in {:.1f} s", spec.model_type,
-           spec.layers, spec.experts, spec.routing.top_k, format_bytes(weights.bytes),
-           seconds.count());
+  log.info(
+      "{}: {} layers, {} experts (top {}), {} of weights loaded in {:.1f} s, {} at most in memory",
+      spec.model_type, spec.layers, spec.experts, spec.routing.top_k, format_bytes(weights.bytes),
+      seconds.count(), format_bytes(peak_memory()));
   if (!o.format_note.empty()) log.info("{}", o.format_note);
   if (!m.source->scheme().method.empty()) log.info("checkpoint: {}", m.source->scheme().method);
   for (const std::string& text : m.source->scheme().ignored) log.debug("{}", text);
@@ -160,16 +116,25 @@ void fold(LoadedModel& m, const EngineOptions& o, Log& log) {
 
 }  // namespace
 
-std::unique_ptr<TensorSource> open_source(Checkpoint* checkpoint, const WeightFormats& formats) {
-  if (checkpoint == nullptr) return random_source();
-  auto source = checkpoint_source(*checkpoint);
-  const bool asked = !formats.linears.plain() || !formats.head.plain();
-  if (asked && !source->scheme().method.empty()) {
+WeightFormats formats_of(const std::string& model, const Architecture& architecture, Spec spec,
+                         TensorSource& source, const WeightFormats& wanted) {
+  spec.formats = wanted;
+  const bool asked = !wanted.linears.plain() || !wanted.head.plain();
+  if (asked && !source.scheme().method.empty()) {
     fail(Code::invalid_argument,
-         "{}: this checkpoint is quantised already ({}): leave --quantize out",
-         checkpoint->folder(), source->scheme().method);
+         "{}: this checkpoint is quantised already ({}): leave --quantize out", model,
+         source.scheme().method);
   }
-  return source;
+  const WeightFormats stored = stored_formats(architecture, spec, source);
+  const bool other =
+      stored.linears != wanted.linears || (!wanted.head.plain() && stored.head != wanted.head);
+  if (asked && other && source.packed() != nullptr) {
+    fail(Code::invalid_argument,
+         "{}: this model is packed as {}, its head as {}: leave --quantize out, or pack the "
+         "original again with lorry quantize",
+         model, to_string(stored.linears), to_string(stored.head));
+  }
+  return stored;
 }
 
 namespace {
@@ -194,8 +159,8 @@ void check_same(const LoadedModel& m, const EngineOptions& o) {
   const std::string own = fmt::format(
       "a {} model, checkpoint sha256:{}, {}, {}, formats {}/{} {}/{}, {} parallel, limits "
       "{}/{}/{}/{}/{}",
-      m.checkpoint ? m.info.spec.model_type : m.info.name, m.info.digest, to_string(o.dtype),
-      m.info.isa, static_cast<int>(m.info.spec.formats.linears.kind),
+      m.info.digest.empty() ? m.info.name : m.info.spec.model_type, m.info.digest,
+      to_string(o.dtype), m.info.isa, static_cast<int>(m.info.spec.formats.linears.kind),
       m.info.spec.formats.linears.group, static_cast<int>(m.info.spec.formats.head.kind),
       m.info.spec.formats.head.group, o.expert_parallel ? "expert" : "tensor", limits.max_tokens,
       limits.max_sequences, limits.max_logit_rows, limits.max_lora_rank, limits.max_medusa_heads);
@@ -212,6 +177,10 @@ void check_same(const LoadedModel& m, const EngineOptions& o) {
 
 void check_ranks(const LoadedModel& m, const EngineOptions& o) {
   if (m.comm->size() == 1) return;
+  if (m.source->packed() != nullptr) {
+    fail(Code::unsupported, "{}: a packed model on {} ranks is not supported: use the original",
+         o.model, m.comm->size());
+  }
   if (o.adapter_host_memory > 0) {
     fail(Code::unsupported, "--adapter-host-memory with {} ranks: leave it out", m.comm->size());
   }
@@ -222,12 +191,12 @@ void check_ranks(const LoadedModel& m, const EngineOptions& o) {
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   check_options(o);
   auto m = std::make_unique<LoadedModel>();
-  const Config config = open_config(*m, o);
-  m->architecture = &architecture_of(config.text("model_type"));
-  m->info.spec = m->architecture->spec(config);
-  m->info.spec.formats = o.formats;
-  m->source = open_source(m->checkpoint.get(), o.formats);
-  m->info.spec.formats = stored_formats(*m->architecture, m->info.spec, *m->source);
+  ModelFiles files = open_model(o.model);
+  m->source = std::move(files.source);
+  m->info.digest = files.digest;
+  m->architecture = &architecture_of(files.config.text("model_type"));
+  m->info.spec = m->architecture->spec(files.config);
+  m->info.spec.formats = formats_of(o.model, *m->architecture, m->info.spec, *m->source, o.formats);
   m->sites = m->architecture->sites(m->info.spec);
 
   m->isa = chosen_isa(o.isa);

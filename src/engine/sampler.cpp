@@ -1,6 +1,8 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -12,25 +14,83 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The index of the largest value, the lowest on ties; -1 when there is a NaN or no finite maximum.
-int32_t arg_max(std::span<const float> x) {
-  float best = -kInfinity;
-  int32_t index = -1;
-  bool nan = false;
-  for (size_t i = 0; i < x.size(); ++i) {
-    nan |= x[i] != x[i];
-    if (x[i] > best) {
-      best = x[i];
-      index = static_cast<int32_t>(i);
+constexpr size_t kLanes = 16;
+
+// The largest value, or NaN when there is one. Lane by lane, so that it compiles to vectors.
+float largest(std::span<const float> x) {
+  std::array<float, kLanes> best;
+  best.fill(-kInfinity);
+  std::array<int32_t, kLanes> nan{};
+  size_t i = 0;
+  for (; i + kLanes <= x.size(); i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) {
+      const float v = x[i + j];
+      best[j] = v > best[j] ? v : best[j];
+      nan[j] |= v != v ? 1 : 0;
     }
   }
-  return nan || best == kInfinity ? -1 : index;
+  float top = -kInfinity;
+  bool any = std::find(nan.begin(), nan.end(), 1) != nan.end();
+  for (const float v : best) top = v > top ? v : top;
+  for (; i < x.size(); ++i) {
+    any |= x[i] != x[i];
+    top = x[i] > top ? x[i] : top;
+  }
+  return any ? std::numeric_limits<float>::quiet_NaN() : top;
+}
+
+// The index of the largest value, the lowest on ties; -1 when there is a NaN or no finite maximum.
+int32_t arg_max(std::span<const float> x) {
+  const float top = largest(x);
+  if (!(std::abs(top) < kInfinity)) return -1;
+  return static_cast<int32_t>(std::find(x.begin(), x.end(), top) - x.begin());
+}
+
+using Lanes = std::array<float, kLanes>;
+
+// Adds e^x for x <= 0, within 3e-7 of it; 0 below -87. Loops over lanes, so that it compiles to
+// vectors.
+void add_exp(Lanes& sum, const Lanes& x) {
+  Lanes f, p;
+  std::array<int32_t, kLanes> whole;
+  for (size_t j = 0; j < kLanes; ++j) {
+    const float t = (x[j] > -87.0F ? x[j] : -87.0F) * 1.44269504F;
+    whole[j] = static_cast<int32_t>(t);  // towards zero: the rest is in (-1, 0]
+    f[j] = (t - static_cast<float>(whole[j])) * 0.693147181F;
+    p[j] = 1.0F / 362880;
+  }
+  // Taylor to the 9th order: the rest is at most ln(2)^10 / 10!.
+  for (const float c : {1.0F / 40320, 1.0F / 5040, 1.0F / 720, 1.0F / 120, 1.0F / 24, 1.0F / 6,
+                        1.0F / 2, 1.0F, 1.0F}) {
+    for (size_t j = 0; j < kLanes; ++j) p[j] = p[j] * f[j] + c;
+  }
+  for (size_t j = 0; j < kLanes; ++j) {
+    const float scale = std::bit_cast<float>((whole[j] + 127) << 23);
+    sum[j] += x[j] > -87.0F ? p[j] * scale : 0.0F;
+  }
 }
 
 double log_sum_exp(std::span<const float> x) {
-  const float top = *std::max_element(x.begin(), x.end());
+  const float top = largest(x);
+  // Partial sums of so few terms lose nothing that counts.
+  constexpr size_t kPart = 64 * kLanes;
   double sum = 0;
-  for (const float v : x) sum += static_cast<double>(std::exp(v - top));
+  for (size_t first = 0; first < x.size(); first += kPart) {
+    const auto part = x.subspan(first, std::min(kPart, x.size() - first));
+    Lanes sums{};
+    for (size_t i = 0; i < part.size(); i += kLanes) {
+      Lanes values;
+      values.fill(-kInfinity);
+      const size_t n = std::min(kLanes, part.size() - i);
+      if (n == kLanes) {
+        for (size_t j = 0; j < kLanes; ++j) values[j] = part[i + j] - top;
+      } else {
+        for (size_t j = 0; j < n; ++j) values[j] = part[i + j] - top;
+      }
+      add_exp(sums, values);
+    }
+    for (const float s : sums) sum += static_cast<double>(s);
+  }
   return static_cast<double>(top) + std::log(sum);
 }
 
@@ -183,9 +243,15 @@ void Sampler::report(SampledToken& token, std::span<const float> scores, const S
 std::optional<SampledToken> Sampler::sample(std::span<const float> logits,
                                             const SamplingParams& params,
                                             const SamplingHistory& history, uint64_t position) {
+  SampledToken token;
+  if (!params.sample && !params.changes_scores()) {
+    token.id = arg_max(logits);
+    if (token.id < 0) return std::nullopt;
+    if (params.logprobs) report(token, logits, params);
+    return token;
+  }
   scores_.assign(logits.begin(), logits.end());
   penalise(params, history);
-  SampledToken token;
   token.id = arg_max(scores_);
   if (token.id < 0) return std::nullopt;
   if (params.sample) {

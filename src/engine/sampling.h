@@ -24,6 +24,12 @@ struct SamplingParams {
   bool logprobs = false;      // report the chosen token's log-probability
   int32_t alternatives = 0;   // and this many of the most probable tokens
   bool raw_logprobs = false;  // of the model's logits (OpenAI), not the processed scores (LoRAX)
+
+  // Whether the scores differ from the model's logits before they are sampled from.
+  bool changes_scores() const {
+    return !logit_bias.empty() || repetition_penalty != 1.0F || frequency_penalty != 0.0F ||
+           presence_penalty != 0.0F;
+  }
 };
 
 struct TokenProbability {

@@ -128,7 +128,7 @@ struct Kernels {
   // What packing such weights takes; see quant_fit.h.
   void (*weight_range)(const float* w, int64_t n, float* range);
   void (*round_weights)(uint8_t* q, const float* w, int64_t n, float scale, int bound);
-  float (*rounding_error)(const float* w, int64_t n, float scale, int bound);
+  void (*rounding_errors)(const float* w, int64_t n, const float* scales, int count, float* errors);
   void (*add)(float* x, const float* y, int64_t n);
   void (*multiply)(float* x, const float* y, int64_t n);
   void (*clamp)(float* x, float limit, int64_t n);

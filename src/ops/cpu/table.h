@@ -42,7 +42,7 @@ constexpr Kernels table(const Probes& probes, bool wide) {
           .quant = quant_matmul,
           .weight_range = weight_range,
           .round_weights = round_weights,
-          .rounding_error = rounding_error,
+          .rounding_errors = rounding_errors,
           .add = add_row,
           .multiply = multiply_row,
           .clamp = clamp_row,
