@@ -9,6 +9,7 @@
 #include "adapters/dora.h"
 #include "adapters/merge.h"
 #include "adapters/packing.h"
+#include "adapters/share.h"
 #include "base/error.h"
 #include "weights/slice.h"
 
@@ -47,19 +48,31 @@ struct AdapterFolder::Files {
 
   AdapterTarget target;
   CheckedFolder from;
-  std::vector<size_t> offset = {};  // of each piece in the adapter's memory
-  std::vector<Place> place = {};    // of each patch
+  LoraMap own = {};                 // what of from.map this rank packs
+  std::vector<size_t> offset = {};  // of each own piece in the adapter's memory
+  std::vector<Place> place = {};    // of each own patch
   size_t medusa = 0;                // where the heads are
 
-  const std::vector<MappedPatch>& patches() const { return from.map.patches; }
+  const std::vector<MappedPatch>& patches() const { return own.patches; }
+  // The patch of the same site, of all ranks.
+  const MappedPatch& whole(const MappedPatch& p) const {
+    const auto index = target.sites->index;
+    return *std::lower_bound(
+        from.map.patches.begin(), from.map.patches.end(), p,
+        [&](const MappedPatch& x, const MappedPatch& y) { return index(x.site) < index(y.site); });
+  }
   const TensorInfo& header(int32_t tensor) const {
     return from.tensors->tensors()[static_cast<size_t>(tensor)];
   }
-  const LoraPiece& piece(int32_t i) const { return from.map.pieces[static_cast<size_t>(i)]; }
+  const LoraPiece& piece(int32_t i) const { return own.pieces[static_cast<size_t>(i)]; }
+  const LoraPiece& whole_piece(int32_t i) const { return from.map.pieces[static_cast<size_t>(i)]; }
   // Requires: loaded.
   Tensor tensor(int32_t i) const { return from.tensors->tensor(header(i)); }
   Tensor dense(int32_t i, std::vector<std::byte>& scratch) const {
     return dense_piece(piece(i), tensor(piece(i).tensor), scratch);
+  }
+  Tensor whole_dense(int32_t i, std::vector<std::byte>& scratch) const {
+    return dense_piece(whole_piece(i), tensor(whole_piece(i).tensor), scratch);
   }
 };
 
@@ -89,18 +102,31 @@ std::unique_ptr<AdapterFolder> AdapterFolder::open_merged(std::span<const MergeP
 }
 
 void AdapterFolder::plan(const AdapterLimits& limits) {
+  size_t largest = 0;
+  for (int rank = 0; rank < files_->target.ranks; ++rank) {
+    if (rank == files_->target.rank) continue;
+    largest = std::max(largest, plan_rank(rank, limits));
+  }
+  packed_bytes_ = std::max(plan_rank(files_->target.rank, limits), largest);
+}
+
+// Lays out what a rank packs; returns its bytes. The last one that was laid out counts.
+size_t AdapterFolder::plan_rank(int rank, const AdapterLimits& limits) {
   Files& f = *files_;
   const Ops& ops = *f.target.ops;
+  size_t bytes_of_all = 0;
   const auto take = [&](size_t bytes) {
-    const size_t at = packed_bytes_;
-    packed_bytes_ += pack_aligned(bytes);
-    if (packed_bytes_ > static_cast<size_t>(limits.max_bytes)) {
+    const size_t at = bytes_of_all;
+    bytes_of_all += pack_aligned(bytes);
+    if (bytes_of_all > static_cast<size_t>(limits.max_bytes)) {
       fail(Code::over_capacity, "{}: takes more than the {} bytes that one adapter may take",
            f.from.tensors->path(), limits.max_bytes);
     }
     return at;
   };
-  f.offset.assign(f.from.map.pieces.size(), kNowhere);
+  f.own = share_of(f.from.map, f.target, rank);
+  f.place.clear();
+  f.offset.assign(f.own.pieces.size(), kNowhere);
   for (const MappedPatch& p : f.patches()) {
     for (const int32_t i : {p.a, p.b, p.weight, p.token_rows}) {
       if (i < 0 || f.offset[static_cast<size_t>(i)] != kNowhere) continue;
@@ -111,7 +137,8 @@ void AdapterFolder::plan(const AdapterLimits& limits) {
     if (!p.tokens.empty()) place.tokens = take(p.tokens.size() * sizeof(int32_t));
     f.place.push_back(place);
   }
-  if (f.from.medusa) f.medusa = take(f.from.medusa->packed_bytes());
+  if (f.from.medusa) f.medusa = take(f.from.medusa->packed_bytes(rank));
+  return bytes_of_all;
 }
 
 void Adapter::rebase(std::byte* to) {
@@ -150,7 +177,7 @@ std::unique_ptr<Adapter> AdapterFolder::read(std::byte* memory) {
   if (MedusaFolder* heads = files_->from.medusa.get()) {
     adapter->medusa_ = heads->read(memory + files_->medusa);
   }
-  for (const MappedPatch& p : files_->patches()) {
+  for (const MappedPatch& p : files_->from.map.patches) {
     adapter->sites_.push_back({p.site, p.module, p.rank, p.scale, p.magnitude >= 0, p.weight >= 0,
                                static_cast<int32_t>(p.tokens.size())});
     adapter->max_rank_ = std::max(adapter->max_rank_, p.rank);
@@ -167,7 +194,7 @@ void AdapterFolder::pack(std::byte* memory) const {
   const Ops& ops = *f.target.ops;
   std::vector<std::byte> scratch, sorted;
   for (size_t i = 0; i < f.offset.size(); ++i) {
-    if (f.offset[i] == kNowhere || is_token_rows(f.from.map, static_cast<int32_t>(i))) continue;
+    if (f.offset[i] == kNowhere || is_token_rows(f.own, static_cast<int32_t>(i))) continue;
     const auto index = static_cast<int32_t>(i);
     pack_piece(memory + f.offset[i], f.piece(index).form, f.dense(index, scratch), ops);
   }
@@ -184,9 +211,11 @@ void AdapterFolder::pack(std::byte* memory) const {
   }
 }
 
-// The factors m / ||W + sBA|| of DoRA; W is the adapter's own where it has one.
-void AdapterFolder::pack_gain(std::byte* to, const MappedPatch& p) const {
+// The factors m / ||W + sBA|| of DoRA, for the outputs that the rank has; the norms are over the
+// inputs of all. W is the adapter's own where it has one.
+void AdapterFolder::pack_gain(std::byte* to, const MappedPatch& own_patch) const {
   const Files& f = *files_;
+  const MappedPatch& p = f.whole(own_patch);
   const Dtype act = f.target.ops->act();
   const bool embedding = p.site.kind == SiteKind::embed;
   std::vector<std::byte> scratch, whole;
@@ -198,32 +227,48 @@ void AdapterFolder::pack_gain(std::byte* to, const MappedPatch& p) const {
     return y;
   };
   std::vector<float> left, right;
-  LoraPiece across = f.piece(embedding ? p.b : p.a);
+  LoraPiece across = f.whole_piece(embedding ? p.b : p.a);
   if (embedding) {
     std::swap(across.rows, across.cols);
     std::swap(across.row_stride, across.col_stride);
   }
   DoraMatrix m;
-  m.rows = embedding ? p.in : p.out;
   m.cols = embedding ? p.out : p.in;
-  m.left = rounded(f.piece(embedding ? p.a : p.b), left);
   m.right = rounded(across, right);
   m.scale = p.scale;
-  const Tensor own = p.weight >= 0 ? f.dense(p.weight, whole) : Tensor{};
-  m.base = [&](int64_t first, Tensor y) {
-    if (!own) return f.target.base_rows(y, p.site, first);
-    round_piece(y, rows(own, first, y.rows()), f.piece(p.weight).form, act);
-  };
-  const std::vector<double> norms = embedding ? column_norms(m) : row_norms(m);
+  const Tensor all_left = rounded(f.whole_piece(embedding ? p.a : p.b), left);
+  const Tensor own = p.weight >= 0 ? f.whole_dense(p.weight, whole) : Tensor{};
+  const std::vector<Range> all{{0, p.out}};
+  const std::vector<Range> outputs =
+      f.target.ranks == 1 ? all : f.target.share(p.site, f.target.rank).out;
+  std::vector<double> norms;
+  for (const Range& r : outputs) {
+    const Range of_rows = embedding ? Range{0, p.in} : r;
+    m.rows = of_rows.count;
+    m.left = rows(all_left, of_rows.first, of_rows.count);
+    m.base = [&](int64_t first, Tensor y) {
+      first += of_rows.first;
+      if (!own) return f.target.base_rows(y, p.site, first);
+      round_piece(y, rows(own, first, y.rows()), f.whole_piece(p.weight).form, act);
+    };
+    const std::vector<double> some = embedding ? column_norms(m) : row_norms(m);
+    norms.insert(norms.end(), some.begin(), some.end());
+  }
   std::vector<float> magnitude(static_cast<size_t>(p.out));
   const TensorInfo& info = f.header(p.magnitude);
   copy(view(magnitude.data(), Dtype::f32, info.shape), f.tensor(p.magnitude));
   auto* gain = reinterpret_cast<float*>(to);
-  for (size_t o = 0; o < norms.size(); ++o) {
-    gain[o] = static_cast<float>(double{magnitude[o]} / norms[o]);
-    if (std::isfinite(gain[o])) continue;
-    fail(Code::bad_file, "{}: tensor {}: element {} is {}, to be divided by a norm of {}",
-         f.from.tensors->path(), info.name, o, magnitude[o], norms[o]);
+  const double* norm = norms.data();
+  for (const Range& r : outputs) {
+    for (auto o = static_cast<size_t>(r.first); o < static_cast<size_t>(r.first + r.count); ++o) {
+      *gain = static_cast<float>(double{magnitude[o]} / *norm);
+      if (!std::isfinite(*gain)) {
+        fail(Code::bad_file, "{}: tensor {}: element {} is {}, to be divided by a norm of {}",
+             f.from.tensors->path(), info.name, o, magnitude[o], *norm);
+      }
+      ++gain;
+      ++norm;
+    }
   }
 }
 
@@ -274,7 +319,7 @@ Digest AdapterFolder::digest() const {
   const auto add_piece = [&](int32_t index) {
     hash.update_value(index >= 0);
     if (index < 0) return;
-    const LoraPiece& p = f.piece(index);
+    const LoraPiece& p = f.whole_piece(index);
     add_tensor(p.tensor);
     for (const int64_t x : {p.rows, p.cols, p.offset, p.row_stride, p.col_stride}) {
       hash.update_value(x);
@@ -284,7 +329,7 @@ Digest AdapterFolder::digest() const {
     hash.update_value(ids.size());
     hash.update(std::as_bytes(ids));
   };
-  for (const MappedPatch& p : f.patches()) {
+  for (const MappedPatch& p : f.from.map.patches) {
     hash.update_value(f.target.sites->index(p.site));
     hash.update_value(p.rank);
     hash.update_value(std::bit_cast<uint32_t>(p.scale));

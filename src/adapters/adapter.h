@@ -83,7 +83,7 @@ class AdapterFolder {
                                                     const AdapterLimits& limits);
   ~AdapterFolder();
 
-  // Bytes of the Adapter's image.
+  // Bytes of the Adapter's image; with several ranks, of the largest one.
   size_t packed_bytes() const { return packed_bytes_; }
   // Packs the image into `memory`, which has packed_bytes() and is 64-byte aligned.
   // Throws Error(bad_file) for values that are NaN or infinite. Called once.
@@ -97,6 +97,7 @@ class AdapterFolder {
   static std::unique_ptr<AdapterFolder> make(CheckedFolder from, AdapterTarget target,
                                              const AdapterLimits& limits);
   void plan(const AdapterLimits& limits);
+  size_t plan_rank(int rank, const AdapterLimits& limits);
   void pack(std::byte* memory) const;
   void pack_gain(std::byte* to, const MappedPatch& patch) const;
   void point(Adapter& adapter, std::byte* memory) const;

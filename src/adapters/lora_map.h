@@ -26,6 +26,9 @@ struct LoraPiece {
   Form form = Form::lora_a;
   int64_t rows = 0, cols = 0;
   int64_t offset = 0, row_stride = 0, col_stride = 0;
+  // With several ranks, where a rank's rows are not side by side: which of the tensor's they are,
+  // `rows` in all.
+  std::vector<Range> row_ranges = {};
   friend bool operator==(const LoraPiece&, const LoraPiece&) = default;
 };
 

@@ -90,11 +90,14 @@ bool has_medusa(const std::string& folder) {
 
 MedusaFolder::MedusaFolder(const std::string& folder, const AdapterTarget& target,
                            const AdapterLimits& limits)
-    : ops_(target.ops) {
+    : ops_(target.ops), rank_(target.rank) {
   const SiteInfo* head = target.sites->find({SiteKind::lm_head});
   LORRY_CHECK(head != nullptr, "a model without an output layer");
   shape_.dim = head->in;
   shape_.vocab = head->out;
+  for (int r = 0; r < target.ranks; ++r) {
+    vocab_.push_back(target.ranks == 1 ? Range{0, head->out} : target.share(head->site, r).out[0]);
+  }
   read_config(config_path(folder), limits.max_medusa_heads);
   tensors_ = open_tensors(weight_file(folder), limits.max_bytes);
   shape_.own_output = version_ != 2 && (shape_.blocks > 1 || find(output_of(0)) != nullptr);
@@ -195,11 +198,22 @@ void MedusaFolder::check_tensors() {
   }
 }
 
-size_t MedusaFolder::packed_bytes() const { return MedusaLayout(*ops_, shape_).bytes(); }
+// Output matrices are split by vocabulary, the blocks are on every rank.
+MedusaShape MedusaFolder::shape_of(int rank) const {
+  MedusaShape s = shape_;
+  s.vocab = vocab_[static_cast<size_t>(rank)].count;
+  return s;
+}
+
+size_t MedusaFolder::packed_bytes(int rank) const {
+  return MedusaLayout(*ops_, shape_of(rank)).bytes();
+}
 
 MedusaView MedusaFolder::read(std::byte* memory) {
   tensors_->load();
-  const MedusaLayout layout(*ops_, shape_);
+  const MedusaShape own = shape_of(rank_);
+  const Range vocab = vocab_[static_cast<size_t>(rank_)];
+  const MedusaLayout layout(*ops_, own);
   const auto content = [&](const std::string& name) { return tensors_->tensor(*find(name)); };
   for (int32_t i = 0; i < shape_.heads; ++i) {
     for (int32_t j = 0; j < shape_.blocks; ++j) {
@@ -207,9 +221,11 @@ MedusaView MedusaFolder::read(std::byte* memory) {
       const Tensor bias = content(bias_of(i, j));
       copy(view(memory + layout.bias(i, j), Dtype::f32, bias.shape), bias);
     }
-    if (shape_.own_output) ops_->pack_matrix(memory + layout.output(i), content(output_of(i)));
+    if (!shape_.own_output) continue;
+    ops_->pack_matrix(memory + layout.output(i),
+                      rows(content(output_of(i)), vocab.first, vocab.count));
   }
-  return {memory, shape_};
+  return {memory, own};
 }
 
 void MedusaFolder::hash(Sha256& hash) const {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "adapters/target.h"
 #include "adapters/tensor_set.h"
@@ -29,8 +30,8 @@ class MedusaFolder {
 
   const std::string& path() const { return tensors_->path(); }
   const std::string& base_model() const { return base_model_; }
-  // Bytes of the heads in memory.
-  size_t packed_bytes() const;
+  // Bytes of the heads in memory, as a rank packs them.
+  size_t packed_bytes(int rank) const;
   // Reads and packs the heads into `memory`, which is 64-byte aligned and has packed_bytes().
   // Called once. Throws Error(bad_file) for values that are NaN or infinite.
   MedusaView read(std::byte* memory);
@@ -46,9 +47,13 @@ class MedusaFolder {
   std::string bias_of(int32_t head, int32_t block) const;
   std::string output_of(int32_t head) const;
 
+  MedusaShape shape_of(int rank) const;
+
   const Ops* ops_;
-  MedusaShape shape_;
-  int32_t version_ = 0;  // 0: not said
+  int rank_;
+  std::vector<Range> vocab_;  // the part of it that each rank has
+  MedusaShape shape_;         // of the file
+  int32_t version_ = 0;       // 0: not said
   std::string base_model_;
   std::unique_ptr<TensorSet> tensors_;
 };

@@ -16,9 +16,11 @@ Tensor gather(const LoraPiece& p, const Tensor& source, std::vector<std::byte>& 
   scratch.resize(static_cast<size_t>(p.rows * p.cols) * sizeof(T));
   T* out = reinterpret_cast<T*>(scratch.data());
   const T* from = reinterpret_cast<const T*>(source.data) + p.offset;
-  for (int64_t i = 0; i < p.rows; ++i) {
-    for (int64_t j = 0; j < p.cols; ++j) {
-      out[i * p.cols + j] = from[i * p.row_stride + j * p.col_stride];
+  const std::vector<Range> all{{0, p.rows}};
+  T* to = out;
+  for (const Range& r : p.row_ranges.empty() ? all : p.row_ranges) {
+    for (int64_t i = r.first; i < r.first + r.count; ++i) {
+      for (int64_t j = 0; j < p.cols; ++j) *to++ = from[i * p.row_stride + j * p.col_stride];
     }
   }
   return view(out, source.dtype, {p.rows, p.cols});
@@ -27,7 +29,7 @@ Tensor gather(const LoraPiece& p, const Tensor& source, std::vector<std::byte>& 
 }  // namespace
 
 Tensor dense_piece(const LoraPiece& p, const Tensor& source, std::vector<std::byte>& scratch) {
-  if (p.col_stride == 1) {
+  if (p.col_stride == 1 && p.row_ranges.empty()) {
     Tensor t = view(source.data + p.offset * size_of(source.dtype), source.dtype, {p.rows, p.cols});
     t.pitch = p.row_stride;
     return t;

@@ -28,6 +28,7 @@
 #include "adapters/adapter.h"
 #include "adapters/adapter_ref.h"
 #include "adapters/loader.h"
+#include "adapters/mirror.h"
 #include "adapters/residency.h"
 #include "adapters/snapshot.h"
 #include "base/memory.h"
@@ -75,7 +76,9 @@ class AdapterRegistry {
     AdapterFetch fetch = {};          // empty: the hub and S3 are refused
     std::function<void()> wake = {};  // called by loader threads; may be empty
     AdapterLoaded loaded = {};        // the same
-    std::function<Time()> now = {};   // empty: the steady clock
+    // Other ranks; null: none. Requires: no host tier.
+    AdapterMirror* mirror = nullptr;
+    std::function<Time()> now = {};  // empty: the steady clock
   };
 
   AdapterRegistry(Options options, AdapterTarget target);
@@ -194,7 +197,7 @@ class AdapterRegistry {
   AdapterState state_of(const Version& v) const;
   AdapterSnapshot::Entry entry_of(const Version& v) const;
 
-  // registry_load.cpp: fetches, contents
+  // registry_load.cpp: fetches, contents; registry_mirror.cpp: other ranks
   void start_load(int32_t version);
   void fetch(int32_t version, int32_t part);
   void stop_fetching(int32_t version);
@@ -208,6 +211,7 @@ class AdapterRegistry {
   static bool is_done_here(const Residency::Work& work);
   void carry_out(const Residency::Work& work);
   void take(LoadResult result);
+  void take_mirrored();
   void take_folder(int32_t content, LoadResult result);
   void take_image(int32_t content, LoadResult result);
   void merge_into(int32_t content, int32_t known);
@@ -234,7 +238,8 @@ class AdapterRegistry {
   AdapterSnapshot counts_;
   std::array<Buffer, 2> memory_;  // host, device
   Residency residency_;
-  AdapterLoader loader_;  // last: its threads use the others
+  std::vector<LoadResult> unmirrored_;  // read here, and not yet by all ranks
+  AdapterLoader loader_;                // last: its threads use the others
 };
 
 }  // namespace lorry

@@ -161,7 +161,14 @@ void AdapterRegistry::update_keep(int32_t content) {
 // ---- jobs and results ----
 
 void AdapterRegistry::poll() {
-  while (std::optional<LoadResult> result = loader_.take()) take(*std::move(result));
+  while (std::optional<LoadResult> result = loader_.take()) {
+    if (options_.mirror != nullptr && result->kind == LoadJob::Kind::read) {
+      unmirrored_.push_back(*std::move(result));
+    } else {
+      take(*std::move(result));
+    }
+  }
+  take_mirrored();
   forget_failures();
   send_jobs();
 }
@@ -215,6 +222,9 @@ void AdapterRegistry::carry_out(const Residency::Work& work) {
   if (work.kind == Kind::move) {
     std::memmove(to, memory(work.tier) + work.from, static_cast<size_t>(work.bytes));
     if (work.tier == AdapterTier::device) c.adapter->rebase(to);
+    if (options_.mirror != nullptr) {
+      options_.mirror->move(by_item_.at(work.item), work.from, work.to, work.bytes);
+    }
     return;
   }
   if (is_done_here(work)) {
@@ -235,6 +245,7 @@ void AdapterRegistry::carry_out(const Residency::Work& work) {
     job.kind = LoadJob::Kind::read;
     job.files = c.files;
     job.folder = std::move(c.folder);
+    if (options_.mirror != nullptr) options_.mirror->read(job.id, c.files, work.to, work.bytes);
   }
   c.loading = true;
   loader_.send(std::move(job));

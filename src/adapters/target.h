@@ -24,6 +24,10 @@ struct AdapterTarget {
   const SiteTable* sites = nullptr;
   const Ops* ops = nullptr;  // only const calls are used
   BaseRows base_rows = {};   // empty only where no adapter has DoRA or a whole weight
+  // The ranks of the model: each loads the whole adapter and packs its own part. Images lie at the
+  // same places on all of them, so each takes the room of the largest.
+  int rank = 0, ranks = 1;
+  std::function<SiteShare(const Site& site, int rank)> share = {};  // empty only with one rank
 };
 
 }  // namespace lorry

@@ -11,6 +11,7 @@
 #include "cli/bench.h"
 #include "cli/commands.h"
 #include "cli/quantize_flag.h"
+#include "cli/ranks.h"
 #include "models/synthetic.h"
 
 namespace lorry {
@@ -26,6 +27,7 @@ struct BenchFlags {
   std::string dtype = "bfloat16", isa;
   QuantizeFlags quantize;
   bool profile = false;
+  RankFlags ranks;
   bool map_weights = false;
   bool as_json = false;
 };
@@ -125,7 +127,20 @@ int run_bench(const BenchFlags& f) {
   OpTimes times;
   EngineOptions options = options_for(f, cases);
   if (f.profile) options.op_times = &times;
+  // Every rank runs the benchmark; what it has to say is said once.
+  Ranks ranks(f.ranks);
+  ranks.set(options);
+  if (options.comm && f.adapters != std::vector<int32_t>{0}) {
+    fail(Code::unsupported,
+         "--adapters with --num-shard: the benchmark's own adapters are of one "
+         "rank; leave one of the two out");
+  }
   const auto model = load_model(options, log);
+  if (!ranks.leads()) {
+    for (const BenchCase& c : cases) run_case(*model, c, options.op_times);
+    options.comm->end();
+    return 0;
+  }
   if (!f.as_json) {
     std::printf("%s, %s, %d threads, %s, %s\n", f.model.c_str(),
                 format_name(model->info.spec.formats.linears, model->info.dtype).c_str(),
@@ -150,6 +165,7 @@ int run_bench(const BenchFlags& f) {
                            {"probe", to_json(probe)}, {"results", std::move(results)}};
     std::printf("%s\n", json::serialize(all).c_str());
   }
+  ranks.finish();
   return 0;
 }
 
@@ -188,6 +204,7 @@ Command add_bench(CLI::App& lorry) {
   app->add_option("--dtype", flags->dtype, "Weights and activations")
       ->check(CLI::IsMember({"bfloat16", "float32"}))
       ->capture_default_str();
+  add_rank_flags(*app, flags->ranks);
   add_quantize_flags(*app, flags->quantize, "Options");
   add_map_flag(*app, flags->map_weights, "Options");
   app->add_option("--threads", flags->threads, "Compute threads (default: physical cores)")

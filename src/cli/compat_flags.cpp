@@ -21,14 +21,11 @@ struct CompatFlag {
   const char* why;
 };
 
-constexpr const char* kOneProcess = "the model runs in one process";
-
 constexpr auto kFlags = std::to_array<CompatFlag>({
     // LoRAX
     {"--revision", Takes::value, nullptr, "the model is a folder"},
     {"--source", Takes::value, nullptr, "the model is a folder"},
-    {"--sharded", Takes::value, "false", kOneProcess},
-    {"--num-shard", Takes::value, "1", kOneProcess},
+    {"--sharded", Takes::value, "false", "--num-shard says how many processes there are"},
     {"--waiting-served-ratio", Takes::value, nullptr, "waiting requests join at every step"},
     {"--max-waiting-tokens", Takes::value, nullptr, "waiting requests join at every step"},
     {"--eager-prefill", Takes::value, nullptr, "waiting requests join at every step"},
@@ -44,7 +41,6 @@ constexpr auto kFlags = std::to_array<CompatFlag>({
     {"--backend", Takes::value, nullptr, "--isa chooses kernels"},
     // vLLM
     {"--enable-lora", Takes::nothing, nullptr, "adapters are always on"},
-    {"--tensor-parallel-size", Takes::value, "1", kOneProcess},
 });
 
 const char* kGroup = "";  // not in the help

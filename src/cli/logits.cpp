@@ -18,6 +18,7 @@
 #include "base/json.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
+#include "cli/ranks.h"
 #include "cli/values.h"
 #include "engine/engine.h"
 #include "serve/adapter_choice.h"
@@ -31,6 +32,7 @@ constexpr int64_t kMaxBatchTokens = 4096;  // more tokens than that take more st
 
 struct Flags {
   ModelFlags model;
+  RankFlags ranks;
   std::string prompts;
   std::string out;
   std::vector<std::string> adapters;
@@ -253,10 +255,16 @@ int run(const Flags& flags) {
     add_adapter(options, adapter);
   }
   size_for(options, prompts);
-  Engine engine(std::move(options), log);
-  LogitsRun logits(engine, prompts);
-  flags.one_by_one ? logits.one_by_one() : logits.together();
-  write_safetensors(flags.out, logits.tensors());
+  Ranks ranks(flags.ranks);
+  ranks.set(options);
+  if (!ranks.leads()) return ranks.follow(options);
+  {
+    Engine engine(std::move(options), log);
+    LogitsRun logits(engine, prompts);
+    flags.one_by_one ? logits.one_by_one() : logits.together();
+    write_safetensors(flags.out, logits.tensors());
+  }
+  ranks.finish();
   return 0;
 }
 
@@ -266,6 +274,7 @@ Command add_logits(CLI::App& lorry) {
   const auto flags = std::make_shared<Flags>();
   CLI::App& app = *lorry.add_subcommand("logits", "Write the logits of given tokens to a file");
   add_model_flags(app, flags->model, true);
+  add_rank_flags(app, flags->ranks);
   app.add_option("--prompts", flags->prompts,
                  "JSON: [{\"tokens\": [1, 2, ...], \"adapter\": NAME, null or a merge}, ...]")
       ->required();

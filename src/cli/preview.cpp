@@ -62,7 +62,7 @@ Preview preview_model(const EngineOptions& options) {
   p.file_bytes = source.file_bytes();
   if (const PackedFile* packed = source.packed()) {
     p.weights = load_weights(*p.parts.architecture, p.spec, source, *p.parts.ops);
-    check_unused(source, options.model, p.spec);
+    check_unused(source, *p.parts.architecture, p.spec, options.model);
     p.tensors = static_cast<int64_t>(packed->info().pieces.size());
   } else if (!is_synthetic(options.model)) {
     check_tensors(p);

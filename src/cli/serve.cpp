@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -18,6 +19,7 @@
 #include "base/json.h"
 #include "cli/commands.h"
 #include "cli/compat_flags.h"
+#include "cli/ranks.h"
 #include "cli/serve_flags.h"
 #include "cli/settings.h"
 #include "cli/signals.h"
@@ -135,17 +137,12 @@ std::unique_ptr<Tracing> make_tracing(std::string endpoint) {
       [poster](const std::string& body) { return poster->post(body); });
 }
 
-int run(CLI::App& app, ServeFlags& flags) {
-  apply_settings(app, flags.config);
-  std::signal(SIGPIPE, SIG_IGN);
+// Until a signal asks for the end.
+void serve(const CLI::App& app, const ServeFlags& flags, const ModelPlace& place,
+           const EngineOptions& options, Stop& stop) {
   Log log({.level = parse_log_level(flags.log_level), .json = flags.json_output});
-  const ModelPlace place = find_model(flags.model.model);
-  const EngineOptions options = engine_options(flags, place);
-
   ServerOptions server_of = server_options(flags, place);
   tell_compat_flags(app, log);
-
-  Stop stop(place.demo.get());
   const auto tracing = make_tracing(flags.otlp_endpoint);
   server_of.tracing = tracing.get();
   Server server(server_of, log);
@@ -169,6 +166,23 @@ int run(CLI::App& app, ServeFlags& flags) {
   }
   log.info("shutting down: running requests have {} s", flags.shutdown_timeout_s);
   server.shutdown(flags.shutdown_timeout_s);
+}
+
+int run(CLI::App& app, ServeFlags& flags) {
+  apply_settings(app, flags.config);
+  std::signal(SIGPIPE, SIG_IGN);
+  const ModelPlace place = find_model(flags.model.model);
+  EngineOptions options = engine_options(flags, place);
+
+  std::optional<Stop> stop;
+  if (!Ranks::is_follower(flags.ranks)) stop.emplace(place.demo.get());
+  Ranks ranks(flags.ranks, [&place] {
+    if (place.demo) place.demo->remove();
+  });
+  ranks.set(options);
+  if (!ranks.leads()) return ranks.follow(options);
+  serve(app, flags, place, options, *stop);
+  ranks.finish();
   return 0;
 }
 

@@ -84,6 +84,7 @@ void add_operation(CLI::App& app, ServeFlags& f) {
 
 void add_serve_flags(CLI::App& app, ServeFlags& flags) {
   add_model_flags(app, flags.model, false);
+  add_rank_flags(app, flags.ranks);
   add_network(app, flags);
   add_access_flags(app, flags.access);
   add_adapter_flags(app, flags.adapters);

@@ -7,6 +7,7 @@
 #include "cli/access_flags.h"
 #include "cli/adapter_flags.h"
 #include "cli/model_flags.h"
+#include "cli/ranks.h"
 #include "serve/options.h"
 
 namespace CLI {
@@ -16,6 +17,7 @@ class App;
 namespace lorry {
 
 struct ServeFlags {
+  RankFlags ranks;
   ModelFlags model;
   AdapterFlags adapters;
   AccessFlags access;

@@ -28,8 +28,12 @@ SchedulerLimits scheduler_limits(const EngineOptions& o, const Spec& spec) {
 }
 
 AdapterRegistry::Options registry_options(const EngineOptions& o, const MemoryPlan& memory,
-                                          const EngineCore::Callbacks& callbacks) {
+                                          const EngineCore::Callbacks& callbacks, Leader& leader) {
   AdapterRegistry::Options r;
+  if (!leader.is_alone()) {
+    r.mirror = &leader;
+    r.loader_threads = 1;  // it reads rows of the base model, one reader at a time
+  }
   r.device_bytes = memory.adapters;
   r.host_bytes = memory.adapters_host;
   r.root = o.adapter_root;
@@ -77,7 +81,8 @@ EngineCore::EngineCore(const EngineOptions& options, LoadedModel& model, const T
       model_(model),
       tokenizer_(tokenizer),
       released_(std::move(callbacks.released)),
-      registry_(registry_options(options, model.memory, callbacks), adapter_target(model)),
+      leader_(model),
+      registry_(registry_options(options, model.memory, callbacks, leader_), adapter_target(model)),
       scheduler_(scheduler_limits(options, model.info.spec),
                  static_cast<int32_t>(model.memory.kv_blocks)),
       batch_(model.lm->limits()) {
@@ -91,7 +96,10 @@ EngineCore::EngineCore(const EngineOptions& options, LoadedModel& model, const T
   update_counters();
 }
 
-EngineCore::~EngineCore() { cancel_all(); }
+EngineCore::~EngineCore() {
+  cancel_all();
+  leader_.stop();
+}
 
 void EngineCore::add(RequestId id, Request request, Clock::time_point submitted) {
   auto owned = std::make_unique<Active>();
@@ -125,6 +133,7 @@ bool EngineCore::schedule(Active& a) {
   if (a.has_adapter && adapter == nullptr) return false;
   if (adapter != nullptr) {
     a.view = adapter->view();
+    a.view.content = registry_.content(a.handle);
     a.seq.adapter_salt = adapter->digest();
     a.seq.adapter_from = adapter_from(*adapter, a.request.prompt);
     std::memcpy(&a.seq.adapter, a.seq.adapter_salt.data(), sizeof(a.seq.adapter));
@@ -157,7 +166,7 @@ bool EngineCore::step() {
   for (const Sequence* seq : plan.preempted) requests_.at(seq->id)->preempted = true;
   if (plan.chunks.empty()) {
     update_counters();
-    return false;
+    return hear_ranks();
   }
   run(plan);
   const std::chrono::nanoseconds elapsed = Clock::now() - start;
@@ -192,7 +201,7 @@ void EngineCore::run(const StepPlan& plan) {
   counters_.last_batch_sequences = static_cast<int64_t>(plan.chunks.size());
   counters_.rows_of_steps.add(counters_.last_batch_tokens);
   counters_.sequences_of_steps.add(counters_.last_batch_sequences);
-  const ForwardOutput out = model_.lm->forward(batch_.build(), model_.layers, batch_.views());
+  const ForwardOutput out = leader_.forward(batch_.build(), batch_.views());
   scheduler_.commit(plan);
   deliver(out);
 }

@@ -16,6 +16,7 @@
 #include "engine/batch.h"
 #include "engine/drafter.h"
 #include "engine/engine.h"
+#include "engine/leader.h"
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -120,6 +121,8 @@ class EngineCore {
   };
 
   void admit();
+  // With several ranks: what they have to say while nothing runs. False: nothing is expected.
+  bool hear_ranks();
   void end_loads();
   // Takes the requests of that content from the scheduler, to wait for its next turn.
   void park(int32_t content);
@@ -146,6 +149,7 @@ class EngineCore {
   const Tokenizer* tokenizer_;
   std::function<void()> released_;
   std::vector<int32_t> eos_ids_;
+  Leader leader_;
   AdapterRegistry registry_;
   Scheduler scheduler_;
   BatchBuilder batch_;

@@ -1,5 +1,6 @@
 // EngineCore's dealings with adapters: whose turn it is, and what is loaded without a request.
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "base/error.h"
@@ -62,6 +63,13 @@ void EngineCore::end_loads() {
     load.done(error ? &*error : nullptr);
     return true;
   });
+}
+
+bool EngineCore::hear_ranks() {
+  if (!leader_.is_waiting()) return false;
+  leader_.listen();
+  if (leader_.is_waiting()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  return true;
 }
 
 // Moves requests whose adapter has its turn to the scheduler, and ends those whose adapter failed.

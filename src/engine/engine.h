@@ -16,6 +16,7 @@
 #include "engine/step_counter.h"
 #include "lorry/forward.h"
 #include "models/spec.h"
+#include "parallel/comm.h"
 #include "text/tokenizer.h"
 
 namespace lorry {
@@ -25,13 +26,17 @@ struct OpTimes;
 struct EngineOptions {
   std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
   Dtype dtype = Dtype::bf16;
-  WeightFormats formats;           // of a checkpoint that is not quantised itself
-  bool map_weights = false;        // of a packed model: use them where they are mapped
-  std::string format_note;         // for the log: what a name of another server means
-  int32_t threads = 0;             // 0: one per physical core
-  std::string isa;                 // as to_string(Isa) says; "" picks the best
-  bool check_ops = false;          // verify every operation's shapes and types: for tests
-  OpTimes* op_times = nullptr;     // measures the operations: for benches; outlives the engine
+  WeightFormats formats;        // of a checkpoint that is not quantised itself
+  bool map_weights = false;     // of a packed model: use them where they are mapped
+  std::string format_note;      // for the log: what a name of another server means
+  int32_t threads = 0;          // 0: one per physical core, divided by the ranks of the host
+  std::string isa;              // as to_string(Isa) says; "" picks the best
+  bool check_ops = false;       // verify every operation's shapes and types: for tests
+  OpTimes* op_times = nullptr;  // measures the operations: for benches; outlives the engine
+  // The ranks of the model, of which this is one; null: it is alone. An Engine is rank 0, the
+  // others follow it (engine/follower.h) with the same options.
+  std::shared_ptr<Comm> comm;
+  bool expert_parallel = false;    // ranks have whole experts, not a part of each
   int32_t max_batch_tokens = 512;  // rows of a step
   int32_t max_sequences = 64;      // sequences of a step
   int32_t max_logit_rows = 128;

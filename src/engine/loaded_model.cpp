@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/system.h"
@@ -65,9 +66,10 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
     reported = now;
     log.info("loading weights: layer {} of {}", done, all);
   };
-  ModelWeights weights = load_weights(*m.architecture, spec, *m.source, *m.ops,
+  const ModelShare share(spec, m.placements[static_cast<size_t>(m.comm->rank())]);
+  ModelWeights weights = load_weights(*m.architecture, share, *m.source, *m.ops,
                                       {progress, o.map_weights ? nullptr : m.pool.get()});
-  const size_t unused = check_unused(*m.source, m.info.name, spec);
+  const size_t unused = check_unused(*m.source, *m.architecture, share, m.info.name);
   if (unused > 0) log.debug("{} tensors of the checkpoint are not needed", unused);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   log.info(
@@ -83,7 +85,7 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
         "the same inputs want them in different orders",
         weights.widened, to_string(m.ops->act()));
   }
-  m.lm = std::make_unique<CausalLM>(spec, std::move(weights), *m.ops, *m.comm, forward_limits(o));
+  m.lm = std::make_unique<CausalLM>(share, std::move(weights), *m.ops, *m.comm, forward_limits(o));
 }
 
 void fold(LoadedModel& m, const EngineOptions& o, Log& log) {
@@ -106,6 +108,7 @@ void fold(LoadedModel& m, const EngineOptions& o, Log& log) {
          o.folded_adapter);
   }
   fold_adapter(m.lm->weights(), adapter->view(), *m.ops);
+  m.folded = true;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   log.info("adapter {} (sha256:{}) merged into the weights in {:.1f} s", quote(o.folded_adapter),
            to_hex(adapter->digest()), seconds.count());
@@ -134,6 +137,57 @@ WeightFormats formats_of(const std::string& model, const Architecture& architect
   return stored;
 }
 
+namespace {
+
+// One plan for all ranks: what each of them has room for.
+void plan_memory(LoadedModel& m, const EngineOptions& o, const ModelShare& share) {
+  const size_t weights = weight_bytes(*m.architecture, share, *m.source, *m.ops);
+  // Nobody allocates before all have looked.
+  const auto own = static_cast<int64_t>(available_memory()) / m.comm->local_size();
+  const auto available = static_cast<size_t>(least_of(*m.comm, own));
+  m.memory = plan_memory(o, share, *m.ops, weights, available);
+  if (m.comm->size() == 1) return;
+  m.memory.kv_blocks = least_of(*m.comm, m.memory.kv_blocks);
+  m.memory.kv_tokens = m.memory.kv_blocks * kBlockTokens;
+  m.memory.adapters =
+      static_cast<size_t>(least_of(*m.comm, static_cast<int64_t>(m.memory.adapters)));
+}
+
+// Ranks that differ here would make different steps, or different bits of the same one.
+void check_same(const LoadedModel& m, const EngineOptions& o) {
+  const ForwardLimits limits = forward_limits(o);
+  const std::string own = fmt::format(
+      "a {} model, checkpoint sha256:{}, {}, {}, formats {}/{} {}/{}, {} parallel, limits "
+      "{}/{}/{}/{}/{}",
+      m.info.digest.empty() ? m.info.name : m.info.spec.model_type, m.info.digest,
+      to_string(o.dtype), m.info.isa, static_cast<int>(m.info.spec.formats.linears.kind),
+      m.info.spec.formats.linears.group, static_cast<int>(m.info.spec.formats.head.kind),
+      m.info.spec.formats.head.group, o.expert_parallel ? "expert" : "tensor", limits.max_tokens,
+      limits.max_sequences, limits.max_logit_rows, limits.max_lora_rank, limits.max_medusa_heads);
+  Bytes of_first(own.size());
+  std::memcpy(of_first.data(), own.data(), own.size());
+  m.comm->broadcast(of_first);
+  const std::string first(reinterpret_cast<const char*>(of_first.data()), of_first.size());
+  if (own == first) return;
+  fail(Code::invalid_argument,
+       "rank {} has {}; rank 0 has {}: start all ranks with the same flags, files and instruction "
+       "set (--isa)",
+       m.comm->rank(), own, first);
+}
+
+void check_ranks(const LoadedModel& m, const EngineOptions& o) {
+  if (m.comm->size() == 1) return;
+  if (m.source->packed() != nullptr) {
+    fail(Code::unsupported, "{}: a packed model on {} ranks is not supported: use the original",
+         o.model, m.comm->size());
+  }
+  if (o.adapter_host_memory > 0) {
+    fail(Code::unsupported, "--adapter-host-memory with {} ranks: leave it out", m.comm->size());
+  }
+}
+
+}  // namespace
+
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   check_options(o);
   auto m = std::make_unique<LoadedModel>();
@@ -149,15 +203,19 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   m->info.name = o.model;
   m->info.dtype = o.dtype;
   m->info.isa = to_string(m->isa);
-  m->info.threads = o.threads > 0 ? o.threads : physical_cores();
+  m->comm = o.comm ? o.comm : make_solo_comm();
+  check_ranks(*m, o);
+  m->info.threads =
+      o.threads > 0 ? o.threads : std::max(1, physical_cores() / m->comm->local_size());
   m->info.max_total_tokens = longest_sequence(o, m->info.spec);
   m->pool = std::make_unique<ThreadPool>(m->info.threads);
   m->ops = make_cpu_ops(o.dtype, *m->pool, m->isa);
   if (o.check_ops) m->ops = make_checked_ops(std::move(m->ops));
   if (o.op_times != nullptr) m->ops = make_timed_ops(std::move(m->ops), *o.op_times);
-  m->comm = make_solo_comm();
-  const size_t weights = weight_bytes(*m->architecture, m->info.spec, *m->source, *m->ops);
-  m->memory = plan_memory(o, m->info.spec, *m->ops, weights, available_memory());
+  m->placements = place(shape_of(m->info.spec), m->comm->size(), o.expert_parallel);
+  check_same(*m, o);
+  const ModelShare share(m->info.spec, m->placements[static_cast<size_t>(m->comm->rank())]);
+  plan_memory(*m, o, share);
   // Without a window every token of a request is in the cache at once.
   if (m->info.spec.attention.window == 0) {
     m->info.max_total_tokens = std::min(m->info.max_total_tokens, m->memory.kv_tokens);
@@ -165,13 +223,52 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   log.info("{}", m->memory.to_text());
   load(*m, o, log);
   fold(*m, o, log);
-  const Tensor block = m->ops->kv_layout(m->memory.kv_blocks, m->info.spec.attention);
+  m->layers.resize(static_cast<size_t>(m->info.spec.layers));
+  if (share.own.attention.heads == 0) return m;
+  const Tensor block = m->ops->kv_layout(m->memory.kv_blocks, share.own.attention);
   m->kv = std::make_unique<KvCache>(m->info.spec.layers, block);
-  for (int32_t i = 0; i < m->info.spec.layers; ++i) m->layers.push_back(m->kv->layer(i));
+  for (int32_t i = 0; i < m->info.spec.layers; ++i) {
+    m->layers[static_cast<size_t>(i)] = m->kv->layer(i);
+  }
   return m;
 }
 
+namespace {
+
+// With several ranks the rows of a matrix are not all here: they are read from the checkpoint, so
+// that every rank comes to the same conclusions. One loader thread calls (core.cpp).
+void rows_of_all_ranks(const LoadedModel& m, Tensor y, const Site& site, int64_t first) {
+  const WeightFormats& formats = m.info.spec.formats;
+  const bool plain = site.kind == SiteKind::router || site.kind == SiteKind::embed ||
+                     is_norm(site.kind) ||
+                     (site.kind == SiteKind::lm_head ? formats.head : formats.linears).plain();
+  if (!plain && m.source->scheme().method.empty()) {
+    fail(Code::unsupported,
+         "with several ranks and --quantize, DoRA and whole weights of quantised matrices are not "
+         "supported: leave --quantize out");
+  }
+  if (m.folded) {
+    fail(Code::unsupported,
+         "with several ranks and an adapter merged into the weights, DoRA and whole weights are "
+         "not supported: name the merged adapter in requests instead");
+  }
+  stored_rows(y, {*m.architecture, m.info.spec, *m.source, m.ops->act()}, site, first);
+}
+
+}  // namespace
+
 AdapterTarget adapter_target(const LoadedModel& m) {
+  if (m.comm->size() > 1) {
+    return {
+        &m.sites,
+        m.ops.get(),
+        [&m](Tensor y, const Site& site, int64_t first) { rows_of_all_ranks(m, y, site, first); },
+        m.comm->rank(),
+        m.comm->size(),
+        [&m](const Site& site, int rank) {
+          return share_of(site, m.info.spec, m.placements[static_cast<size_t>(rank)]);
+        }};
+  }
   return {&m.sites, m.ops.get(), [&m](Tensor y, const Site& site, int64_t first) {
             base_rows(y, m.lm->weights(), m.sites.index, *m.ops, site, first);
           }};

@@ -22,11 +22,13 @@ struct LoadedModel {
   Isa isa = Isa::scalar;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Ops> ops;
-  std::unique_ptr<Comm> comm;
+  std::shared_ptr<Comm> comm;
+  std::vector<Placement> placements;  // of all ranks
   const Architecture* architecture = nullptr;
   SiteTable sites;
   std::unique_ptr<TensorSource> source;  // of the weights, which may be mapped in it
   std::unique_ptr<CausalLM> lm;
+  bool folded = false;  // an adapter is part of the weights
   std::unique_ptr<KvCache> kv;
   std::vector<KvLayer> layers;  // of kv
   MemoryPlan memory;
@@ -38,7 +40,8 @@ struct LoadedModel {
 WeightFormats formats_of(const std::string& model, const Architecture& architecture, Spec spec,
                          TensorSource& source, const WeightFormats& wanted);
 
-// Throws Error. Says in the log what was read and how long it took.
+// Throws Error. Says in the log what was read and how long it took. All ranks call it, with the
+// same options but for the rank.
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& options, Log& log);
 
 // The model as its adapters see it. Requires: `model` outlives what is loaded with it.

@@ -31,12 +31,13 @@ int64_t longest_sequence(const EngineOptions& options, const Spec& spec) {
   return options.max_total_tokens;
 }
 
-MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops, size_t weights,
-                       size_t available) {
+MemoryPlan plan_memory(const EngineOptions& o, const ModelShare& share, const Ops& ops,
+                       size_t weights, size_t available) {
+  const Spec& spec = share.own;
   MemoryPlan plan;
   plan.available = available;
   plan.weights = weights;
-  plan.scratch = CausalLM::scratch_bytes(spec, ops, forward_limits(o));
+  plan.scratch = CausalLM::scratch_bytes(share, ops, forward_limits(o));
   const auto usable = static_cast<size_t>(static_cast<double>(available) * (1 - kReserve));
   const size_t fixed = plan.weights + plan.scratch;
   if (fixed >= usable) {
@@ -51,18 +52,21 @@ MemoryPlan plan_memory(const EngineOptions& o, const Spec& spec, const Ops& ops,
                       ? static_cast<size_t>(o.adapter_memory)
                       : static_cast<size_t>(static_cast<double>(free) * o.adapter_memory_fraction);
   plan.adapters_host = static_cast<size_t>(o.adapter_host_memory);
-  const Tensor block = ops.kv_layout(1, spec.attention);
+  // Of a rank without heads as if it had one: all ranks count the same blocks.
+  AttentionSpec attention = spec.attention;
+  if (attention.heads == 0) attention.heads = attention.kv_heads = 1;
+  const Tensor block = ops.kv_layout(1, attention);
   const auto block_bytes = static_cast<size_t>(2 * spec.layers * block.shape.size()) *
                            static_cast<size_t>(size_of(block.dtype));
   const int64_t longest = longest_sequence(o, spec);
   if (o.kv_tokens > 0) {
     plan.kv_blocks = (o.kv_tokens + kBlockTokens - 1) / kBlockTokens;
   } else {
-    const auto share = static_cast<size_t>(static_cast<double>(free) * o.kv_memory_fraction);
+    const auto part = static_cast<size_t>(static_cast<double>(free) * o.kv_memory_fraction);
     // More than every sequence of a full batch at its longest could use helps nobody but the
     // prefix cache; twice that is plenty.
     const int64_t most = 2 * o.max_sequences * ((longest + kBlockTokens - 1) / kBlockTokens);
-    plan.kv_blocks = std::min<int64_t>(static_cast<int64_t>(share / block_bytes), most);
+    plan.kv_blocks = std::min<int64_t>(static_cast<int64_t>(part / block_bytes), most);
   }
   plan.kv_tokens = plan.kv_blocks * kBlockTokens;
   plan.kv_cache = static_cast<size_t>(plan.kv_blocks) * block_bytes;

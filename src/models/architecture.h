@@ -21,6 +21,10 @@ struct Slice {
   int64_t first = 0;  // rows [first, first + count) of it seen as a matrix of its last dimension
   int64_t count = 0;
   bool transposed = false;  // the part is stored as the transpose of a Linear
+  Range columns = {};       // of these rows; none: all
+
+  int64_t n_columns() const { return columns.count == 0 ? shape[-1] : columns.count; }
+  int64_t outputs() const { return transposed ? n_columns() : count; }
 };
 
 struct ExpertSlices {

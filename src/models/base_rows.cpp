@@ -70,6 +70,8 @@ void read_rows(Tensor y, const StoredModel& model, const Slice& s, Dtype rounded
   const Tensor t = model.source.tensor(s.name, s.shape);
   const int64_t cols = s.shape[-1];
   const Tensor part = rows(view(t.data, t.dtype, {t.shape.size() / cols, cols}), s.first, s.count);
+  // What is stored quantised is computed with as it is.
+  if (model.source.quantised(s.name)) rounded = Dtype::f32;
   std::vector<std::byte> memory(static_cast<size_t>(y.shape.size() * size_of(rounded)));
   const Tensor own = view(memory.data(), rounded, y.shape);
   if (s.transposed) {

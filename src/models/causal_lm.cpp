@@ -12,7 +12,9 @@ namespace {
 
 // Takes every step buffer from `take(dtype, rows, cols)`, so that counting and carving agree.
 template <class Take>
-StepBuffers lay_out(const Spec& s, const Ops& ops, const ForwardLimits& limits, Take&& take) {
+StepBuffers lay_out(const ModelShare& share, const Ops& ops, const ForwardLimits& limits,
+                    Take&& take) {
+  const Spec& s = share.own;
   const Dtype act = ops.act();
   const int64_t t = limits.max_tokens;
   const int64_t n = t * s.routing.top_k;
@@ -41,10 +43,18 @@ StepBuffers lay_out(const Spec& s, const Ops& ops, const ForwardLimits& limits, 
   b.route.weight = take(Dtype::f32, t, s.routing.top_k);
   b.route.slot = take(Dtype::i32, t, s.routing.top_k);
   b.route.source = take(Dtype::i32, 1, n);
-  b.route.begin = take(Dtype::i32, 1, s.experts + 1);
+  b.route.begin = take(Dtype::i32, 1, share.placement.experts.count + 1);
   b.route.segment = take(Dtype::u8, 1, n * static_cast<int64_t>(sizeof(LoraSegment)));
   b.route.experts = s.experts;
+  b.route.first_own = static_cast<int32_t>(share.placement.experts.first);
+  b.route.n_own = static_cast<int32_t>(share.placement.experts.count);
   return b;
+}
+
+// For the attention that a rank has; where it has none, of one head, so that sizes are defined.
+AttentionSpec some_heads(AttentionSpec s) {
+  if (s.heads == 0) s.heads = s.kv_heads = 1;
+  return s;
 }
 
 // Maximal runs of equal adapters, rows without one left out.
@@ -67,20 +77,34 @@ Tensor index_tensor(std::span<const int32_t> values) {
               {static_cast<int64_t>(values.size())});
 }
 
+// Rows of logits and of speculative logits that rank 0 puts together.
+std::array<int64_t, 2> rows_to_gather(const ModelShare& share, const ForwardLimits& limits) {
+  if (share.is_whole() || share.placement.rank != 0) return {0, 0};
+  return {limits.max_logit_rows, int64_t{limits.max_logit_rows} * limits.max_medusa_heads};
+}
+
 }  // namespace
 
-CausalLM::CausalLM(Spec spec, ModelWeights weights, Ops& ops, Comm& comm,
+CausalLM::CausalLM(const ModelShare& share, ModelWeights weights, Ops& ops, Comm& comm,
                    const ForwardLimits& limits)
-    : spec_(std::move(spec)),
+    : share_(share),
+      spec_(share_.own),
       weights_(std::move(weights)),
       ops_(ops),
       comm_(comm),
       limits_(limits),
       rope_(spec_.rope, spec_.attention.head_dim),
-      arena_(scratch_bytes(spec_, ops, limits)),
+      arena_(scratch_bytes(share_, ops, limits)),
       medusa_({}, limits) {
   const auto tokens = static_cast<size_t>(limits.max_tokens);
   const auto logit_rows = static_cast<size_t>(limits.max_logit_rows);
+  LORRY_CHECK(comm.rank() == share.placement.rank && comm.size() == share.placement.ranks,
+              "rank {} of {} has the part of rank {} of {}", comm.rank(), comm.size(),
+              share.placement.rank, share.placement.ranks);
+  for (int r = 0; r < comm.size(); ++r) {
+    vocab_widths_.push_back(vocab_of(shape_of(share_.whole), r, comm.size()).count);
+  }
+  own_ids_.reserve(tokens);
   row_adapter_.reserve(tokens);
   segments_.reserve(tokens);
   out_adapter_.reserve(logit_rows);
@@ -88,18 +112,21 @@ CausalLM::CausalLM(Spec spec, ModelWeights weights, Ops& ops, Comm& comm,
   carve();
 }
 
-size_t CausalLM::scratch_bytes(const Spec& spec, const Ops& ops, const ForwardLimits& limits) {
+size_t CausalLM::scratch_bytes(const ModelShare& share, const Ops& ops,
+                               const ForwardLimits& limits) {
+  const Spec& spec = share.own;
   size_t bytes = 0;
   const auto take = [&](Dtype dtype, int64_t n, int64_t cols) {
     bytes += Arena::matrix_bytes(dtype, n, cols);
     return Tensor{};
   };
-  lay_out(spec, ops, limits, take);
+  lay_out(share, ops, limits, take);
   take(Dtype::f32, limits.max_logit_rows, spec.dim);
   take(ops.act(), limits.max_logit_rows, spec.dim);
   take(Dtype::f32, limits.max_logit_rows, spec.vocab);
   MedusaBuffers::lay_out(spec, ops.act(), limits, take);
-  const auto attention = ops.attention_scratch_bytes(limits.max_tokens, spec.attention);
+  for (const int64_t n : rows_to_gather(share, limits)) take(Dtype::f32, n, share.whole.vocab);
+  const auto attention = ops.attention_scratch_bytes(limits.max_tokens, some_heads(spec.attention));
   return bytes + Arena::tensor_bytes(Dtype::u8, {static_cast<int64_t>(attention)});
 }
 
@@ -107,12 +134,16 @@ void CausalLM::carve() {
   const auto take = [&](Dtype dtype, int64_t n, int64_t cols) {
     return arena_.matrix(dtype, n, cols);
   };
-  full_ = lay_out(spec_, ops_, limits_, take);
+  full_ = lay_out(share_, ops_, limits_, take);
   out_x_ = take(Dtype::f32, limits_.max_logit_rows, spec_.dim);
   out_h_ = take(ops_.act(), limits_.max_logit_rows, spec_.dim);
   logits_ = take(Dtype::f32, limits_.max_logit_rows, spec_.vocab);
   medusa_ = MedusaRunner(MedusaBuffers::lay_out(spec_, ops_.act(), limits_, take), limits_);
-  const auto attention = ops_.attention_scratch_bytes(limits_.max_tokens, spec_.attention);
+  const auto gathered = rows_to_gather(share_, limits_);
+  whole_logits_ = take(Dtype::f32, gathered[0], share_.whole.vocab);
+  whole_speculative_ = take(Dtype::f32, gathered[1], share_.whole.vocab);
+  const auto attention =
+      ops_.attention_scratch_bytes(limits_.max_tokens, some_heads(spec_.attention));
   attention_scratch_ = arena_.tensor(Dtype::u8, {static_cast<int64_t>(attention)});
 }
 
@@ -167,12 +198,14 @@ ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer>
   Step step{
       ops_, comm_, spec_, buf, attention, lora, index_tensor(in.slots), {{all}, lora.segments}};
   rope_.fill(buf.cos, buf.sin, in.position_ids, in.rope_lens);
-  const Tensor ids = index_tensor(in.input_ids);
+  const Tensor ids = index_tensor(own_ids(in.input_ids));
   ops_.embed(buf.x, weights_.embed, ids);
   if (!lora.segments.empty()) {
     ops_.adapt_embedding(buf.x, ids, weights_.embed_site, lora.segments, lora, buf.lora);
   }
+  comm_.all_reduce(buf.x);
   for (size_t i = 0; i < kv.size(); ++i) weights_.layers[i].forward(step, kv[i]);
+  routes_ = step.routes;
 
   ForwardOutput out;
   if (in.logit_rows.empty()) return out;
@@ -197,10 +230,41 @@ ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step) {
     out.hidden = h;
     return out;
   }
-  out.logits = rows(logits_, 0, r);
-  apply(step, out.logits, h, weights_.head, out_rows);
+  const Tensor logits = rows(logits_, 0, r);
+  apply(step, logits, h, weights_.head, out_rows);
+  out.logits = gathered(logits, whole_logits_);
   out.speculative = medusa_.run(step, h, out_segments_, weights_.head);
+  if (!out.speculative) return out;
+  Tensor guesses = out.speculative;
+  const int64_t heads = guesses.shape[1];
+  guesses.shape = {r * heads, guesses.cols()};
+  out.speculative = gathered(guesses, whole_speculative_);
+  out.speculative.shape = {r, heads, out.speculative.cols()};
   return out;
+}
+
+// As rows of the rank's part of the embedding; -1 where another rank has it.
+std::span<const int32_t> CausalLM::own_ids(std::span<const int32_t> ids) {
+  if (share_.is_whole()) return ids;
+  const Range& own = share_.placement.vocab;
+  own_ids_.clear();
+  for (const int32_t id : ids) {
+    const int64_t row = id - own.first;
+    own_ids_.push_back(row >= 0 && row < own.count ? static_cast<int32_t>(row) : -1);
+  }
+  return own_ids_;
+}
+
+// All columns on rank 0; elsewhere the rank's own stay what there is.
+Tensor CausalLM::gathered(Tensor part, Tensor whole) {
+  if (share_.is_whole()) return part;
+  if (comm_.rank() != 0) {
+    comm_.gather({}, part, vocab_widths_);
+    return part;
+  }
+  whole = rows(whole, 0, part.rows());
+  comm_.gather(whole, part, vocab_widths_);
+  return whole;
 }
 
 }  // namespace lorry

@@ -13,7 +13,7 @@
 #include "models/layer.h"
 #include "models/medusa.h"
 #include "models/rope.h"
-#include "models/spec.h"
+#include "models/share.h"
 #include "ops/ops.h"
 #include "parallel/comm.h"
 
@@ -34,26 +34,32 @@ struct ModelWeights {
 class CausalLM {
  public:
   // Requires: ops, comm outlive the model.
-  CausalLM(Spec spec, ModelWeights weights, Ops& ops, Comm& comm, const ForwardLimits& limits);
+  CausalLM(const ModelShare& share, ModelWeights weights, Ops& ops, Comm& comm,
+           const ForwardLimits& limits);
 
-  // kv: one entry per layer. adapters: what ForwardInput::adapters index.
+  // kv: one entry per layer. adapters: what ForwardInput::adapters index. With several ranks, each
+  // calls it with the same input; logits are whole on rank 0, hidden states on all.
   ForwardOutput forward(const ForwardInput& in, std::span<const KvLayer> kv,
                         std::span<const AdapterView> adapters);
 
-  const Spec& spec() const { return spec_; }
+  // A hash of the experts that the last pass chose, of use with several ranks only: equal on all.
+  uint64_t routes() const { return routes_; }
   const ForwardLimits& limits() const { return limits_; }
   const ModelWeights& weights() const { return weights_; }
   ModelWeights& weights() { return weights_; }  // between two passes
   size_t scratch_bytes() const { return arena_.size(); }
-  static size_t scratch_bytes(const Spec& spec, const Ops& ops, const ForwardLimits& limits);
+  static size_t scratch_bytes(const ModelShare& share, const Ops& ops, const ForwardLimits& limits);
 
  private:
   void carve();
   StepBuffers cut(int64_t n_rows);
   LoraPlan plan_rows(const ForwardInput& in, std::span<const AdapterView> adapters);
   ForwardOutput outputs(const ForwardInput& in, Step& step);
+  std::span<const int32_t> own_ids(std::span<const int32_t> ids);
+  Tensor gathered(Tensor part, Tensor whole);
 
-  Spec spec_;
+  const ModelShare share_;
+  const Spec& spec_;  // the rank's own sizes
   ModelWeights weights_;
   Ops& ops_;
   Comm& comm_;
@@ -62,9 +68,12 @@ class CausalLM {
   Arena arena_;
   StepBuffers full_;
   Tensor out_x_, out_h_, logits_, attention_scratch_;
+  Tensor whole_logits_, whole_speculative_;  // rank 0 of several
+  std::vector<int64_t> vocab_widths_;        // of each rank
+  uint64_t routes_ = 0;
   MedusaRunner medusa_;
   // Plans of the current step; reserved for the limits.
-  std::vector<int32_t> row_adapter_, out_adapter_;
+  std::vector<int32_t> row_adapter_, out_adapter_, own_ids_;
   std::vector<LoraSegment> segments_, out_segments_;
 };
 

@@ -1,5 +1,7 @@
 #include "models/layer.h"
 
+#include <cstring>
+
 namespace lorry {
 
 void apply(Step& step, Tensor y, Tensor x, const Linear& linear, const Rows& rows) {
@@ -21,15 +23,34 @@ void apply(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& row
   }
 }
 
-void DecoderLayer::forward(Step& step, const KvLayer& kv) const {
+void clear(Tensor t) {
+  const auto bytes = static_cast<size_t>(t.cols() * size_of(t.dtype));
+  for (int64_t r = 0; r < t.rows(); ++r) {
+    std::memset(t.data + r * t.pitch * size_of(t.dtype), 0, bytes);
+  }
+}
+
+namespace {
+
+uint64_t add_routes(uint64_t hash, const Tensor& expert) {
+  for (int64_t r = 0; r < expert.rows(); ++r) {
+    for (int64_t j = 0; j < expert.cols(); ++j) {
+      hash = (hash ^ static_cast<uint64_t>(expert.row<const int32_t>(r)[j])) * 0x100000001b3U;
+    }
+  }
+  return hash;
+}
+
+}  // namespace
+
+void DecoderLayer::attend(Step& step, const KvLayer& kv) const {
   Ops& ops = step.ops;
   const Spec& spec = step.spec;
   StepBuffers& b = step.buf;
+  if (spec.attention.heads == 0) return clear(b.y);  // more ranks than heads
   const Tensor q = columns(b.qkv, 0, spec.q_dim());
   const Tensor k = columns(b.qkv, spec.q_dim(), spec.kv_dim());
   const Tensor v = columns(b.qkv, spec.q_dim() + spec.kv_dim(), spec.kv_dim());
-
-  apply(step, b.h, b.x, attn_norm, step.rows);
   apply(step, b.qkv, b.h, wqkv, step.rows);
   ops.clamp(b.qkv, spec.qkv_clip);
   ops.rope(q, b.cos, b.sin);
@@ -37,19 +58,37 @@ void DecoderLayer::forward(Step& step, const KvLayer& kv) const {
   ops.kv_write(kv, k, v, step.slots, spec.attention);
   ops.attention(b.o, q, kv, step.attention, spec.attention);
   apply(step, b.y, b.o, wo, step.rows);
-  step.comm.all_reduce(b.y);
-  ops.add(b.x, b.y);
+}
 
-  apply(step, b.h, b.x, ffn_norm, step.rows);
+void DecoderLayer::run_experts(Step& step) const {
+  Ops& ops = step.ops;
+  StepBuffers& b = step.buf;
   apply(step, b.scores, b.h, router, step.rows);
-  ops.route(b.route, b.scores, spec.routing);
+  ops.route(b.route, b.scores, step.spec.routing);
+  if (step.comm.size() > 1) step.routes = add_routes(step.routes, b.route.expert);
   ops.group(b.route, step.lora);
   const Rows by_expert{b.route.groups(), b.route.segments()};
-  ops.gather(b.hs, b.h, b.route.source);
-  apply(step, b.gate_up, b.hs, gate_up, by_expert);
-  ops.glu(b.act, b.gate_up, spec.activation);
-  apply(step, b.down, b.act, down, by_expert);
-  ops.combine(b.y, b.down, b.route);
+  const int64_t n = b.route.n_rows();
+  const Tensor hs = rows(b.hs, 0, n);
+  const Tensor both = rows(b.gate_up, 0, n);
+  const Tensor act = rows(b.act, 0, n);
+  const Tensor out = rows(b.down, 0, n);
+  ops.gather(hs, b.h, view(b.route.source.data, Dtype::i32, {n}));
+  apply(step, both, hs, gate_up, by_expert);
+  ops.glu(act, both, step.spec.activation);
+  apply(step, out, act, down, by_expert);
+  ops.combine(b.y, out, b.route);
+}
+
+void DecoderLayer::forward(Step& step, const KvLayer& kv) const {
+  Ops& ops = step.ops;
+  StepBuffers& b = step.buf;
+  apply(step, b.h, b.x, attn_norm, step.rows);
+  attend(step, kv);
+  step.comm.all_reduce(b.y);
+  ops.add(b.x, b.y);
+  apply(step, b.h, b.x, ffn_norm, step.rows);
+  run_experts(step);
   step.comm.all_reduce(b.y);
   ops.add(b.x, b.y);
 }

@@ -48,12 +48,14 @@ struct StepBuffers {
 struct Step {
   Ops& ops;
   Comm& comm;
-  const Spec& spec;
+  const Spec& spec;  // the rank's own sizes
   StepBuffers& buf;
   const AttentionPlan& attention;
   const LoraPlan& lora;
   Tensor slots;  // i32 [T]
   Rows rows;     // all T rows, one group
+  // With several ranks, a hash of the experts chosen so far: it must be the same on all of them.
+  uint64_t routes = 0;
 };
 
 // y = x W^T, changed as each row's adapter says.
@@ -67,6 +69,14 @@ struct DecoderLayer {
 
   // buf.x [T, D] in place; kv is this layer's cache.
   void forward(Step& step, const KvLayer& kv) const;
+
+ private:
+  // buf.y <- the rank's part of the sum.
+  void attend(Step& step, const KvLayer& kv) const;
+  void run_experts(Step& step) const;
 };
+
+// All values of t become 0.
+void clear(Tensor t);
 
 }  // namespace lorry

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
+#include <set>
 #include <span>
 #include <utility>
 
@@ -21,9 +22,15 @@ WeightFormat format_of(const QuantScheme& scheme) {
   return format;
 }
 
-// One whole Linear that the source keeps quantised.
+// A Linear that the source keeps quantised, or a part of one whose scales are its own.
 bool quantised(const TensorSource& source, const Slice& s) {
-  return s.first == 0 && s.count == s.shape[0] && !s.transposed && source.quantised(s.name);
+  if (s.shape.rank != 2 || s.transposed || !source.quantised(s.name)) return false;
+  if (s.columns.count == 0) return true;
+  const QuantScheme scheme = source.scheme();
+  if (scheme.act_order) return false;
+  const int64_t end = s.columns.first + s.columns.count;
+  return scheme.group == 0 ||
+         (s.columns.first % scheme.group == 0 && (end % scheme.group == 0 || end == s.shape[1]));
 }
 
 // Whether parts that read the same x want its values in the same order.
@@ -95,10 +102,19 @@ struct Part {
 // Allocates one Buffer per matrix family and packs into it; or hands what it packs to a sink.
 class Loader {
  public:
-  Loader(const Spec& spec, TensorSource& source, Ops& ops, ThreadPool* copy_with)
-      : spec_(spec), source_(source), ops_(ops), copy_with_(copy_with) {}
-  Loader(const Spec& spec, TensorSource& source, Ops& ops, PieceSink& sink, bool data)
-      : spec_(spec), source_(source), ops_(ops), sink_(&sink), data_(data) {}
+  Loader(const ModelShare& share, TensorSource& source, Ops& ops, ThreadPool* copy_with)
+      : spec_(share.own),
+        experts_(share.placement.experts),
+        source_(source),
+        ops_(ops),
+        copy_with_(copy_with) {}
+  Loader(const ModelShare& share, TensorSource& source, Ops& ops, PieceSink& sink, bool data)
+      : spec_(share.own),
+        experts_(share.placement.experts),
+        source_(source),
+        ops_(ops),
+        sink_(&sink),
+        data_(data) {}
 
   ModelWeights take() { return std::move(out_); }
 
@@ -119,10 +135,12 @@ class Loader {
     DecoderLayer d;
     d.attn_norm = norm(name("attn_norm"), l.attn_norm, SiteKind::attn_norm, i);
     d.ffn_norm = norm(name("ffn_norm"), l.ffn_norm, SiteKind::ffn_norm, i);
-    d.wqkv.w = dense(name("qkv"), l.qkv, spec_.qkv_dim(), spec_.dim, linears);
-    d.wqkv.sites = qkv_sites(i);
-    d.wo.w = dense(name("o"), {l.o}, spec_.dim, spec_.q_dim(), linears);
-    d.wo.sites = {site(SiteKind::o, i, spec_.q_dim(), spec_.dim)};
+    if (spec_.attention.heads > 0) {
+      d.wqkv.w = dense(name("qkv"), l.qkv, spec_.qkv_dim(), spec_.dim, linears);
+      d.wqkv.sites = qkv_sites(i);
+      d.wo.w = dense(name("o"), {l.o}, spec_.dim, spec_.q_dim(), linears);
+      d.wo.sites = {site(SiteKind::o, i, spec_.q_dim(), spec_.dim)};
+    }
     d.router.w = dense(name("router"), {l.router}, spec_.experts, spec_.dim, {});
     d.router.sites = {site(SiteKind::router, i, spec_.dim, spec_.experts)};
     experts(d, l, i);
@@ -168,9 +186,10 @@ class Loader {
     const int64_t cols = s.shape[-1];
     Tensor m = view(t.data, t.dtype, {t.shape.size() / cols, cols});
     m = rows(m, s.first, s.count);
+    if (s.columns.count > 0) m = columns(m, s.columns.first, s.columns.count);
     if (!s.transposed) return m;
-    scratch_.resize(static_cast<size_t>(s.count * cols * size_of(t.dtype)));
-    const Tensor turned = view(scratch_.data(), t.dtype, {cols, s.count});
+    scratch_.resize(static_cast<size_t>(m.rows() * m.cols() * size_of(t.dtype)));
+    const Tensor turned = view(scratch_.data(), t.dtype, {m.cols(), m.rows()});
     copy_transposed(turned, m);
     return turned;
   }
@@ -188,7 +207,7 @@ class Loader {
       int64_t row = 0;
       for (const Slice& s : slices) {
         parts.push_back({s, row});
-        row += s.transposed ? s.shape[-1] : s.count;
+        row += s.outputs();
       }
       LORRY_CHECK(row == out, "{} rows of {}", row, out);
       pack(w, 0, parts);
@@ -208,9 +227,19 @@ class Loader {
 
   void pack_quantised(Weight& w, int64_t group, std::span<const Part> parts) {
     for (const Part& p : parts) {
-      const QuantMatrix m = source_.matrix(p.slice.name, p.slice.count, w.in);
+      const Slice& s = p.slice;
+      const QuantMatrix m = source_.matrix(s.name, s.shape[0], s.shape[1]);
       if (m.order) set_order(w, group, m.order);
-      ops_.pack(w, group, p.first, QuantRows{m.q, m.scale, m.zero}, p.interleaved);
+      // Of the scales: all where they are of whole rows.
+      const int64_t first_scale = m.group == 0 ? 0 : s.columns.first / m.group;
+      const int64_t n_scales = w.format.scales(w.in);
+      const auto part = [&](const Tensor& t, int64_t column, int64_t n) {
+        return t ? rows(columns(t, column, n), s.first, s.count) : Tensor{};
+      };
+      ops_.pack(w, group, p.first,
+                QuantRows{part(m.q, s.columns.first, w.in), part(m.scale, first_scale, n_scales),
+                          part(m.zero, first_scale, n_scales)},
+                p.interleaved);
       source_.release();
     }
   }
@@ -270,7 +299,7 @@ class Loader {
 
   LoraSite expert_site(SiteKind kind, int32_t layer, int64_t in, int64_t out) const {
     LoraSite s;
-    s.first = spec_.sites()({kind, layer, 0});
+    s.first = spec_.sites()({kind, layer, static_cast<int32_t>(experts_.first)});
     s.group_stride = 1;
     s.in = in;
     s.out = out;
@@ -285,13 +314,13 @@ class Loader {
     const int64_t f = spec_.ffn;
     const WeightFormat wanted = spec_.formats.linears;
     const auto layout = [&](int64_t out, int64_t in, WeightFormat format) {
-      return ops_.weight_layout(spec_.experts, out, in, format);
+      return ops_.weight_layout(experts_.count, out, in, format);
     };
     d.gate_up.w =
         weight(piece_name(i, "gate_up"),
                layout(gate_up_dim(f), spec_.dim, format_of(source_, gates_and_ups(l), 2, wanted)),
                [&](Weight& w) {
-                 for (int32_t e = 0; e < spec_.experts; ++e) {
+                 for (int64_t e = 0; e < experts_.count; ++e) {
                    const ExpertSlices& x = l.experts[static_cast<size_t>(e)];
                    pack(w, e, std::array{Part{x.gate, 0, true}, Part{x.up, kPanel, true}});
                  }
@@ -299,7 +328,7 @@ class Loader {
     d.down.w =
         weight(piece_name(i, "down"), layout(spec_.dim, f, format_of(source_, downs(l), 1, wanted)),
                [&](Weight& w) {
-                 for (int32_t e = 0; e < spec_.experts; ++e) {
+                 for (int64_t e = 0; e < experts_.count; ++e) {
                    pack(w, e, std::array{Part{l.experts[static_cast<size_t>(e)].down}});
                  }
                });
@@ -308,7 +337,8 @@ class Loader {
     d.down.sites = {expert_site(SiteKind::down, i, f, spec_.dim)};
   }
 
-  const Spec& spec_;
+  const Spec& spec_;     // the rank's own
+  const Range experts_;  // the same
   TensorSource& source_;
   Ops& ops_;
   ThreadPool* copy_with_ = nullptr;
@@ -318,11 +348,12 @@ class Loader {
   std::vector<std::byte> scratch_;
 };
 
-void load_layers(Loader& loader, const Architecture& architecture, const Spec& spec,
+void load_layers(Loader& loader, const Architecture& architecture, const ModelShare& share,
                  TensorSource& source, const LoadProgress& progress) {
-  loader.model(model_slices(architecture, spec, source));
+  const Spec& spec = share.whole;
+  loader.model(own_slices(model_slices(architecture, spec, source), share));
   for (int32_t i = 0; i < spec.layers; ++i) {
-    loader.layer(layer_slices(architecture, spec, source, i), i);
+    loader.layer(own_slices(layer_slices(architecture, spec, source, i), share), i);
     if (progress) progress(i + 1, spec.layers);
   }
   source.release();
@@ -330,10 +361,10 @@ void load_layers(Loader& loader, const Architecture& architecture, const Spec& s
 
 }  // namespace
 
-ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
-                          Ops& ops, const LoadOptions& options) {
-  Loader loader(spec, source, ops, options.copy_with);
-  load_layers(loader, architecture, spec, source, options.progress);
+ModelWeights load_weights(const Architecture& architecture, const ModelShare& share,
+                          TensorSource& source, Ops& ops, const LoadOptions& options) {
+  Loader loader(share, source, ops, options.copy_with);
+  load_layers(loader, architecture, share, source, options.progress);
   return loader.take();
 }
 
@@ -343,15 +374,44 @@ void each_piece(const Architecture& architecture, const Spec& spec, TensorSource
   load_layers(loader, architecture, spec, source, progress);
 }
 
-size_t check_unused(const TensorSource& source, const std::string& model, const Spec& spec) {
-  const std::vector<std::string> unused = source.unused();
+namespace {
+
+// What other ranks read: modules, and tensors by their whole name.
+std::set<std::string, std::less<>> read_elsewhere(const Architecture& architecture,
+                                                  const ModelShare& share, TensorSource& source) {
+  std::set<std::string, std::less<>> names;
+  if (share.is_whole()) return names;
+  const auto add = [&](const Slice& s) {
+    names.insert(s.name);
+    if (source.quantised(s.name)) names.insert(s.name.substr(0, s.name.rfind('.')));
+  };
+  for (int32_t i = 0; i < share.whole.layers; ++i) {
+    const LayerSlices l = layer_slices(architecture, share.whole, source, i);
+    for (const Slice& s : l.qkv) add(s);
+    add(l.o);
+    for (const ExpertSlices& e : l.experts) {
+      for (const Slice* s : {&e.gate, &e.up, &e.down}) add(*s);
+    }
+  }
+  return names;
+}
+
+}  // namespace
+
+size_t check_unused(TensorSource& source, const Architecture& architecture, const ModelShare& share,
+                    const std::string& model) {
+  std::vector<std::string> unused = source.unused();
+  const auto elsewhere = read_elsewhere(architecture, share, source);
+  std::erase_if(unused, [&](const std::string& name) {
+    return elsewhere.contains(name) || elsewhere.contains(name.substr(0, name.rfind('.')));
+  });
   const auto harmless = [](const std::string& name) {
     return name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";  // tied: a copy
   };
   for (const std::string& name : unused) {
     if (harmless(name)) continue;
     fail(Code::bad_file, "{}: tensor {} belongs to nothing in a {} model ({} tensors are unused)",
-         model, name, spec.model_type, unused.size());
+         model, name, share.whole.model_type, unused.size());
   }
   return unused.size();
 }
@@ -367,27 +427,31 @@ WeightFormats stored_formats(const Architecture& architecture, const Spec& spec,
           format_of(source, std::array{head}, 1, spec.formats.head)};
 }
 
-size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSource& source,
+size_t weight_bytes(const Architecture& architecture, const ModelShare& share, TensorSource& source,
                     const Ops& ops) {
+  const Spec& spec = share.own;
+  const int64_t experts = share.placement.experts.count;
   const auto packed = [&](int64_t groups, int64_t out, int64_t in, WeightFormat format) {
     const Weight w = ops.weight_layout(groups, out, in, format);
     const bool ordered = !format.plain() && source.scheme().act_order;
     return static_cast<size_t>(groups * (w.group_bytes + (ordered ? 4 * in : 0)));
   };
   const WeightFormat wanted = spec.formats.linears;
-  const ModelSlices m = model_slices(architecture, spec, source);
+  const ModelSlices m = own_slices(model_slices(architecture, share.whole, source), share);
   size_t bytes =
       packed(1, spec.vocab, spec.dim, format_of(source, std::array{m.head}, 1, spec.formats.head)) +
       Arena::tensor_bytes(ops.act(), {spec.vocab, spec.dim}) +
       Arena::tensor_bytes(Dtype::f32, {spec.dim});
   for (int32_t i = 0; i < spec.layers; ++i) {
-    const LayerSlices l = layer_slices(architecture, spec, source, i);
-    bytes += packed(1, spec.qkv_dim(), spec.dim, format_of(source, l.qkv, l.qkv.size(), wanted)) +
-             packed(1, spec.dim, spec.q_dim(), format_of(source, std::array{l.o}, 1, wanted)) +
-             packed(1, spec.experts, spec.dim, {}) +
-             packed(spec.experts, gate_up_dim(spec.ffn), spec.dim,
+    const LayerSlices l = own_slices(layer_slices(architecture, share.whole, source, i), share);
+    if (spec.attention.heads > 0) {
+      bytes += packed(1, spec.qkv_dim(), spec.dim, format_of(source, l.qkv, l.qkv.size(), wanted)) +
+               packed(1, spec.dim, spec.q_dim(), format_of(source, std::array{l.o}, 1, wanted));
+    }
+    bytes += packed(1, spec.experts, spec.dim, {}) +
+             packed(experts, gate_up_dim(spec.ffn), spec.dim,
                     format_of(source, gates_and_ups(l), 2, wanted)) +
-             packed(spec.experts, spec.dim, spec.ffn, format_of(source, downs(l), 1, wanted)) +
+             packed(experts, spec.dim, spec.ffn, format_of(source, downs(l), 1, wanted)) +
              2 * Arena::tensor_bytes(Dtype::f32, {spec.dim});
   }
   return bytes;

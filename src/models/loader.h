@@ -1,10 +1,12 @@
-// Reads a model's tensors, in the order of its layers, into the backend's packed layout.
+// Reads a model's tensors, or a rank's part of each, in the order of its layers, into the backend's
+// packed layout. Of plain tensors only that part is touched.
 #pragma once
 #include <functional>
 
 #include "base/thread_pool.h"
 #include "models/architecture.h"
 #include "models/causal_lm.h"
+#include "models/share.h"
 #include "models/source.h"
 
 namespace lorry {
@@ -22,8 +24,8 @@ struct LoadOptions {
 // What the source keeps quantised stays as it is, but for what the kernels have no form for, which
 // is widened; from a plain source linears are quantised as spec.formats says. Throws Error naming
 // the file, the tensor, what was expected and what was found.
-ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
-                          Ops& ops, const LoadOptions& options = {});
+ModelWeights load_weights(const Architecture& architecture, const ModelShare& share,
+                          TensorSource& source, Ops& ops, const LoadOptions& options = {});
 
 // A model as a packed file holds it: its matrices by their place ("embed", "final_norm", "lm_head";
 // "layers.0." and attn_norm, ffn_norm, qkv, o, router, gate_up, down), plain ones as the source has
@@ -43,14 +45,16 @@ void each_piece(const Architecture& architecture, const Spec& spec, TensorSource
 
 // Throws Error(bad_file) for a tensor of `model` that was not asked for and that nothing explains:
 // it hints at an architecture that is only almost known. Returns how many others there are.
-size_t check_unused(const TensorSource& source, const std::string& model, const Spec& spec);
+// With several ranks what others read explains itself.
+size_t check_unused(TensorSource& source, const Architecture& architecture, const ModelShare& share,
+                    const std::string& model);
 
 // How load_weights will store them: as spec.formats says, or as most of a checkpoint's own are.
 WeightFormats stored_formats(const Architecture& architecture, const Spec& spec,
                              TensorSource& source);
 
 // Bytes that load_weights will take.
-size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSource& source,
+size_t weight_bytes(const Architecture& architecture, const ModelShare& share, TensorSource& source,
                     const Ops& ops);
 
 }  // namespace lorry

@@ -1,7 +1,6 @@
 #include "models/medusa.h"
 
 #include <array>
-#include <cstring>
 
 #include "base/error.h"
 #include "ops/medusa.h"
@@ -16,13 +15,6 @@ Tensor every(Tensor t, int64_t first, int64_t step, int64_t n) {
   t.pitch *= step;
   t.shape = {n, t.cols()};
   return t;
-}
-
-void clear(Tensor t) {
-  const auto bytes = static_cast<size_t>(t.cols() * size_of(t.dtype));
-  for (int64_t r = 0; r < t.rows(); ++r) {
-    std::memset(t.data + r * t.pitch * size_of(t.dtype), 0, bytes);
-  }
 }
 
 void linear(Step& step, Tensor y, Tensor x, const Weight& w) {

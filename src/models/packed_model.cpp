@@ -49,7 +49,7 @@ int64_t write_packed(const std::string& path, const Architecture& architecture, 
                              packed_format(spec.formats.head), std::move(list.pieces)});
   PieceWriter pieces(writer);
   each_piece(architecture, spec, *files.source, ops, pieces, true, progress);
-  check_unused(*files.source, files.config.file(), spec);
+  check_unused(*files.source, architecture, spec, files.config.file());
   writer.finish();
   return writer.file_bytes();
 }

@@ -113,7 +113,7 @@ class CheckedOps final : public Ops {
     check_matrix("y", y, Dtype::f32, y.rows(), table.cols());
     check_matrix("table", table, act(), table.rows(), table.cols());
     check_vector("ids", ids, Dtype::i32, y.rows());
-    check_range("ids", ids, y.rows(), 0, table.rows());
+    check_range("ids", ids, y.rows(), -1, table.rows());
     ops_->embed(y, table, ids);
   }
 
@@ -163,7 +163,7 @@ class CheckedOps final : public Ops {
                        Tensor scratch) override {
     check_matrix("y", y, Dtype::f32, y.rows(), site.out);
     check_vector("ids", ids, Dtype::i32, y.rows());
-    check_range("ids", ids, y.rows(), 0, site.in);
+    check_range("ids", ids, y.rows(), -1, site.in);
     check_segments(segments, plan, y.rows());
     int32_t rank = 0;
     for (const LoraSegment& s : segments) {
@@ -229,7 +229,9 @@ class CheckedOps final : public Ops {
     check_matrix("expert", route.expert, Dtype::i32, rows, route.expert.cols());
     check_matrix("slot", route.slot, Dtype::i32, rows, route.expert.cols());
     check_vector("source", route.source, Dtype::i32, n);
-    check_vector("begin", route.begin, Dtype::i32, route.experts + 1);
+    check_vector("begin", route.begin, Dtype::i32, route.groups_count() + 1);
+    LORRY_CHECK(route.first_own >= 0 && route.first_own + route.groups_count() <= route.experts,
+                "experts {} + {} of {}", route.first_own, route.groups_count(), route.experts);
     check_vector("segment", route.segment, Dtype::u8, n * int64_t{sizeof(LoraSegment)});
     for (int64_t r = 0; r < rows; ++r) {
       check_range("expert", rows_of(route.expert, r), route.expert.cols(), 0, route.experts);
@@ -264,7 +266,7 @@ class CheckedOps final : public Ops {
     check_matrix("slot", route.slot, Dtype::i32, y.rows(), k);
     check_matrix("weight", route.weight, Dtype::f32, y.rows(), k);
     for (int64_t r = 0; r < y.rows(); ++r) {
-      check_range("slot", rows_of(route.slot, r), k, 0, d.rows());
+      check_range("slot", rows_of(route.slot, r), k, -1, d.rows());
     }
     ops_->combine(y, d, route);
   }

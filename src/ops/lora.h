@@ -63,6 +63,26 @@ struct SiteIndex {
   }
 };
 
+// [first, first + count).
+struct Range {
+  int64_t first = 0, count = 0;
+  friend bool operator==(const Range&, const Range&) = default;
+};
+
+// The part of a site that one rank of a model has: its inputs, and its outputs, one range beside
+// the other (three of them for q, k and v in one site). A count of 0: nothing of it.
+struct SiteShare {
+  Range in;
+  std::vector<Range> out;
+
+  int64_t n_out() const {
+    int64_t n = 0;
+    for (const Range& r : out) n += r.count;
+    return n;
+  }
+  bool empty() const { return in.count == 0 || n_out() == 0; }
+};
+
 // One place an adapter may touch, as the model's files name it.
 struct SiteInfo {
   std::string module;  // PEFT's module path without "base_model.model.", e.g. "lm_head"
@@ -149,6 +169,7 @@ struct AdapterView {
   std::span<const SitePatch> patches;
   bool norms = false;  // some norm has a patch
   MedusaView medusa = {};
+  int32_t content = -1;  // a number of the owner's, by which other ranks know the adapter
 };
 
 // Rows [begin, end) of a batch (or of one expert's share of it) that use one adapter.

@@ -75,20 +75,25 @@ struct Routing {
   float norm_p = 1.0F;
 };
 
-// The experts of each row. route() fills expert and weight, group() the rest.
+// The experts of each row. route() fills expert and weight, group() the rest. A rank may have only
+// some of the experts (own): the choices of others have no sorted row.
 struct Route {
   Tensor expert;   // i32 [T, k], in order of falling probability
   Tensor weight;   // f32 [T, k]
-  Tensor slot;     // i32 [T, k]: the sorted row that holds (t, j)
+  Tensor slot;     // i32 [T, k]: the sorted row that holds (t, j); -1: none does
   Tensor source;   // i32 [T * k]: the row t of each sorted row
-  Tensor begin;    // i32 [E + 1]: the sorted rows of each expert
+  Tensor begin;    // i32 [E + 1]: the sorted rows of each own expert
   Tensor segment;  // u8: storage for LoraSegment [T * k]: the sorted rows by (expert, adapter)
   int32_t n_segments = 0;
   int32_t experts = 0;
+  int32_t first_own = 0, n_own = 0;  // n_own 0: all of them
 
+  int32_t groups_count() const { return n_own == 0 ? experts : n_own; }
   RowGroups groups() const {
-    return {{begin.row<const int32_t>(0), static_cast<size_t>(experts) + 1}};
+    return {{begin.row<const int32_t>(0), static_cast<size_t>(groups_count()) + 1}};
   }
+  // Sorted rows.
+  int64_t n_rows() const { return begin.row<const int32_t>(0)[groups_count()]; }
   std::span<const LoraSegment> segments() const {
     return {reinterpret_cast<const LoraSegment*>(segment.data), static_cast<size_t>(n_segments)};
   }
@@ -157,7 +162,7 @@ class Ops {
   }
 
   // ---- every step ----
-  // y [T, D] f32 <- rows ids [T] i32 of table [V, D] (act). Requires: 0 <= id < V.
+  // y [T, D] f32 <- rows ids [T] i32 of table [V, D] (act); zeros where id < 0. Requires: id < V.
   virtual void embed(Tensor y, Tensor table, Tensor ids) = 0;
   // y [T, D] act <- x [T, D] f32, normalised in f32.
   virtual void norm(Tensor y, Tensor x, const Norm& n) = 0;
@@ -175,7 +180,8 @@ class Ops {
   virtual void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
                      std::span<const LoraSegment> segments, const LoraPlan& plan,
                      Tensor scratch) = 0;
-  // The same for y [T, D] f32 that embed() made of ids [T]; site: in = V, out = D.
+  // The same for y [T, D] f32 that embed() made of ids [T]; rows with an id < 0 are left alone.
+  // site: in = V, out = D.
   virtual void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
                                std::span<const LoraSegment> segments, const LoraPlan& plan,
                                Tensor scratch) = 0;
@@ -194,13 +200,15 @@ class Ops {
   // route.expert, route.weight <- softmax over scores [T, E] f32, the k largest (ties: the lower
   // expert), normalised as `routing` says.
   virtual void route(Route& route, Tensor scores, const Routing& routing) = 0;
-  // Sorts (row, choice) by (expert, adapter, row): slot, source, begin, segment, n_segments.
+  // Sorts the (row, choice) of own experts by (expert, adapter, row): slot, source, begin, segment,
+  // n_segments. The group of a segment counts from the first own expert.
   virtual void group(Route& route, const LoraPlan& plan) = 0;
   // y [n, D] <- rows index [n] i32 of x; same dtype.
   virtual void gather(Tensor y, Tensor x, Tensor index) = 0;
   // y [n, F] act <- act(gate) * up, for gu [n, 2 * round_up(F, 64)] f32 interleaved by 64.
   virtual void glu(Tensor y, Tensor gu, Activation activation) = 0;
-  // y [T, D] f32 <- sum over j (in order) of route.weight[t, j] * d[route.slot[t, j]], d f32.
+  // y [T, D] f32 <- sum over j (in order) of route.weight[t, j] * d[route.slot[t, j]], d f32,
+  // without those that have no slot.
   virtual void combine(Tensor y, Tensor d, const Route& route) = 0;
   // x += y, f32.
   virtual void add(Tensor x, Tensor y) = 0;

@@ -1,21 +1,53 @@
-// Comm: how the ranks of one model exchange partial results. Solo, a group of one, is all there is
-// today; every call is then free.
+// Comm: how the ranks of one model exchange partial results: the threads or processes of one host
+// through shared memory (shared_memory.h), those of several through MPI (mpi.h). Alone there is
+// nothing to do and every call is free.
+//
+// Every rank makes the same calls in the same order, with the same shapes; a call returns when its
+// rank has what it needs. Sums run in the order of the ranks: the same bits on every rank, from run
+// to run. One thread at a time calls. A rank that is lost ends the process (design §4, lost
+// device): who started the ranks notices, or the transport does.
 #pragma once
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "lorry/tensor.h"
 
 namespace lorry {
+
+using Bytes = std::vector<std::byte>;
 
 class Comm {
  public:
   virtual ~Comm() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  // x (f32) becomes the sum over ranks, in rank order.
+  // Ranks on this host, which share its memory and cores.
+  virtual int local_size() const = 0;
+  // x (f32, any pitch) becomes the sum over ranks.
   virtual void all_reduce(Tensor x) = 0;
+  // On rank 0 whole [R, W] f32 <- the ranks' parts [R, w] side by side, W the sum of `widths`,
+  // which has an entry for each rank. Others' whole is not looked at.
+  virtual void gather(Tensor whole, Tensor part, std::span<const int64_t> widths) = 0;
+  // Rank 0's message to all.
+  virtual void broadcast(Bytes& message) = 0;
+  // On rank 0 every rank's message, by rank; elsewhere nothing. At most kMaxCollected bytes each.
+  virtual std::vector<Bytes> collect(std::span<const std::byte> message) = 0;
+  static constexpr size_t kMaxCollected = size_t{64} << 10;
+
+  // The last call of a group that ends in order. A transport may end the group when one of its
+  // ranks goes without.
+  virtual void end() {}
+
+  // Bytes that this rank has put into all_reduce and gather for others to read.
+  virtual int64_t bytes_sent() const = 0;
 };
 
 std::unique_ptr<Comm> make_solo_comm();
+
+// The least of the ranks' values, on every rank.
+int64_t least_of(Comm& comm, int64_t value);
 
 }  // namespace lorry

@@ -129,9 +129,9 @@ INSTANTIATE_TEST_SUITE_P(All, Flags, testing::ValuesIn(kKnown), [](const auto& o
 
 TEST(CompatFlags, WithoutEffectAreNamedInTheLog) {
   const ProcessResult r =
-      run_lorry({"serve", golden("mixtral-base/model"), "--enable-lora", "--num-shard", "1",
+      run_lorry({"serve", golden("mixtral-base/model"), "--enable-lora", "--sharded", "false",
                  "--eager-prefill", "true", "--port", "0", "--host", "no.such.host.invalid"});
-  for (const char* flag : {"--enable-lora has no effect", "--num-shard has no effect",
+  for (const char* flag : {"--enable-lora has no effect", "--sharded has no effect",
                            "--eager-prefill has no effect"}) {
     EXPECT_THAT(r.err, HasSubstr(flag));
   }
@@ -145,9 +145,7 @@ TEST(CompatFlags, ThatCannotBeHadAreRefused) {
     EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
     EXPECT_THAT(r.err, HasSubstr(text));
   };
-  refused({"--num-shard", "2"}, "--num-shard \"2\" is not supported");
   refused({"--sharded", "true"}, "--sharded");
-  refused({"--tensor-parallel-size", "4"}, "--tensor-parallel-size");
   refused({"--tokenizer-config-path", "/x"}, "--tokenizer-config-path");
   refused({"--download-only"}, "--download-only");
 }

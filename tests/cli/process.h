@@ -32,6 +32,7 @@ class LorryProcess {
   // Waits until standard error holds `text`; false when the program ends without it.
   bool wait_for(const std::string& text);
   void signal(int number) const;
+  int pid() const { return pid_; }
   ProcessResult wait();
   const std::string& err() const { return err_; }
 

@@ -164,6 +164,51 @@ TEST(Group, sorts_by_expert_adapter_and_row) {
   }
 }
 
+// Ranks with experts of their own: together they have the rows of all, none twice.
+TEST(Group, own_experts_get_their_rows_and_no_others) {
+  const int32_t rows = 30, experts = 7, k = 2;
+  const std::vector<AdapterView> views(2);
+  std::vector<int32_t> row_adapter;
+  for (int32_t t = 0; t < rows; ++t) row_adapter.push_back(t % 3 - 1);
+  std::vector<int> found(size_t(rows * k), 0);
+  for (const auto& [first, n] : {std::pair{0, 3}, std::pair{3, 2}, std::pair{5, 2}}) {
+    OwnedRoute r(rows, experts, k);
+    r.route.first_own = first;
+    r.route.n_own = n;
+    for (int32_t t = 0; t < rows; ++t) {
+      r.expert().row<int32_t>(t)[0] = t % experts;
+      r.expert().row<int32_t>(t)[1] = (t + 3) % experts;
+    }
+    ThreadPool pool(1);
+    checked_cpu_ops(Dtype::f32, pool)->group(r.route, {views, row_adapter, {}});
+    ASSERT_EQ(r.route.groups().begin.size(), size_t(n) + 1);
+    int64_t own = 0;
+    for (int32_t t = 0; t < rows; ++t) {
+      for (int32_t j = 0; j < k; ++j) {
+        const int32_t group = r.expert().row<int32_t>(t)[j] - first;
+        const int32_t at = r.slot().row<int32_t>(t)[j];
+        if (group < 0 || group >= n) {
+          ASSERT_EQ(at, -1);
+          continue;
+        }
+        ++own;
+        ++found[size_t(t * k + j)];
+        ASSERT_EQ(r.source().row<int32_t>(0)[at], t);
+        ASSERT_TRUE(r.begin().row<int32_t>(0)[group] <= at &&
+                    at < r.begin().row<int32_t>(0)[group + 1]);
+      }
+    }
+    ASSERT_EQ(r.route.n_rows(), own);
+    for (const LoraSegment& s : r.route.segments()) {
+      ASSERT_TRUE(s.group >= 0 && s.group < n && s.end <= own);
+      for (int32_t i = s.begin; i < s.end; ++i) {
+        ASSERT_EQ(row_adapter[size_t(r.source().row<int32_t>(0)[i])], s.adapter);
+      }
+    }
+  }
+  EXPECT_EQ(std::count(found.begin(), found.end(), 1), rows * k);
+}
+
 TEST(Probe, measures_something) {
   ThreadPool pool(2);
   const Probe probe = probe_machine(pool);

@@ -229,6 +229,35 @@ TEST_P(RowsTest, gather_combine_and_add) {
   }
 }
 
+// What another rank has is left to it: no row of the embedding, no sorted row of an expert.
+TEST_P(RowsTest, rows_that_are_not_here_add_nothing) {
+  const Matrix table = random_matrix(GetParam(), 4, 35, 1);
+  const Matrix y(Dtype::f32, 3, 35, 2);
+  std::vector<int32_t> ids{2, -1, 0};
+  const Matrix d = random_matrix(Dtype::f32, 2, 35, 10);
+  std::vector<int32_t> slot{-1, 1, -1, -1, 0, -1};
+  std::vector<float> weight{0.25F, 0.75F, 0.5F, 0.5F, 0.125F, 0.875F};
+  Route route;
+  route.slot = view(slot.data(), Dtype::i32, {3, 2});
+  route.weight = view(weight.data(), Dtype::f32, {3, 2});
+  const Matrix sum(Dtype::f32, 3, 35, 4);
+  same_everywhere(GetParam(), [&](Ops& ops) {
+    ops.embed(y(), table(), view(ids.data(), Dtype::i32, {3}));
+    ops.combine(sum(), d(), route);
+    Bytes all = bytes_of(y());
+    append(all, bytes_of(sum()));
+    return all;
+  });
+  for (int64_t c = 0; c < 35; ++c) {
+    ASSERT_EQ(get(y(), 0, c), get(table(), 2, c));
+    ASSERT_EQ(get(y(), 1, c), 0);
+    ASSERT_EQ(get(y(), 2, c), get(table(), 0, c));
+    ASSERT_EQ(get(sum(), 0, c), double{0.75F * float(get(d(), 1, c))});
+    ASSERT_EQ(get(sum(), 1, c), 0);
+    ASSERT_EQ(get(sum(), 2, c), double{0.125F * float(get(d(), 0, c))});
+  }
+}
+
 TEST(CheckedRows, ids_out_of_range_abort) {
   ThreadPool pool(1);
   const auto ops = checked_cpu_ops(Dtype::f32, pool);

@@ -61,8 +61,9 @@ class MistralTools : public EditedFolder, public testing::Test {
     backend.set_max_total_tokens(4096);
     ServerOptions options;
     options.http.port = 0;
-    server = std::make_unique<Server>(options, backend, log);
+    server = std::make_unique<Server>(options, log);
     server->start();
+    server->serve(backend);
   }
   Reply ask(const std::string& more, const std::string& messages = "") {
     const std::string usual = R"([{"role":"user","content":"weather?"}])";

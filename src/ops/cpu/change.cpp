@@ -110,8 +110,9 @@ void CpuOps::adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
     if (patch.neutral()) continue;
     parallel_rows(s.end - s.begin, (1 + patch.rank) * y.cols(), [&](int64_t i) {
       const int64_t r = s.begin + i;
-      adapt_token(rows(y, r, 1), scratch.row<float>(0) + r * pitch, ids.row<const int32_t>(0)[r],
-                  patch);
+      const int32_t id = ids.row<const int32_t>(0)[r];
+      if (id < 0) return;
+      adapt_token(rows(y, r, 1), scratch.row<float>(0) + r * pitch, id, patch);
     });
   }
 }

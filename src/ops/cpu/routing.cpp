@@ -65,25 +65,34 @@ void CpuOps::group(Route& route, const LoraPlan& plan) {
   for (size_t a = 1; a < counts_.size(); ++a) counts_[a] += counts_[a - 1];
   for (int32_t r = 0; r < rows; ++r) order_[static_cast<size_t>(counts_[key(r)]++)] = r;
 
+  const int32_t groups = route.groups_count();
+  // Of a choice; not in [0, groups): another rank's.
+  const auto group_of = [&](int32_t row, int32_t j) {
+    return route.expert.row<const int32_t>(row)[j] - route.first_own;
+  };
+  const auto is_own = [&](int32_t g) { return g >= 0 && g < groups; };
   int32_t* begin = route.begin.row<int32_t>(0);
-  std::fill(begin, begin + route.experts + 1, 0);
+  std::fill(begin, begin + groups + 1, 0);
   for (int32_t r = 0; r < rows; ++r) {
-    for (int32_t j = 0; j < k; ++j) ++begin[route.expert.row<const int32_t>(r)[j] + 1];
+    for (int32_t j = 0; j < k; ++j) {
+      if (is_own(group_of(r, j))) ++begin[group_of(r, j) + 1];
+    }
   }
-  for (int32_t e = 0; e < route.experts; ++e) begin[e + 1] += begin[e];
+  for (int32_t g = 0; g < groups; ++g) begin[g + 1] += begin[g];
 
-  counts_.assign(begin, begin + route.experts);
+  counts_.assign(begin, begin + groups);
   auto* segments = reinterpret_cast<LoraSegment*>(route.segment.data);
   int32_t* source = route.source.row<int32_t>(0);
   route.n_segments = 0;
   for (const int32_t r : order_) {
     for (int32_t j = 0; j < k; ++j) {
-      const int32_t at = counts_[static_cast<size_t>(route.expert.row<const int32_t>(r)[j])]++;
+      const int32_t g = group_of(r, j);
+      const int32_t at = is_own(g) ? counts_[static_cast<size_t>(g)]++ : -1;
       route.slot.row<int32_t>(r)[j] = at;
-      source[at] = r;
+      if (at >= 0) source[at] = r;
     }
   }
-  for (int32_t e = 0; e < route.experts; ++e) {
+  for (int32_t e = 0; e < groups; ++e) {
     for (int32_t at = begin[e]; at < begin[e + 1]; ++at) {
       const size_t a = key(source[at]);
       if (a == adapters) break;

@@ -9,7 +9,11 @@ namespace lorry::cpu {
 void CpuOps::embed(Tensor y, Tensor table, Tensor ids) {
   const int32_t* id = ids.row<const int32_t>(0);
   parallel_rows(y.rows(), y.cols(), [&](int64_t r) {
-    act_kernels_.widen(y.row<float>(r), table.data + id[r] * table.pitch * element(), y.cols());
+    if (id[r] < 0) {
+      std::fill_n(y.row<float>(r), y.cols(), 0.0F);
+    } else {
+      act_kernels_.widen(y.row<float>(r), table.data + id[r] * table.pitch * element(), y.cols());
+    }
   });
 }
 
@@ -89,10 +93,17 @@ void CpuOps::combine(Tensor y, Tensor d, const Route& route) {
   parallel_rows(y.rows(), k * y.cols(), [&](int64_t r) {
     const int32_t* slot = route.slot.row<const int32_t>(r);
     const float* w = route.weight.row<const float>(r);
-    kernels_.scale(y.row<float>(r), d.row<const float>(slot[0]), w[0], y.cols());
-    for (int64_t j = 1; j < k; ++j) {
-      kernels_.axpy(y.row<float>(r), d.row<const float>(slot[j]), w[j], y.cols());
+    bool first = true;
+    for (int64_t j = 0; j < k; ++j) {
+      if (slot[j] < 0) continue;
+      if (first) {
+        kernels_.scale(y.row<float>(r), d.row<const float>(slot[j]), w[j], y.cols());
+      } else {
+        kernels_.axpy(y.row<float>(r), d.row<const float>(slot[j]), w[j], y.cols());
+      }
+      first = false;
     }
+    if (first) std::fill_n(y.row<float>(r), y.cols(), 0.0F);
   });
 }
 

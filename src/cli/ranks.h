@@ -1,0 +1,70 @@
+// Ranks: the processes of one model. With --num-shard N this process starts the others itself, as
+// the same command line again, and they share memory (parallel/shared_memory.h); under mpirun they
+// are there already (parallel/mpi.h). Rank 0 does what the command is for, the others follow its
+// engine.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace CLI {
+class App;
+}
+
+namespace lorry {
+
+struct RankFlags {
+  int32_t num_shard = 1;
+  bool expert_parallel = false;
+  std::string join;  // how a started rank finds its group: "DESCRIPTOR:RANK"; for own use
+};
+
+void add_rank_flags(CLI::App& app, RankFlags& flags);
+
+class Ranks {
+ public:
+  // Starts the other ranks, or joins the group that this one was started for. `on_lost`: called
+  // before the process ends because another rank has; by a thread of its own. Throws Error.
+  Ranks(const RankFlags& flags, std::function<void()> on_lost = {});
+  // Ranks that still run are killed.
+  ~Ranks();
+  Ranks(const Ranks&) = delete;
+  Ranks& operator=(const Ranks&) = delete;
+
+  // Whether this process is a rank beside rank 0, before it has joined.
+  static bool is_follower(const RankFlags& flags);
+  bool leads() const { return comm_ == nullptr || comm_->rank() == 0; }
+  void set(EngineOptions& options) const;
+  // What rank > 0 does instead of the command: follows until rank 0's engine ends. Returns the exit
+  // status.
+  int follow(const EngineOptions& options) const;
+  // After rank 0's engine has ended: waits for the others, which end now too.
+  void finish();
+
+ private:
+  struct Child {
+    int rank = 0;
+    int pid = 0;
+  };
+
+  void start(int n);
+  void watch();
+  int ended(int pid);
+
+  const bool expert_parallel_;
+  std::function<void()> on_lost_;
+  std::shared_ptr<Comm> comm_;
+  std::mutex mutex_;
+  std::vector<Child> children_;  // pid 0: it has ended
+  std::atomic<bool> finishing_{false};
+  std::thread watcher_;
+};
+
+}  // namespace lorry

@@ -1,0 +1,38 @@
+// Ranks of one host: threads of a process, or processes that have inherited a descriptor. Each has
+// two slots in the common memory, used in turn; what it writes there the others read directly.
+#pragma once
+#include <cstddef>
+#include <memory>
+
+#include "parallel/comm.h"
+
+namespace lorry {
+
+// The common memory of one group of ranks. Whoever makes it outlives nobody: each rank maps it.
+class SharedMemory {
+ public:
+  // Memory for `ranks` ranks that lives as long as a process has it. Throws Error(over_capacity).
+  static std::shared_ptr<SharedMemory> create(int ranks);
+  // The same memory, by a descriptor of another process. Throws Error(invalid_argument) where the
+  // descriptor is of something else.
+  static std::shared_ptr<SharedMemory> attach(int descriptor);
+  ~SharedMemory();
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+
+  int ranks() const;
+  // Survives exec; owned by this object.
+  int descriptor() const { return descriptor_; }
+  std::byte* data() const { return data_; }
+
+ private:
+  SharedMemory(int descriptor, size_t bytes);
+  int descriptor_;
+  size_t bytes_;
+  std::byte* data_;
+};
+
+// Requires: 0 <= rank < memory->ranks(), each rank once.
+std::unique_ptr<Comm> make_shared_memory_comm(std::shared_ptr<SharedMemory> memory, int rank);
+
+}  // namespace lorry

@@ -1,0 +1,165 @@
+// Comm over shared memory: what each call leaves on each rank, with ranks that are late.
+#include "parallel/comm.h"
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <thread>
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "lorry/error.h"
+#include "parallel/shared_memory.h"
+
+namespace lorry {
+namespace {
+
+void on_ranks(int n, const std::function<void(Comm&)>& f) {
+  const auto memory = SharedMemory::create(n);
+  std::vector<std::thread> threads;
+  for (int r = 0; r < n; ++r) {
+    threads.emplace_back([&, r] {
+      const auto comm = make_shared_memory_comm(memory, r);
+      f(*comm);
+    });
+  }
+  for (std::thread& t : threads) t.join();
+}
+
+// [rows, cols] f32 within rows of `pitch`.
+struct Matrix {
+  Matrix(int64_t rows, int64_t cols, int64_t pitch)
+      : values(static_cast<size_t>(rows * pitch), -7.0F) {
+    tensor = view(values.data(), Dtype::f32, {rows, cols});
+    tensor.pitch = pitch;
+  }
+  std::vector<float> values;
+  Tensor tensor;
+};
+
+float value_of(int rank, int64_t r, int64_t c) {
+  return std::sin(static_cast<float>(1 + rank * 1000 + r * 31 + c));
+}
+
+void fill(const Tensor& t, int rank) {
+  for (int64_t r = 0; r < t.rows(); ++r) {
+    for (int64_t c = 0; c < t.cols(); ++c) t.row<float>(r)[c] = value_of(rank, r, c);
+  }
+}
+
+class Ranks : public testing::TestWithParam<int> {};
+
+TEST_P(Ranks, all_reduce_sums_in_the_order_of_the_ranks) {
+  // One value, rows with gaps, many parts of a slot, a row longer than a slot.
+  struct Size {
+    int64_t rows, cols, pitch;
+  };
+  for (const Size& s :
+       {Size{1, 1, 1}, Size{3, 5, 8}, Size{300, 1000, 1008}, Size{2, 70000, 70001}}) {
+    on_ranks(GetParam(), [&](Comm& comm) {
+      Matrix m(s.rows, s.cols, s.pitch);
+      fill(m.tensor, comm.rank());
+      comm.all_reduce(m.tensor);
+      for (int64_t r = 0; r < s.rows; ++r) {
+        for (int64_t c = 0; c < s.cols; ++c) {
+          float want = value_of(0, r, c);
+          for (int k = 1; k < comm.size(); ++k) want += value_of(k, r, c);
+          ASSERT_EQ(m.tensor.row<float>(r)[c], want) << r << " " << c;
+        }
+        for (int64_t c = s.cols; c < s.pitch; ++c) ASSERT_EQ(m.tensor.row<float>(r)[c], -7.0F);
+      }
+    });
+  }
+}
+
+TEST_P(Ranks, gather_puts_uneven_parts_side_by_side) {
+  for (const int64_t widest : {int64_t{3}, int64_t{100}, int64_t{80000}}) {
+    on_ranks(GetParam(), [&](Comm& comm) {
+      std::vector<int64_t> widths;
+      int64_t all = 0;
+      for (int r = 0; r < comm.size(); ++r) {
+        widths.push_back(std::max<int64_t>(1, widest - r));
+        all += widths.back();
+      }
+      Matrix part(5, widths[static_cast<size_t>(comm.rank())], widest + 3);
+      fill(part.tensor, comm.rank());
+      Matrix whole(5, all, all + 1);
+      comm.gather(comm.rank() == 0 ? whole.tensor : Tensor{}, part.tensor, widths);
+      if (comm.rank() != 0) return;
+      for (int64_t r = 0; r < 5; ++r) {
+        int64_t at = 0;
+        for (int k = 0; k < comm.size(); ++k) {
+          for (int64_t c = 0; c < widths[static_cast<size_t>(k)]; ++c, ++at) {
+            ASSERT_EQ(whole.tensor.row<float>(r)[at], value_of(k, r, c)) << r << " " << at;
+          }
+        }
+      }
+    });
+  }
+}
+
+Bytes message_of(int rank, size_t n) {
+  Bytes m(n);
+  for (size_t i = 0; i < n; ++i) m[i] = static_cast<std::byte>(i * 7 + static_cast<size_t>(rank));
+  return m;
+}
+
+TEST_P(Ranks, broadcast_and_collect_of_any_length) {
+  for (const size_t n : {size_t{0}, size_t{1}, size_t{60000}, size_t{262136}, size_t{1000000}}) {
+    on_ranks(GetParam(), [&](Comm& comm) {
+      Bytes m = comm.rank() == 0 ? message_of(0, n) : message_of(3, 5);
+      comm.broadcast(m);
+      EXPECT_EQ(m, message_of(0, n));
+      const size_t own = std::min<size_t>(n, 60000) / static_cast<size_t>(1 + comm.rank());
+      const auto all = comm.collect(message_of(comm.rank(), own));
+      ASSERT_EQ(all.size(), comm.rank() == 0 ? static_cast<size_t>(comm.size()) : 0U);
+      for (size_t r = 0; r < all.size(); ++r) {
+        EXPECT_EQ(all[r], message_of(static_cast<int>(r), std::min<size_t>(n, 60000) / (1 + r)));
+      }
+    });
+  }
+}
+
+TEST_P(Ranks, a_long_run_of_calls_with_late_ranks) {
+  on_ranks(GetParam(), [&](Comm& comm) {
+    std::mt19937 late(static_cast<unsigned>(comm.rank()));
+    for (int i = 0; i < 300; ++i) {
+      if (late() % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      Matrix m(1, 1 + i % 9, 16);
+      fill(m.tensor, comm.rank() + i);
+      comm.all_reduce(m.tensor);
+      float want = value_of(i, 0, 0);
+      for (int k = 1; k < comm.size(); ++k) want += value_of(i + k, 0, 0);
+      ASSERT_EQ(m.tensor.row<float>(0)[0], want);
+      ASSERT_EQ(least_of(comm, 100 * i + comm.rank()), 100 * i);
+    }
+  });
+}
+
+TEST_P(Ranks, bytes_sent_are_those_of_the_values) {
+  on_ranks(GetParam(), [&](Comm& comm) {
+    Matrix m(10, 100, 100);
+    comm.all_reduce(m.tensor);
+    EXPECT_EQ(comm.bytes_sent(), 4000);
+    const std::vector<int64_t> widths(static_cast<size_t>(comm.size()), 100);
+    Matrix whole(10, 100 * comm.size(), 100 * comm.size());
+    comm.gather(whole.tensor, m.tensor, widths);
+    EXPECT_EQ(comm.bytes_sent(), comm.rank() == 0 ? 4000 : 8000);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Counts, Ranks, testing::Values(1, 2, 3, 8));
+
+TEST(SharedMemory, a_descriptor_of_something_else_is_refused) {
+  const auto memory = SharedMemory::create(2);
+  const int copy = dup(memory->descriptor());
+  EXPECT_EQ(SharedMemory::attach(copy)->ranks(), 2);
+  const int pipe_end = dup(0);
+  EXPECT_THROW(SharedMemory::attach(pipe_end), Error);
+  close(pipe_end);
+}
+
+}  // namespace
+}  // namespace lorry

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# One model in several processes, from outside: the clients' tests unchanged on two ranks; where OpenMPI
+# is installed also the logits of two and three ranks of mpirun, which must be those of as many with
+# --num-shard bit by bit; as root with network namespaces also four hosts, and what a lost one does.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+lorry=$PWD/build/release/lorry
+work=$(mktemp -d)
+trap 'tests/ranks/hosts.sh down 2>/dev/null || true; rm -rf "$work"' EXIT
+
+cat >"$work/lorry" <<EOF
+#!/usr/bin/env bash
+command=\$1
+shift
+exec $lorry "\$command" --num-shard 2 "\$@"
+EOF
+chmod +x "$work/lorry"
+tests/clients/run.sh --lorry "$work/lorry" -q
+
+if ! command -v mpirun >/dev/null; then
+  echo "ranks: mpirun is not installed (Debian: openmpi-bin): its part is skipped"
+  exit 0
+fi
+model=$PWD/tests/golden/mixtral-base/model
+adapter=$PWD/tests/golden/mixtral-base/adapters/experts-r8
+echo '[{"tokens": [1, 2, 3, 4, 5]}, {"tokens": [7, 8, 9], "adapter": "x"}]' >"$work/prompts.json"
+logits=(logits "$model" --prompts "$work/prompts.json" --adapter "x=$adapter" --dtype float32 --threads 1)
+mpi=(mpirun --allow-run-as-root --oversubscribe)
+
+same() {
+  cmp "$1" "$2" || { echo "ranks: $3: other bits than --num-shard"; exit 1; }
+  echo "ranks: $3: the bits of --num-shard"
+}
+for n in 2 3 4; do
+  "$lorry" "${logits[@]}" --num-shard $n --out "$work/shared$n" 2>/dev/null
+done
+for n in 2 3; do
+  "${mpi[@]}" -np $n "$lorry" "${logits[@]}" --out "$work/mpi$n" 2>/dev/null
+  same "$work/shared$n" "$work/mpi$n" "mpirun -np $n"
+done
+
+if [ "$(id -u)" != 0 ] || ! tests/ranks/hosts.sh up 4 2>/dev/null; then
+  echo "ranks: no network namespaces here: several hosts are skipped"
+  exit 0
+fi
+printf '#!/usr/bin/env bash\nexec "%s" ssh "$@"\n' "$PWD/tests/ranks/hosts.sh" >"$work/agent"
+chmod +x "$work/agent"
+over_hosts="mpirun --allow-run-as-root --mca plm_rsh_agent $work/agent --mca btl tcp,self
+  --mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 --mca oob_tcp_keepalive_time 1
+  --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 1 --host 10.97.0.1,10.97.0.2"
+on_first() { tests/ranks/hosts.sh ssh 10.97.0.1 "$(echo $*)"; }
+
+on_first "$over_hosts,10.97.0.3,10.97.0.4 -np 4 $lorry ${logits[*]} --out $work/hosts" 2>/dev/null
+same "$work/shared4" "$work/hosts" "four hosts"
+
+on_first "$over_hosts -np 2 $lorry serve $model --port 3999 --threads 1" >"$work/log" 2>&1 &
+for _ in $(seq 100); do grep -q "Try: " "$work/log" && break; sleep 0.1; done
+ip netns exec lorry-h1 curl -sf http://127.0.0.1:3999/generate -H 'Content-Type: application/json' \
+  -d '{"inputs": "Hello", "parameters": {"max_new_tokens": 4}}' >/dev/null
+begin=$(date +%s%N)
+ip netns pids lorry-h2 | xargs -r kill -9
+wait $! && { echo "ranks: a lost host: mpirun ended well"; exit 1; }
+ms=$((($(date +%s%N) - begin) / 1000000))
+[ $ms -lt 5000 ] || { echo "ranks: a lost host ended all after $ms ms"; exit 1; }
+echo "ranks: a lost host ends all, after $ms ms"
