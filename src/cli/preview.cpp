@@ -60,6 +60,7 @@ Preview preview_model(const EngineOptions& options) {
   p.parts.architecture = &architecture_of(config.text("model_type"));
   p.spec = p.parts.architecture->spec(config);
   p.sites = p.parts.architecture->sites(p.spec);
+  p.spec.attention.kv = options.kv_format;
   p.spec.formats = options.formats;
   p.parts.source = open_source(p.parts.checkpoint.get(), options.formats);
   p.spec.formats = stored_formats(*p.parts.architecture, p.spec, *p.parts.source);

@@ -150,6 +150,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   const Config config = open_config(*m, o);
   m->architecture = &architecture_of(config.text("model_type"));
   m->info.spec = m->architecture->spec(config);
+  m->info.spec.attention.kv = o.kv_format;
   m->info.spec.formats = o.formats;
   m->source = open_source(m->checkpoint.get(), o.formats);
   m->info.spec.formats = stored_formats(*m->architecture, m->info.spec, *m->source);
