@@ -29,10 +29,10 @@ struct BenchResult {
   double tokens_per_s = 0;
   double bytes = 0, kv_bytes = 0;  // of a step, as the count below has them
   double gb_per_s = 0;             // of these bytes
-  double gflops = 0;          // of both kinds of operations
-  double of_roofline = 0;     // median over steps of roofline time / measured time
-  Probe probe;                // medians
-  std::string logits_sha256;  // of the first step's logits
+  double gflops = 0;               // of both kinds of operations
+  double of_roofline = 0;          // median over steps of roofline time / measured time
+  Probe probe;                     // medians
+  std::string logits_sha256;       // of the first step's logits
   // With operation times: mean milliseconds of a measured step, by kind; the last one is the rest.
   std::vector<double> op_ms;
 };

@@ -111,9 +111,9 @@ void print(const BenchResult& r) {
   const bool prefill = r.what.kind == BenchCase::Kind::prefill;
   std::printf("%-8s %5d %8d %5d %10.1f %8.0f %8.0f %8.1f %8.0f %8.1f %8.0f %9.1f%%  %.16s\n",
               prefill ? "prefill" : "decode", r.what.batch, r.what.adapters,
-              r.what.adapters > 0 ? r.what.rank : 0, r.tokens_per_s, r.bytes * 1e-6, r.kv_bytes * 1e-6,
-              r.gb_per_s, r.gflops,
-              r.probe.read_gb_s, r.probe.bf16_gflops, 100 * r.of_roofline, r.logits_sha256.c_str());
+              r.what.adapters > 0 ? r.what.rank : 0, r.tokens_per_s, r.bytes * 1e-6,
+              r.kv_bytes * 1e-6, r.gb_per_s, r.gflops, r.probe.read_gb_s, r.probe.bf16_gflops,
+              100 * r.of_roofline, r.logits_sha256.c_str());
   if (!r.op_ms.empty()) {
     std::printf("         ms a step:");
     for (size_t i = 0; i < r.op_ms.size(); ++i) {
@@ -136,8 +136,9 @@ int run_bench(const BenchFlags& f) {
                 format_name(model->info.spec.formats.linears, model->info.dtype).c_str(),
                 model->info.spec.attention.kv == KvFormat::int8 ? ", KV in int8" : "",
                 model->info.threads, model->info.isa.c_str(), cpu_name().c_str());
-    std::printf("%-8s %5s %8s %5s %10s %8s %8s %8s %8s %8s %8s %10s  %s\n", "kind", "batch", "adapters",
-                "rank", "tok/s", "MB", "KV MB", "GB/s", "GFLOP/s", "rd GB/s", "peak", "roofline", "logits");
+    std::printf("%-8s %5s %8s %5s %10s %8s %8s %8s %8s %8s %8s %10s  %s\n", "kind", "batch",
+                "adapters", "rank", "tok/s", "MB", "KV MB", "GB/s", "GFLOP/s", "rd GB/s", "peak",
+                "roofline", "logits");
   }
   json::array results;
   Probe probe;
@@ -185,7 +186,8 @@ Command add_bench(CLI::App& lorry) {
   app->add_option("--tokens", flags->tokens, "Rows of a prefill step, over all sequences")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
-  app->add_option("--context", flags->context, "Tokens of a sequence before the decode steps, in random keys and values")
+  app->add_option("--context", flags->context,
+                  "Tokens of a sequence before the decode steps, in random keys and values")
       ->check(CLI::Range(1, 131072))
       ->capture_default_str();
   app->add_option("--reps", flags->reps, "Steps measured; the median counts")

@@ -25,8 +25,8 @@ WeightFormats parse_quantize(const QuantizeFlags& flags, std::string& note);
 
 void add_kv_dtype_flag(CLI::App& app, std::string& text, const char* group);
 
-// --kv-cache-dtype: auto (or empty), bf16, int8. Throws Error(invalid_argument) for other names, and
-// for bf16 where everything is computed in float32.
+// --kv-cache-dtype: auto (or empty), bf16, int8. Throws Error(invalid_argument) for other names,
+// and for bf16 where everything is computed in float32.
 KvFormat parse_kv_format(const std::string& text, Dtype act);
 
 // "int4 in groups of 128", "bfloat16"; for people.

@@ -24,7 +24,7 @@ struct OpTimes;
 struct EngineOptions {
   std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
   Dtype dtype = Dtype::bf16;
-  WeightFormats formats;           // of a checkpoint that is not quantised itself
+  WeightFormats formats;  // of a checkpoint that is not quantised itself
   KvFormat kv_format = KvFormat::act;
   std::string format_note;         // for the log: what a name of another server means
   int32_t threads = 0;             // 0: one per physical core

@@ -3,8 +3,8 @@
 //
 // Shapes: T rows of the batch, D model dim, H query heads, K key/value heads, d head dim, E
 // experts, k experts per token, F expert width. "act" is the type that linears read: bf16, or f32
-// in exactness mode; every plain weight, the KV cache in KvFormat::act and every act tensor of a model
-// have the same type.
+// in exactness mode; every plain weight, the KV cache in KvFormat::act and every act tensor of a
+// model have the same type.
 //
 // Bits: an output element depends on its own row and the weights alone, never on the other rows of
 // the call, the number of threads or the instruction set. Each is one accumulator summed in order
@@ -191,9 +191,9 @@ class Ops {
   // to NaN) at slots [T] i32 (block * 16 + offset; < 0: not).
   virtual void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
                         const AttentionSpec& spec) = 0;
-  // o [T, H * d] act <- softmax(q k^T / sqrt(d)) v, causal, for q [T, H * d] f32. Keys and values in
-  // bf16: q and the probabilities are rounded to bf16 for the products; int8: they are f32. Sums are
-  // f32.
+  // o [T, H * d] act <- softmax(q k^T / sqrt(d)) v, causal, for q [T, H * d] f32. Keys and values
+  // in bf16: q and the probabilities are rounded to bf16 for the products; int8: they are f32. Sums
+  // are f32.
   virtual void attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
                          const AttentionSpec& spec) = 0;
   // route.expert, route.weight <- softmax over scores [T, E] f32, the k largest (ties: the lower

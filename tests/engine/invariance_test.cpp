@@ -53,16 +53,14 @@ struct Mode {
   WeightFormat format;
   KvFormat kv = KvFormat::act;
 };
-const std::vector<Mode> kModes = {{"F32", Dtype::f32, {}},
-                                  {"BF16", Dtype::bf16, {}},
-                                  {"int8", Dtype::bf16, {WeightFormat::Kind::int8, 0, false}},
-                                  {"int4", Dtype::bf16, {WeightFormat::Kind::int4, 32, false}},
-                                  {"fp8", Dtype::bf16, {WeightFormat::Kind::fp8, 0, false}},
-                                  {"BF16_kv_int8", Dtype::bf16, {}, KvFormat::int8},
-                                  {"int4_kv_int8",
-                                   Dtype::bf16,
-                                   {WeightFormat::Kind::int4, 32, false},
-                                   KvFormat::int8}};
+const std::vector<Mode> kModes = {
+    {"F32", Dtype::f32, {}},
+    {"BF16", Dtype::bf16, {}},
+    {"int8", Dtype::bf16, {WeightFormat::Kind::int8, 0, false}},
+    {"int4", Dtype::bf16, {WeightFormat::Kind::int4, 32, false}},
+    {"fp8", Dtype::bf16, {WeightFormat::Kind::fp8, 0, false}},
+    {"BF16_kv_int8", Dtype::bf16, {}, KvFormat::int8},
+    {"int4_kv_int8", Dtype::bf16, {WeightFormat::Kind::int4, 32, false}, KvFormat::int8}};
 
 class Invariance : public testing::TestWithParam<std::tuple<size_t, size_t>> {
  protected:

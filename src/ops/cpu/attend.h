@@ -109,8 +109,8 @@ constexpr int line_steps() {
   return 64 / (16 * A::kStep * static_cast<int>(sizeof(typename A::Stored)));
 }
 
-// A line on its way from memory and one from L2 take the same few buffers of L1, so lines come to L1
-// at once.
+// A line on its way from memory and one from L2 take the same few buffers of L1, so lines come to
+// L1 at once.
 LORRY_INLINE void prefetch_line(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 // Scores of MR rows with NV blocks from `first`. Fetch: prefetches what is read after them.

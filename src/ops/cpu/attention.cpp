@@ -220,7 +220,8 @@ struct CpuOps::Attend {
     const Splits splits = splits_of(t, spec);
     for (int32_t split = splits.begin; split < splits.end; ++split) {
       Piece then{&t, split + 1};
-      if (then.split == splits.end) then = {next, next == nullptr ? 0 : splits_of(*next, spec).begin};
+      if (then.split == splits.end)
+        then = {next, next == nullptr ? 0 : splits_of(*next, spec).begin};
       run_split({&t, split}, then, s);
       for (int32_t r = 0; r < rows(t); ++r) {
         if (!sees(t, r, split)) continue;

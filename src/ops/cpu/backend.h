@@ -130,9 +130,9 @@ class CpuOps final : public Ops {
     });
   }
 
-  // f(task, next, thread) with the task that the same thread takes afterwards, or -1: each thread takes
-  // its tasks one ahead, so that it can prefetch. The first ones are set aside for as many threads;
-  // those of threads that do not come are left to the others.
+  // f(task, next, thread) with the task that the same thread takes afterwards, or -1: each thread
+  // takes its tasks one ahead, so that it can prefetch. The first ones are set aside for as many
+  // threads; those of threads that do not come are left to the others.
   template <class F>
   void parallel_ahead(int64_t n, F&& f) {
     const int64_t set_aside = std::min<int64_t>(n, pool_.size());
@@ -169,10 +169,11 @@ class CpuOps final : public Ops {
       const Chunk& c = chunks_[static_cast<size_t>(task / panels)];
       return w.data + c.group * w.group_bytes + task % panels * bytes;
     };
-    parallel_ahead(static_cast<int64_t>(chunks_.size()) * panels, [&](int64_t task, int64_t next, int) {
-      f(chunks_[static_cast<size_t>(task / panels)], task % panels * kPanel, panel_of(task),
-        next < 0 ? nullptr : panel_of(next));
-    });
+    parallel_ahead(static_cast<int64_t>(chunks_.size()) * panels,
+                   [&](int64_t task, int64_t next, int) {
+                     f(chunks_[static_cast<size_t>(task / panels)], task % panels * kPanel,
+                       panel_of(task), next < 0 ? nullptr : panel_of(next));
+                   });
   }
 
   // f(row) for rows of `elements` each; short work stays on the calling thread.

@@ -1,10 +1,10 @@
-// The kernels for AMX: bf16 linears and attention on tiles, everything else as in avx512_fma. Compiled with
-// -mavx512... and -mamx...: see kernels_avx512.cpp.
+// The kernels for AMX: bf16 linears and attention on tiles, everything else as in avx512_fma.
+// Compiled with -mavx512... and -mamx...: see kernels_avx512.cpp.
 //
 // Bits: a tile product of bf16 takes 32 k, as two sums from zero, over the even k and over the odd
-// ones, which are added, and then added to the accumulator. So bf16 linears, and attention over keys
-// and values in bf16, have other bits than on the other instruction sets: the same ones for every
-// number of rows.
+// ones, which are added, and then added to the accumulator. So bf16 linears, and attention over
+// keys and values in bf16, have other bits than on the other instruction sets: the same ones for
+// every number of rows.
 #if defined(__x86_64__)
 // clang-format off
 #include "ops/cpu/kernels.h"
