@@ -115,10 +115,17 @@ typedef struct LorryGrammar {
   const uint32_t* eos;  // ids that end a generation, at least one
   size_t n_eos;
 } LorryGrammar;
-// Compiles; failing means that the grammar is refused. The constraint keeps what it needs of the
-// tokenizer, which may be freed before it.
+// Compiles; failing means that the grammar is refused, with a message of one line that does not
+// repeat it; so is one that no token can begin. The constraint keeps what it needs of the tokenizer, which may be
+// freed before it.
 int32_t lorry_constraint_create(const LorryTokenizer* tokenizer, const LorryGrammar* grammar,
                                 LorryConstraint** out, char** error);
+// An independent constraint in the same state. Many threads may copy one at once, while none
+// changes it.
+int32_t lorry_constraint_copy(const LorryConstraint* constraint, LorryConstraint** out,
+                              char** error);
+// Memory that it takes, roughly.
+size_t lorry_constraint_bytes(const LorryConstraint* constraint);
 // Bit i%32 of words[i/32] = token i may come next. Words past the vocabulary are cleared.
 int32_t lorry_constraint_mask(LorryConstraint* constraint, uint32_t* words, size_t n_words,
                               char** error);

@@ -343,6 +343,23 @@ pub unsafe extern "C" fn lorry_constraint_create(
 }
 
 #[no_mangle]
+pub unsafe extern "C" fn lorry_constraint_copy(
+    constraint: *const Constraint,
+    out: *mut *mut Constraint,
+    error: *mut *mut c_char,
+) -> i32 {
+    guarded(error, || {
+        *out = Box::into_raw(Box::new((*constraint).copy()));
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn lorry_constraint_bytes(constraint: *const Constraint) -> usize {
+    (*constraint).bytes()
+}
+
+#[no_mangle]
 pub unsafe extern "C" fn lorry_constraint_mask(
     constraint: *mut Constraint,
     words: *mut u32,

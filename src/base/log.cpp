@@ -11,13 +11,14 @@ struct Log::Sink {
 
 namespace {
 
-std::string json_escape(std::string_view text) {
-  std::string out;
+// `text` has no control bytes.
+std::string json_string(std::string_view text) {
+  std::string out = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') out += '\\';
     out += c;
   }
-  return out;
+  return out += '"';
 }
 
 spdlog::level::level_enum spdlog_level(LogLevel level) {
@@ -57,9 +58,11 @@ Log::Log(Options options) : level_(options.level), sink_(std::make_unique<Sink>(
   sink_->logger = std::make_shared<spdlog::logger>("lorry", std::move(sink));
   sink_->logger->set_level(spdlog::level::trace);
   sink_->logger->set_pattern(
-      options.json ? R"({"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","message":"%v"})"
+      options.json ? R"({"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","message":%v})"
                    : "%Y-%m-%d %H:%M:%S.%e %^%-5l%$ %v",
       options.json ? spdlog::pattern_time_type::utc : spdlog::pattern_time_type::local);
+  // A full disk or a closed pipe is nothing that it could be told to.
+  sink_->logger->set_error_handler([](const std::string&) {});
   json_ = options.json;
 }
 
@@ -67,7 +70,24 @@ Log::~Log() = default;
 
 void Log::write(LogLevel level, const std::string& message) {
   const std::string line = escape_control(message);
-  sink_->logger->log(spdlog_level(level), "{}", json_ ? json_escape(line) : line);
+  sink_->logger->log(spdlog_level(level), "{}", json_ ? json_string(line) : line);
+}
+
+void Log::record(std::string_view message, const Fields& fields) {
+  if (level_ > LogLevel::info) return;
+  std::string line = json_ ? json_string(message) : std::string(message);
+  for (const auto& [name, value] : fields) {
+    line += json_ ? fmt::format(",\"{}\":", name) : fmt::format(" {}=", name);
+    if (const auto* text = std::get_if<std::string>(&value)) {
+      const std::string shown = escape_control(*text);
+      line += json_ ? json_string(shown) : shown;
+    } else if (const auto* number = std::get_if<double>(&value)) {
+      line += fmt::format("{:.6g}", *number);
+    } else {
+      line += std::to_string(std::get<int64_t>(value));
+    }
+  }
+  sink_->logger->log(spdlog::level::info, "{}", line);
 }
 
 }  // namespace lorry

@@ -1,10 +1,13 @@
 // Log: lines to standard error, as text or JSON, control bytes escaped. Made once in the command
 // line and passed down by reference; never holds a prompt, an output, a key or a token.
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -43,6 +46,11 @@ class Log {
     if (level_ <= LogLevel::error)
       write(LogLevel::error, fmt::format(format, std::forward<Args>(args)...));
   }
+
+  // An event with its figures at info: members of their own in JSON, else `message name=value ...`.
+  using Fields =
+      std::vector<std::pair<std::string_view, std::variant<std::string, double, int64_t>>>;
+  void record(std::string_view message, const Fields& fields);
 
  private:
   void write(LogLevel level, const std::string& message);

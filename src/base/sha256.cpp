@@ -1,7 +1,9 @@
 #include "base/sha256.h"
 
 #include <fmt/format.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
+#include <openssl/hmac.h>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -35,5 +37,19 @@ Digest Sha256::finish() {
 }
 
 std::string to_hex(const Digest& digest) { return to_hex(std::as_bytes(std::span(digest))); }
+
+std::string hmac_sha256(std::string_view key, std::string_view text) {
+  Digest digest{};
+  unsigned int size = 0;
+  LORRY_CHECK(HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()),
+                   reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest.data(),
+                   &size) != nullptr &&
+              size == digest.size());
+  return {reinterpret_cast<const char*>(digest.data()), digest.size()};
+}
+
+bool equal_in_constant_time(const Digest& a, const Digest& b) {
+  return CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
+}
 
 }  // namespace lorry

@@ -1,4 +1,4 @@
-// SHA-256 (OpenSSL). One object hashes one message.
+// SHA-256 and HMAC-SHA-256 (OpenSSL). One object hashes one message.
 #pragma once
 #include <array>
 #include <cstddef>
@@ -33,5 +33,9 @@ class Sha256 {
 };
 
 std::string to_hex(const Digest& digest);
+
+std::string hmac_sha256(std::string_view key, std::string_view text);  // 32 bytes
+// Whether they are equal; how long it takes does not depend on the bytes.
+bool equal_in_constant_time(const Digest& a, const Digest& b);
 
 }  // namespace lorry

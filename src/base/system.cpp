@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 namespace lorry {
@@ -58,6 +59,11 @@ size_t available_memory() {
   const size_t used = read_number("/sys/fs/cgroup/memory.current", 0);
   if (limit != kNone) available = std::min(available, limit > used ? limit - used : 0);
   return available;
+}
+
+size_t peak_memory() {
+  rusage usage{};
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? static_cast<size_t>(usage.ru_maxrss) * 1024 : 0;
 }
 
 std::string cpu_name() {

@@ -11,6 +11,9 @@ int physical_cores();
 // Bytes that can be allocated without swapping, within the control group's limit when there is one.
 size_t available_memory();
 
+// The most memory that this process has had so far.
+size_t peak_memory();
+
 // "model name" of the first CPU, or "unknown".
 std::string cpu_name();
 

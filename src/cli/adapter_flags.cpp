@@ -117,7 +117,7 @@ void add_adapter_flags(CLI::App& app, AdapterFlags& f) {
   app.add_option("--huggingface-hub-cache", f.hub_cache,
                  "Folder for what the hub gives (default: HF_HUB_CACHE, or huggingface_hub's)")
       ->group(group);
-  accept_units(app.add_option("--max-active-adapters", f.max_active,
+  accept_units(app.add_option("--max-active-adapters,--max-loras", f.max_active,
                               "Adapters that run at once (default: 1024)")
                    ->group(group),
                1, std::numeric_limits<int32_t>::max());

@@ -27,6 +27,7 @@ struct BenchFlags {
   QuantizeFlags quantize;
   bool profile = false;
   std::string kv_dtype;
+  bool map_weights = false;
   bool as_json = false;
 };
 
@@ -57,6 +58,7 @@ EngineOptions options_for(const BenchFlags& f, const std::vector<BenchCase>& cas
   o.dtype = f.dtype == "float32" ? Dtype::f32 : Dtype::bf16;
   o.formats = parse_quantize(f.quantize, o.format_note);
   o.kv_format = parse_kv_format(f.kv_dtype, o.dtype);
+  o.map_weights = f.map_weights;
   o.threads = f.threads;
   o.isa = f.isa;
   o.max_sequences = 1;
@@ -198,6 +200,7 @@ Command add_bench(CLI::App& lorry) {
       ->capture_default_str();
   add_quantize_flags(*app, flags->quantize, "Options");
   add_kv_dtype_flag(*app, flags->kv_dtype, "Options");
+  add_map_flag(*app, flags->map_weights, "Options");
   app->add_option("--threads", flags->threads, "Compute threads (default: physical cores)")
       ->check(CLI::Range(0, 4096));
   app->add_option("--isa", flags->isa,

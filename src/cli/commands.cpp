@@ -53,9 +53,9 @@ int run_command_line(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(kFooter);
   app.get_formatter()->column_width(38);
-  const std::vector<Command> commands = {add_serve(app),   add_generate(app), add_chat(app),
-                                         add_inspect(app), add_logits(app),   add_bench(app),
-                                         add_env(app)};
+  const std::vector<Command> commands = {add_serve(app),    add_generate(app), add_chat(app),
+                                         add_inspect(app),  add_logits(app),   add_bench(app),
+                                         add_quantize(app), add_env(app)};
   try {
     app.parse(argc, argv);
     return run(commands);

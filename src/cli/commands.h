@@ -20,6 +20,7 @@ Command add_chat(CLI::App& lorry);
 Command add_inspect(CLI::App& lorry);
 Command add_logits(CLI::App& lorry);
 Command add_bench(CLI::App& lorry);
+Command add_quantize(CLI::App& lorry);
 Command add_env(CLI::App& lorry);
 
 // What main() does: parses, runs, and turns every exception into one line on standard error.

@@ -25,6 +25,7 @@ struct Flags {
   std::string what;
   ModelFlags model;
   bool as_json = false;
+  bool check = false;
 };
 
 bool is_adapter(const std::string& folder) {
@@ -67,6 +68,10 @@ json::object model_json(const Preview& p, const ModelPlace& place) {
   o["folder"] = place.folder;
   o["digest"] = p.digest;
   o["spec"] = spec_json(p.spec);
+  if (p.parts.source->packed() != nullptr) {
+    o["packed"] = json::object{{"linears", to_string(p.spec.formats.linears)},
+                               {"head", to_string(p.spec.formats.head)}};
+  }
   o["tensors"] = p.tensors;
   o["file_bytes"] = p.file_bytes;
   o["sites"] = p.sites.sites.size();
@@ -93,6 +98,10 @@ std::string model_text(const Preview& p, const ModelPlace& place) {
     text += fmt::format("files     {} tensors, {}\n", p.tensors,
                         format_bytes(static_cast<size_t>(p.file_bytes)));
   }
+  if (p.parts.source->packed() != nullptr) {
+    text += fmt::format("packed    {}, head {}\n", to_string(p.spec.formats.linears),
+                        to_string(p.spec.formats.head));
+  }
   if (!p.digest.empty()) text += fmt::format("digest    sha256:{}\n", p.digest);
   text += fmt::format("sites     {} places for adapters ({}) and {} tensors with all experts\n",
                       p.sites.sites.size(), site_kinds(p), p.sites.fused.size());
@@ -108,6 +117,14 @@ int inspect_model(const Flags& flags) {
   model.model = flags.what;
   const ModelPlace place = find_model(flags.what);
   const Preview p = preview_model(engine_options(model, place));
+  if (flags.check) {
+    const PackedFile* packed = p.parts.source->packed();
+    if (packed == nullptr) {
+      fail(Code::invalid_argument,
+           "--check: {} has no checksums; only what lorry quantize made has", quote(flags.what));
+    }
+    packed->check_content();
+  }
   fmt::print("{}",
              flags.as_json ? json::serialize(model_json(p, place)) + "\n" : model_text(p, place));
   return 0;
@@ -157,6 +174,8 @@ Command add_inspect(CLI::App& lorry) {
   accept_units(app.add_option("--max-lora-rank", flags->model.max_lora_rank,
                               "Largest rank of an adapter (default: 64)"),
                1, 512);
+  app.add_flag("--check", flags->check,
+               "Read all weights that lorry quantize packed and compare their checksums");
   app.add_flag("--json", flags->as_json, "As one JSON object");
   app.footer(
       "Examples\n"

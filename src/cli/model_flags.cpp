@@ -49,6 +49,7 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
   const char* group = "Model and machine";
   app.add_option("--dtype", f.dtype, "bfloat16 (default), or float32: exact, slower")->group(group);
   add_quantize_flags(app, f.quantize, group);
+  add_map_flag(app, f.map_weights, group);
   accept_units(app.add_option("--threads", f.threads, "Compute threads (default: physical cores)")
                    ->group(group),
                0, 4096);
@@ -66,7 +67,7 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
                0, 64);
   const char* memory = "Memory";
   add_kv_dtype_flag(app, f.kv_dtype, memory);
-  accept_units(app.add_option("--kv-tokens", f.kv_tokens,
+  accept_units(app.add_option("--kv-tokens,--max-batch-total-tokens", f.kv_tokens,
                               "Tokens that the KV cache holds (default: by free memory)")
                    ->group(memory),
                0, int64_t{1} << 40);
@@ -121,6 +122,7 @@ EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
   o.dtype = parse_dtype(f.dtype);
   o.formats = parse_quantize(f.quantize, o.format_note);
   o.kv_format = parse_kv_format(f.kv_dtype, o.dtype);
+  o.map_weights = f.map_weights;
   o.threads = f.threads;
   o.isa = f.isa;
   o.prefill_chunk = f.prefill_chunk;

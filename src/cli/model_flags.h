@@ -22,6 +22,7 @@ struct ModelFlags {
   std::string dtype = "bfloat16";
   QuantizeFlags quantize;
   std::string kv_dtype;
+  bool map_weights = false;
   int32_t threads = 0;
   std::string isa;
   int32_t prefill_chunk = 0;

@@ -31,9 +31,8 @@ std::vector<Slice> slices_of(const Architecture& architecture, const Spec& spec,
 }
 
 void check_tensors(Preview& p) {
-  Checkpoint& checkpoint = *p.parts.checkpoint;
-  std::set<std::string> names;
   TensorSource& source = *p.parts.source;
+  std::set<std::string> names;
   for (const Slice& s : slices_of(*p.parts.architecture, p.spec, source)) {
     if (source.quantised(s.name)) {
       source.matrix(s.name, s.shape.size() / s.shape[-1], s.shape[-1]);
@@ -43,33 +42,34 @@ void check_tensors(Preview& p) {
     names.insert(s.name);
   }
   p.tensors = static_cast<int64_t>(names.size());
-  p.file_bytes = checkpoint.total_bytes();
-  p.digest = to_hex(checkpoint.digest());
 }
 
 }  // namespace
 
 Preview preview_model(const EngineOptions& options) {
   Preview p;
-  if (!is_synthetic(options.model)) {
-    p.parts.checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(options.model));
-  }
-  const Config config = p.parts.checkpoint
-                            ? p.parts.checkpoint->config()
-                            : Config::parse(synthetic_config(options.model), options.model);
-  p.parts.architecture = &architecture_of(config.text("model_type"));
-  p.spec = p.parts.architecture->spec(config);
+  ModelFiles files = open_model(options.model);
+  p.parts.source = std::move(files.source);
+  p.digest = files.digest;
+  p.parts.architecture = &architecture_of(files.config.text("model_type"));
+  p.spec = p.parts.architecture->spec(files.config);
   p.sites = p.parts.architecture->sites(p.spec);
   p.spec.attention.kv = options.kv_format;
-  p.spec.formats = options.formats;
-  p.parts.source = open_source(p.parts.checkpoint.get(), options.formats);
-  p.spec.formats = stored_formats(*p.parts.architecture, p.spec, *p.parts.source);
-  if (p.parts.checkpoint) check_tensors(p);
+  TensorSource& source = *p.parts.source;
+  p.spec.formats =
+      formats_of(options.model, *p.parts.architecture, p.spec, source, options.formats);
   p.parts.pool = std::make_unique<ThreadPool>(1);
   p.parts.ops = make_cpu_ops(options.dtype, *p.parts.pool);
+  p.file_bytes = source.file_bytes();
+  if (const PackedFile* packed = source.packed()) {
+    p.weights = load_weights(*p.parts.architecture, p.spec, source, *p.parts.ops);
+    check_unused(source, options.model, p.spec);
+    p.tensors = static_cast<int64_t>(packed->info().pieces.size());
+  } else if (!is_synthetic(options.model)) {
+    check_tensors(p);
+  }
   try {
-    const size_t weights =
-        weight_bytes(*p.parts.architecture, p.spec, *p.parts.source, *p.parts.ops);
+    const size_t weights = weight_bytes(*p.parts.architecture, p.spec, source, *p.parts.ops);
     p.memory = plan_memory(options, p.spec, *p.parts.ops, weights, available_memory());
   } catch (const Error& e) {
     if (e.code() != Code::over_capacity) throw;
@@ -82,10 +82,12 @@ std::unique_ptr<Adapter> preview_adapter(const Preview& model, const std::string
                                          int32_t max_rank) {
   const LoadedModel& parts = model.parts;
   const StoredModel stored{*parts.architecture, model.spec, *parts.source, parts.ops->act()};
-  const AdapterTarget target{&model.sites, parts.ops.get(),
-                             [&stored](Tensor y, const Site& site, int64_t first) {
-                               stored_rows(y, stored, site, first);
-                             }};
+  const bool loaded = parts.source->packed() != nullptr;
+  const AdapterTarget target{
+      &model.sites, parts.ops.get(), [&](Tensor y, const Site& site, int64_t first) {
+        loaded ? base_rows(y, model.weights, model.sites.index, *parts.ops, site, first)
+               : stored_rows(y, stored, site, first);
+      }};
   AdapterLimits limits;
   limits.max_rank = max_rank;
   limits.max_medusa_heads = 16;

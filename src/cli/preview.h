@@ -22,7 +22,8 @@ struct Preview {
   int64_t file_bytes = 0;
   std::optional<MemoryPlan> memory;
   std::string does_not_fit;  // why there is no plan
-  LoadedModel parts;         // threads, ops, files and head alone
+  LoadedModel parts;         // threads, ops and source alone
+  ModelWeights weights;      // of a packed model, where they are mapped; otherwise empty
 };
 
 // Throws Error where the model would not load.

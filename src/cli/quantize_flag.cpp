@@ -78,6 +78,13 @@ void add_quantize_flags(CLI::App& app, QuantizeFlags& flags, const char* group) 
   app.add_flag("--quantize-head", flags.head, "Store the output matrix so as well")->group(group);
 }
 
+void add_map_flag(CLI::App& app, bool& map, const char* group) {
+  app.add_flag("--map-weights", map,
+               "With a folder of `lorry quantize`: use the weights where the file is mapped. It "
+               "starts at once and shares them with other processes, but decodes more slowly")
+      ->group(group);
+}
+
 WeightFormats parse_quantize(const QuantizeFlags& flags, std::string& note) {
   if (flags.format.empty()) {
     if (flags.head) fail(Code::invalid_argument, "--quantize-head needs --quantize");

@@ -18,6 +18,8 @@ struct QuantizeFlags {
 
 void add_quantize_flags(CLI::App& app, QuantizeFlags& flags, const char* group);
 
+void add_map_flag(CLI::App& app, bool& map, const char* group);
+
 // Plain without --quantize; `note` says what a name of LoRAX means here, and stays empty
 // otherwise. Throws Error(invalid_argument) listing the names, or with the reason why one is not
 // offered.

@@ -1,8 +1,11 @@
 // `lorry serve`.
+#include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -14,12 +17,15 @@
 
 #include "base/json.h"
 #include "cli/commands.h"
+#include "cli/compat_flags.h"
 #include "cli/serve_flags.h"
 #include "cli/settings.h"
 #include "cli/signals.h"
 #include "cli/values.h"
+#include "fetch/post.h"
 #include "serve/engine_backend.h"
 #include "serve/server.h"
+#include "serve/tracing.h"
 
 namespace lorry {
 
@@ -33,11 +39,14 @@ class Stop {
  public:
   explicit Stop(DemoFiles* demo) : demo_(demo), signals_([this] { signalled(); }) {}
 
-  // Waits for the first signal.
-  void wait() {
+  // Waits for the first signal. False: `alive`, which is asked every `pause`, said no before.
+  bool wait(std::chrono::duration<double> pause, const std::function<bool()>& alive) {
     std::unique_lock lock(mutex_);
     serving_ = true;
-    changed_.wait(lock, [&] { return asked_; });
+    while (!changed_.wait_for(lock, pause, [&] { return asked_; })) {
+      if (!alive()) return false;
+    }
+    return true;
   }
 
  private:
@@ -62,17 +71,68 @@ class Stop {
   Signals signals_;  // the last member: its thread uses the others
 };
 
+// Stops the server before what it uses goes.
+class Shutdown {
+ public:
+  explicit Shutdown(Server& server) : server_(server) {}
+  ~Shutdown() { server_.shutdown(0); }
+  Shutdown(const Shutdown&) = delete;
+  Shutdown& operator=(const Shutdown&) = delete;
+
+ private:
+  Server& server_;
+};
+
+// Where the server is, for people: a URL, or the socket's path.
+std::string url_of(const ServerOptions& options, const Server& server) {
+  const char* scheme = options.http.ssl_certfile.empty() ? "http" : "https";
+  if (!options.http.uds.empty()) return fmt::format("{}://localhost", scheme);
+  const std::string& host = options.http.host;
+  return fmt::format("{}://{}:{}", scheme,
+                     host.find(':') == std::string::npos ? host : "[" + host + "]", server.port());
+}
+
 // A request for the shell; with an adapter where there is one.
-std::string what_to_type(const std::string& url, const EngineOptions& options,
-                         const ModelPlace& place) {
+std::string what_to_type(const std::string& url, const ServerOptions& server,
+                         const EngineOptions& options, const ModelPlace& place) {
   json::object parameters;
   parameters["max_new_tokens"] = 64;
   if (!options.adapters.empty()) parameters["adapter_id"] = options.adapters.back().first;
   if (place.demo) parameters["apply_chat_template"] = true;
   const json::object body{{"inputs", place.demo ? kDemoPrompt : "Hello"},
                           {"parameters", std::move(parameters)}};
-  return fmt::format("curl {}/generate -H 'Content-Type: application/json' -d '{}'", url,
+  std::string more;
+  if (!server.http.uds.empty()) more += fmt::format(" --unix-socket {}", server.http.uds);
+  if (!server.keys.empty()) more += " -H \"Authorization: Bearer $KEY\"";
+  return fmt::format("curl{} {}/generate -H 'Content-Type: application/json' -d '{}'", more, url,
                      json::serialize(body));
+}
+
+// Who can use the server, where that may surprise.
+void tell_access(const ServerOptions& options, const Server& server, const std::string& url,
+                 Log& log) {
+  if (options.keys.empty()) {
+    if (server.on_loopback()) return;
+    log.warn(
+        "WARNING: everyone who reaches {} can use this server and load adapters into it: it "
+        "asks for no key. --api-key-file gives it some",
+        url);
+    return;
+  }
+  const auto n_admins = std::count_if(options.keys.begin(), options.keys.end(),
+                                      [](const ApiKey& key) { return key.admin; });
+  log.info("{} API keys, {} of them of administrators{}", options.keys.size(), n_admins,
+           n_admins == 0 ? ": nobody can load or unload adapters" : "");
+}
+
+// Null without an endpoint.
+std::unique_ptr<Tracing> make_tracing(std::string endpoint) {
+  if (endpoint.empty()) return nullptr;
+  while (endpoint.ends_with('/')) endpoint.pop_back();
+  if (!endpoint.ends_with("/v1/traces")) endpoint += "/v1/traces";
+  auto poster = std::make_shared<JsonPoster>(endpoint);
+  return std::make_unique<Tracing>(
+      [poster](const std::string& body) { return poster->post(body); });
 }
 
 int run(CLI::App& app, ServeFlags& flags) {
@@ -82,21 +142,31 @@ int run(CLI::App& app, ServeFlags& flags) {
   const ModelPlace place = find_model(flags.model.model);
   const EngineOptions options = engine_options(flags, place);
 
+  ServerOptions server_of = server_options(flags, place);
+  tell_compat_flags(app, log);
+
   Stop stop(place.demo.get());
+  const auto tracing = make_tracing(flags.otlp_endpoint);
+  server_of.tracing = tracing.get();
+  Server server(server_of, log);
+  server.start();
   Engine engine(options, log);
   EngineBackend backend(engine);
-  Server server(server_options(flags, place), backend, log);
-  server.start();
-  const std::string host =
-      flags.host.find(':') == std::string::npos ? flags.host : "[" + flags.host + "]";
-  const std::string url = fmt::format("http://{}:{}", host, server.port());
-  log.info("serving {} with {} adapters on {}", place.name, options.adapters.size(), url);
-  if (!server.on_loopback()) {
-    log.warn("everyone who reaches {} can use this server: it asks for no key", url);
-  }
+  const Shutdown at_end(server);
+  server.serve(backend);
+  const std::string url = url_of(server_of, server);
+  log.info("serving {} with {} adapters on {}{}", place.name, options.adapters.size(), url,
+           server_of.http.uds.empty() ? "" : ", socket " + server_of.http.uds);
+  tell_access(server_of, server, url, log);
   // Not fmt::print, which throws where standard error is closed.
-  std::fputs(("Try: " + what_to_type(url, options, place) + "\n").c_str(), stderr);
-  stop.wait();
+  std::fputs(("Try: " + what_to_type(url, server_of, options, place) + "\n").c_str(), stderr);
+  const double limit = flags.watchdog_timeout_s > 0 ? flags.watchdog_timeout_s : 1e9;
+  if (!stop.wait(std::chrono::duration<double>(std::min(limit / 2, 1.0)),
+                 [&] { return engine.stuck_seconds() < limit; })) {
+    log.error("a step of the model has taken longer than --watchdog-timeout, {} s: giving up",
+              limit);
+    std::_Exit(3);  // nothing can be waited for; a supervisor starts another process
+  }
   log.info("shutting down: running requests have {} s", flags.shutdown_timeout_s);
   server.shutdown(flags.shutdown_timeout_s);
   return 0;

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
+#include "cli/compat_flags.h"
 #include "cli/values.h"
 
 namespace lorry {
@@ -63,7 +64,18 @@ void add_operation(CLI::App& app, ServeFlags& f) {
                               "Seconds that running requests get after SIGTERM (default: 30)")
                    ->group(group),
                0.0, 86400.0);
+  accept_range(app.add_option("--watchdog-timeout", f.watchdog_timeout_s,
+                              "Seconds after which a step of the model that does not end ends the "
+                              "process, with status 3 (default: 600; 0: never)")
+                   ->group(group),
+               0.0, 1e6);
   app.add_flag("--json-output", f.json_output, "Log as JSON lines")->group(group);
+  app.add_flag("--disable-log-requests", f.no_request_log, "No line in the log for each request")
+      ->group(group);
+  app.add_option("--otlp-endpoint", f.otlp_endpoint,
+                 "Collector of traces: OTLP/HTTP with JSON, as http://localhost:4318 (default: "
+                 "none)")
+      ->group(group);
   app.add_option("--log-level", f.log_level, "debug, info, warn, error or off (default: info)")
       ->group(group);
 }
@@ -73,9 +85,11 @@ void add_operation(CLI::App& app, ServeFlags& f) {
 void add_serve_flags(CLI::App& app, ServeFlags& flags) {
   add_model_flags(app, flags.model, false);
   add_network(app, flags);
+  add_access_flags(app, flags.access);
   add_adapter_flags(app, flags.adapters);
   add_limits(app, flags);
   add_operation(app, flags);
+  add_compat_flags(app);
 }
 
 EngineOptions engine_options(const ServeFlags& f, const ModelPlace& place) {
@@ -108,6 +122,8 @@ ServerOptions server_options(const ServeFlags& f, const ModelPlace& place) {
   o.validation_workers = f.validation_workers;
   o.adapters = adapter_policy(f.adapters);
   o.adapter_root = f.adapters.root;
+  o.log_requests = !f.no_request_log;
+  set_access(o, f.access);
   return o;
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/access_flags.h"
 #include "cli/adapter_flags.h"
 #include "cli/model_flags.h"
 #include "serve/options.h"
@@ -17,6 +18,7 @@ namespace lorry {
 struct ServeFlags {
   ModelFlags model;
   AdapterFlags adapters;
+  AccessFlags access;
   std::string config;
   std::string host = "127.0.0.1";
   uint16_t port = 3000;
@@ -31,7 +33,10 @@ struct ServeFlags {
   int32_t validation_workers = 2;
   bool prefix_caching = true;
   double shutdown_timeout_s = 30;
+  double watchdog_timeout_s = 600;
   bool json_output = false;
+  bool no_request_log = false;
+  std::string otlp_endpoint;
   std::string log_level = "info";
 };
 

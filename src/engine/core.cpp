@@ -162,8 +162,10 @@ bool EngineCore::step() {
   run(plan);
   const std::chrono::nanoseconds elapsed = Clock::now() - start;
   usual_step_ += (elapsed - usual_step_) / 8;
-  counters_.step_microseconds +=
+  const int64_t microseconds =
       std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
+  counters_.step_microseconds += microseconds;
+  counters_.milliseconds_of_steps.add((microseconds + 999) / 1000);
   ++counters_.steps;
   update_counters();
   return true;
@@ -188,6 +190,8 @@ void EngineCore::run(const StepPlan& plan) {
   }
   counters_.last_batch_tokens = n_tokens;
   counters_.last_batch_sequences = static_cast<int64_t>(plan.chunks.size());
+  counters_.rows_of_steps.add(counters_.last_batch_tokens);
+  counters_.sequences_of_steps.add(counters_.last_batch_sequences);
   const ForwardOutput out = model_.lm->forward(batch_.build(), model_.layers, batch_.views());
   scheduler_.commit(plan);
   deliver(out);
@@ -254,12 +258,24 @@ void EngineCore::score_prompts() {
 void EngineCore::choose_tokens() {
   const auto n = static_cast<int64_t>(choices_.size());
   model_.pool->for_each_thread(n, [&](int64_t i, int thread) {
-    Choice& c = choices_[static_cast<size_t>(i)];
-    c.verified = verify(*samplers_[static_cast<size_t>(thread)], c.active->request.sampling,
-                        c.active->seq, c.logits);
-    if (!c.heads || c.verified.broken) return;
-    c.guesses = best_tokens(c.heads, c.verified.n_kept, c.active->view.medusa.shape.heads);
+    choose(choices_[static_cast<size_t>(i)], *samplers_[static_cast<size_t>(thread)]);
   });
+}
+
+void EngineCore::choose(Choice& c, Sampler& sampler) {
+  Active& a = *c.active;
+  if (a.request.grammar && !a.constraint) {
+    try {
+      a.constraint.emplace(*a.request.grammar);
+    } catch (const Error& e) {
+      c.verified.error = e;
+      return;
+    }
+  }
+  c.verified =
+      verify(sampler, a.request.sampling, a.seq, c.logits, a.constraint ? &*a.constraint : nullptr);
+  if (!c.heads || c.verified.ended()) return;
+  c.guesses = best_tokens(c.heads, c.verified.n_kept, a.view.medusa.shape.heads);
 }
 
 void EngineCore::take(Choice& c) {
@@ -274,7 +290,9 @@ void EngineCore::take(Choice& c) {
   for (size_t i = 0; i < got.tokens.size(); ++i) {
     if (!accept(a, got.tokens[i], i < static_cast<size_t>(got.n_kept))) return;
   }
-  if (!got.broken) return draft(a, c.guesses);
+  if (!got.ended()) return draft(a, c.guesses);
+  if (got.dead_end) return finish(a, FinishReason::dead_end);
+  if (got.error) return finish(a, FinishReason::failed, got.error);
   ++counters_.nan_total;
   finish(a, FinishReason::failed,
          Error(Code::internal,
@@ -312,7 +330,8 @@ bool EngineCore::accept(Active& a, const SampledToken& token, bool was_draft) {
   const auto is_in = [&](const std::vector<int32_t>& ids) {
     return std::find(ids.begin(), ids.end(), token.id) != ids.end();
   };
-  if ((!a.request.ignore_eos && is_in(eos_ids_)) || is_in(a.request.stop_token_ids)) {
+  const bool eos_ends = !a.request.ignore_eos || a.request.grammar != nullptr;
+  if ((eos_ends && is_in(eos_ids_)) || is_in(a.request.stop_token_ids)) {
     finish(a, FinishReason::eos_token);
     return false;
   }

@@ -19,6 +19,7 @@
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/step_counter.h"
 #include "engine/stop_texts.h"
 #include "engine/verify.h"
 
@@ -35,6 +36,7 @@ struct EngineCounters {
       last_batch_sequences{0}, nan_total{0}, draft_tokens{0}, draft_tokens_kept{0},
       adapter_load_failures{0};
   AdapterTierCounters adapters_device, adapters_host;
+  StepCounter rows_of_steps, sequences_of_steps, milliseconds_of_steps;
 };
 
 class EngineCore {
@@ -85,6 +87,7 @@ class EngineCore {
     int32_t prompt_reported = 1;  // prompt tokens whose log-probability was delivered
     int32_t logits_reported = 0;
     std::unique_ptr<StopTexts> stops;       // only with stop texts
+    std::optional<Constraint> constraint;   // only with a grammar, from the first choice on
     std::unique_ptr<NgramDrafter> drafter;  // from the first draft on
     DraftPace pace{kMedusaChance};          // of the guesses of Medusa heads
     int32_t skipped = 0;                    // generated tokens that were drafts
@@ -127,6 +130,7 @@ class EngineCore {
   void deliver_prompt(Active& active, const BatchEntry& entry, const ForwardOutput& out);
   void score_prompts();
   void choose_tokens();
+  static void choose(Choice& choice, Sampler& sampler);  // on any compute thread
   // The tokens that it has got, then its next drafts or its finish.
   void take(Choice& choice);
   // False: it was the last, and the request is gone.

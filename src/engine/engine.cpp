@@ -276,6 +276,9 @@ EngineStats Engine::Impl::stats() const {
   s.kv_blocks = c.kv_blocks;
   s.kv_blocks_free = c.kv_blocks_free;
   s.step_seconds = static_cast<double>(c.step_microseconds) * 1e-6;
+  s.rows_of_steps = c.rows_of_steps.read();
+  s.sequences_of_steps = c.sequences_of_steps.read();
+  s.milliseconds_of_steps = c.milliseconds_of_steps.read();
   s.last_batch_tokens = c.last_batch_tokens;
   s.last_batch_sequences = c.last_batch_sequences;
   s.nan_total = c.nan_total;

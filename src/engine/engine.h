@@ -13,6 +13,7 @@
 #include "adapters/snapshot.h"
 #include "base/log.h"
 #include "engine/request.h"
+#include "engine/step_counter.h"
 #include "lorry/forward.h"
 #include "models/spec.h"
 #include "text/tokenizer.h"
@@ -24,8 +25,9 @@ struct OpTimes;
 struct EngineOptions {
   std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
   Dtype dtype = Dtype::bf16;
-  WeightFormats formats;  // of a checkpoint that is not quantised itself
+  WeightFormats formats;           // of a checkpoint that is not quantised itself
   KvFormat kv_format = KvFormat::act;
+  bool map_weights = false;        // of a packed model: use them where they are mapped
   std::string format_note;         // for the log: what a name of another server means
   int32_t threads = 0;             // 0: one per physical core
   std::string isa;                 // as to_string(Isa) says; "" picks the best
@@ -88,6 +90,7 @@ struct EngineStats {
   int64_t prefix_queries = 0, prefix_hits = 0;  // tokens asked for, tokens found
   int64_t kv_blocks = 0, kv_blocks_free = 0;    // free: not held by a sequence
   double step_seconds = 0;                      // total time in steps
+  StepHistogram rows_of_steps, sequences_of_steps, milliseconds_of_steps;
   int64_t last_batch_tokens = 0, last_batch_sequences = 0;
   int64_t nan_total = 0;
   int64_t draft_tokens = 0, draft_tokens_kept = 0;  // verified; of these, kept

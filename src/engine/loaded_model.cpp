@@ -10,7 +10,6 @@
 #include "models/fold.h"
 #include "models/loader.h"
 #include "models/source.h"
-#include "models/synthetic.h"
 #include "ops/checked_ops.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/timed_ops.h"
@@ -56,27 +55,6 @@ void check_options(const EngineOptions& o) {
   }
 }
 
-Config open_config(LoadedModel& m, const EngineOptions& o) {
-  if (is_synthetic(o.model)) return Config::parse(synthetic_config(o.model), o.model);
-  m.checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(o.model));
-  m.info.digest = to_hex(m.checkpoint->digest());
-  return m.checkpoint->config();
-}
-
-// A tensor that the model has no use for hints at an architecture that is only almost known.
-void check_unused(const LoadedModel& m, Log& log) {
-  const std::vector<std::string> unused = m.checkpoint->unused();
-  const auto harmless = [](const std::string& name) {
-    return name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";  // tied: a copy
-  };
-  for (const std::string& name : unused) {
-    if (harmless(name)) continue;
-    fail(Code::bad_file, "{}: tensor {} belongs to nothing in a {} model ({} tensors are unused)",
-         m.checkpoint->folder(), name, m.info.spec.model_type, unused.size());
-  }
-  if (!unused.empty()) log.debug("{} tensors of the checkpoint are not needed", unused.size());
-}
-
 void load(LoadedModel& m, const EngineOptions& o, Log& log) {
   const auto start = std::chrono::steady_clock::now();
   const Spec& spec = m.info.spec;
@@ -87,12 +65,15 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
     reported = now;
     log.info("loading weights: layer {} of {}", done, all);
   };
-  ModelWeights weights = load_weights(*m.architecture, spec, *m.source, *m.ops, progress);
-  if (m.checkpoint) check_unused(m, log);
+  ModelWeights weights = load_weights(*m.architecture, spec, *m.source, *m.ops,
+                                      {progress, o.map_weights ? nullptr : m.pool.get()});
+  const size_t unused = check_unused(*m.source, m.info.name, spec);
+  if (unused > 0) log.debug("{} tensors of the checkpoint are not needed", unused);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  log.info("{}: {} layers, {} experts (top {}), {} of weights in {:.1f} s", spec.model_type,
-           spec.layers, spec.experts, spec.routing.top_k, format_bytes(weights.bytes),
-           seconds.count());
+  log.info(
+      "{}: {} layers, {} experts (top {}), {} of weights loaded in {:.1f} s, {} at most in memory",
+      spec.model_type, spec.layers, spec.experts, spec.routing.top_k, format_bytes(weights.bytes),
+      seconds.count(), format_bytes(peak_memory()));
   if (!o.format_note.empty()) log.info("{}", o.format_note);
   if (!m.source->scheme().method.empty()) log.info("checkpoint: {}", m.source->scheme().method);
   for (const std::string& text : m.source->scheme().ignored) log.debug("{}", text);
@@ -132,28 +113,37 @@ void fold(LoadedModel& m, const EngineOptions& o, Log& log) {
 
 }  // namespace
 
-std::unique_ptr<TensorSource> open_source(Checkpoint* checkpoint, const WeightFormats& formats) {
-  if (checkpoint == nullptr) return random_source();
-  auto source = checkpoint_source(*checkpoint);
-  const bool asked = !formats.linears.plain() || !formats.head.plain();
-  if (asked && !source->scheme().method.empty()) {
+WeightFormats formats_of(const std::string& model, const Architecture& architecture, Spec spec,
+                         TensorSource& source, const WeightFormats& wanted) {
+  spec.formats = wanted;
+  const bool asked = !wanted.linears.plain() || !wanted.head.plain();
+  if (asked && !source.scheme().method.empty()) {
     fail(Code::invalid_argument,
-         "{}: this checkpoint is quantised already ({}): leave --quantize out",
-         checkpoint->folder(), source->scheme().method);
+         "{}: this checkpoint is quantised already ({}): leave --quantize out", model,
+         source.scheme().method);
   }
-  return source;
+  const WeightFormats stored = stored_formats(architecture, spec, source);
+  const bool other =
+      stored.linears != wanted.linears || (!wanted.head.plain() && stored.head != wanted.head);
+  if (asked && other && source.packed() != nullptr) {
+    fail(Code::invalid_argument,
+         "{}: this model is packed as {}, its head as {}: leave --quantize out, or pack the "
+         "original again with lorry quantize",
+         model, to_string(stored.linears), to_string(stored.head));
+  }
+  return stored;
 }
 
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   check_options(o);
   auto m = std::make_unique<LoadedModel>();
-  const Config config = open_config(*m, o);
-  m->architecture = &architecture_of(config.text("model_type"));
-  m->info.spec = m->architecture->spec(config);
+  ModelFiles files = open_model(o.model);
+  m->source = std::move(files.source);
+  m->info.digest = files.digest;
+  m->architecture = &architecture_of(files.config.text("model_type"));
+  m->info.spec = m->architecture->spec(files.config);
   m->info.spec.attention.kv = o.kv_format;
-  m->info.spec.formats = o.formats;
-  m->source = open_source(m->checkpoint.get(), o.formats);
-  m->info.spec.formats = stored_formats(*m->architecture, m->info.spec, *m->source);
+  m->info.spec.formats = formats_of(o.model, *m->architecture, m->info.spec, *m->source, o.formats);
   m->sites = m->architecture->sites(m->info.spec);
 
   m->isa = chosen_isa(o.isa);

@@ -15,7 +15,6 @@
 #include "ops/cpu/cpu_ops.h"
 #include "ops/ops.h"
 #include "parallel/comm.h"
-#include "weights/checkpoint.h"
 
 namespace lorry {
 
@@ -26,18 +25,18 @@ struct LoadedModel {
   std::unique_ptr<Comm> comm;
   const Architecture* architecture = nullptr;
   SiteTable sites;
+  std::unique_ptr<TensorSource> source;  // of the weights, which may be mapped in it
   std::unique_ptr<CausalLM> lm;
   std::unique_ptr<KvCache> kv;
   std::vector<KvLayer> layers;  // of kv
   MemoryPlan memory;
   ModelInfo info;
-  std::unique_ptr<Checkpoint> checkpoint;  // null: synthetic
-  std::unique_ptr<TensorSource> source;    // of the weights
 };
 
-// The source of a checkpoint's weights, or of random ones where it is null. Throws
-// Error(invalid_argument) when `formats` ask to quantise what is quantised.
-std::unique_ptr<TensorSource> open_source(Checkpoint* checkpoint, const WeightFormats& formats);
+// How the weights of `model` will be stored when `wanted` was asked for. Throws
+// Error(invalid_argument) where what is quantised already cannot be that.
+WeightFormats formats_of(const std::string& model, const Architecture& architecture, Spec spec,
+                         TensorSource& source, const WeightFormats& wanted);
 
 // Throws Error. Says in the log what was read and how long it took.
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& options, Log& log);

@@ -10,12 +10,20 @@
 #include "adapters/adapter_ref.h"
 #include "engine/sampling.h"
 #include "lorry/error.h"
+#include "text/constraint.h"
 
 namespace lorry {
 
 using RequestId = uint64_t;
 
-enum class FinishReason : uint8_t { length, eos_token, stop_sequence, cancelled, failed };
+enum class FinishReason : uint8_t {
+  length,
+  eos_token,
+  stop_sequence,
+  dead_end,  // the grammar allows no further token, and the answer is not complete
+  cancelled,
+  failed
+};
 
 struct TokenEvent {
   SampledToken token;
@@ -57,6 +65,9 @@ struct Request {
   AdapterRef adapter;           // empty: the base model
   SamplingParams sampling;
   int32_t max_new_tokens = 0;  // 0: only compute the prompt
+  // What the answer must match; null: anything. Each request has a place of its own in it. An EOS
+  // token that the grammar allows ends the answer, ignore_eos or not.
+  std::shared_ptr<const Grammar> grammar;
   bool ignore_eos = false;
   std::vector<int32_t> stop_token_ids;
   std::vector<std::string> stop;  // text that ends the answer, looked for in the generated text

@@ -101,6 +101,14 @@ Sampler::Sampler(int64_t vocab) : counts_(static_cast<size_t>(vocab), 0) {
   candidates_.reserve(static_cast<size_t>(vocab));
 }
 
+void Sampler::set_scores(std::span<const float> logits, std::span<const uint32_t> allowed) {
+  scores_.assign(logits.begin(), logits.end());
+  if (allowed.empty()) return;
+  for (size_t i = 0; i < scores_.size(); ++i) {
+    if ((allowed[i / 32] >> (i % 32) & 1U) == 0) scores_[i] = -kInfinity;
+  }
+}
+
 void Sampler::penalise(const SamplingParams& p, const SamplingHistory& history) {
   for (const auto& [id, bias] : p.logit_bias) scores_[static_cast<size_t>(id)] += bias;
   if (p.repetition_penalty != 1.0F) {
@@ -227,7 +235,7 @@ void Sampler::report(SampledToken& token, std::span<const float> scores, const S
   if (p.alternatives <= 0) return;
   candidates_.clear();
   for (size_t i = 0; i < scores.size(); ++i) {
-    candidates_.push_back({static_cast<int32_t>(i), scores[i], 0});
+    if (scores[i] > -kInfinity) candidates_.push_back({static_cast<int32_t>(i), scores[i], 0});
   }
   const auto n = std::min<int64_t>(p.alternatives, static_cast<int64_t>(candidates_.size()));
   std::partial_sort(candidates_.begin(), candidates_.begin() + n, candidates_.end(),
@@ -244,28 +252,30 @@ std::optional<SampledToken> Sampler::sample(std::span<const float> logits,
                                             const SamplingParams& params,
                                             const SamplingHistory& history, uint64_t position) {
   SampledToken token;
-  if (!params.sample && !params.changes_scores()) {
+  if (!params.sample && !params.changes_scores() && history.allowed.empty()) {
     token.id = arg_max(logits);
     if (token.id < 0) return std::nullopt;
     if (params.logprobs) report(token, logits, params);
     return token;
   }
-  scores_.assign(logits.begin(), logits.end());
+  set_scores(logits, history.allowed);
   penalise(params, history);
   token.id = arg_max(scores_);
   if (token.id < 0) return std::nullopt;
+  bool raw = params.raw_logprobs;
   if (params.sample) {
+    bool overflow = false;
     if (params.temperature != 1.0F) {
       for (float& s : scores_) s /= params.temperature;
       // A tiny temperature overflows to infinity: then the largest score is the only choice.
-      if (arg_max(scores_) < 0) {
-        if (params.logprobs) report(token, logits, params);
-        return token;
-      }
+      overflow = arg_max(scores_) < 0;
     }
-    token.id = choose(params, position);
+    if (!overflow) token.id = choose(params, position);
+    raw |= overflow;
   }
-  if (params.logprobs) report(token, params.raw_logprobs ? logits : scores_, params);
+  if (!params.logprobs) return token;
+  if (raw && !history.allowed.empty()) set_scores(logits, history.allowed);
+  report(token, raw && history.allowed.empty() ? logits : scores_, params);
   return token;
 }
 

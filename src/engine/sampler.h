@@ -1,6 +1,7 @@
 // Sampler: from one row of logits to one token, by the request's own parameters and random numbers.
-// The order is LoRAX's: bias, repetition, frequency and presence penalties, temperature, top-k,
-// top-p, min-p, typical, choice.
+// The order is LoRAX's: the grammar's mask, bias, repetition, frequency and presence penalties,
+// temperature, top-k, top-p, min-p, typical, choice. The mask comes first, so every probability,
+// also a raw one, is of the distribution over the tokens that the request allows.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -15,6 +16,8 @@ namespace lorry {
 struct SamplingHistory {
   std::span<const int32_t> tokens;  // prompt and output
   size_t n_prompt = 0;
+  // Bit i % 32 of allowed[i / 32]: token i may be chosen. Empty: all of them may.
+  std::span<const uint32_t> allowed = {};
 };
 
 class Sampler {
@@ -22,8 +25,8 @@ class Sampler {
   // One per thread: owns the working memory for a vocabulary.
   explicit Sampler(int64_t vocab);
 
-  // `position` is that of the token to be chosen. Empty when the logits hold a NaN or nothing but
-  // -inf: there is no meaningful choice.
+  // `position` is that of the token to be chosen. Empty when the logits of the tokens that may be
+  // chosen hold a NaN or nothing but -inf: there is no meaningful choice.
   std::optional<SampledToken> sample(std::span<const float> logits, const SamplingParams& params,
                                      const SamplingHistory& history, uint64_t position);
 
@@ -31,6 +34,8 @@ class Sampler {
   SampledToken score(std::span<const float> logits, const SamplingParams& params, int32_t token);
 
  private:
+  // scores_ := the logits of the tokens that may be chosen, -inf elsewhere.
+  void set_scores(std::span<const float> logits, std::span<const uint32_t> allowed);
   void penalise(const SamplingParams& params, const SamplingHistory& history);
   int32_t choose(const SamplingParams& params, uint64_t position);
   void sort_candidates(const SamplingParams& params);

@@ -21,11 +21,14 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias;
   uint64_t seed = 0;  // with the position it decides the random number: nothing else does
 
-  bool logprobs = false;      // report the chosen token's log-probability
-  int32_t alternatives = 0;   // and this many of the most probable tokens
-  bool raw_logprobs = false;  // of the model's logits (OpenAI), not the processed scores (LoRAX)
+  bool logprobs = false;     // report the chosen token's log-probability
+  int32_t alternatives = 0;  // and this many of the most probable tokens
+  // Of the model's logits (OpenAI), not the processed scores (LoRAX). With a grammar either is
+  // among the tokens that the grammar allows: the others have no probability.
+  bool raw_logprobs = false;
 
-  // Whether the scores differ from the model's logits before they are sampled from.
+  // Whether the scores differ from the model's logits before they are sampled from, a grammar's
+  // mask apart.
   bool changes_scores() const {
     return !logit_bias.empty() || repetition_penalty != 1.0F || frequency_penalty != 0.0F ||
            presence_penalty != 0.0F;

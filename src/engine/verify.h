@@ -2,14 +2,17 @@
 // each draft. A draft is kept when it is what the request's own sampling gives at its place, after
 // the same tokens and with the same random number as without drafts; the first that is not gives
 // way to that token. So text, log-probabilities and finish are the same, bit by bit, without
-// drafts.
+// drafts. A constraint is asked and told token by token, drafts and others alike.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "engine/sampler.h"
 #include "engine/sequence.h"
+#include "lorry/error.h"
 #include "lorry/tensor.h"
+#include "text/constraint.h"
 
 namespace lorry {
 
@@ -19,10 +22,15 @@ struct Verified {
   int32_t n_kept = 0;                // drafts
   // The row behind the kept drafts holds NaN or infinity; then no token follows them.
   bool broken = false;
+  bool dead_end = false;       // the constraint allows no token behind them
+  std::optional<Error> error;  // the constraint's own; then no token follows either
+  bool ended() const { return broken || dead_end || error.has_value(); }
 };
 
 // logits [1 + n_draft, V] f32: rows of the last certain token and of the drafts. One thread per
-// sampler; sequences are independent.
-Verified verify(Sampler& sampler, const SamplingParams& params, const Sequence& seq, Tensor logits);
+// sampler; sequences are independent. `constraint`: null where anything is allowed, else in the
+// state after the certain tokens; afterwards, after those that the sequence got.
+Verified verify(Sampler& sampler, const SamplingParams& params, const Sequence& seq, Tensor logits,
+                Constraint* constraint);
 
 }  // namespace lorry

@@ -8,7 +8,6 @@
 #include <utility>
 
 #include <openssl/evp.h>
-#include <openssl/hmac.h>
 
 #include "base/error.h"
 #include "base/sha256.h"
@@ -72,15 +71,6 @@ std::string sha256_hex(std::string_view text) {
   Sha256 hash;
   hash.update(text);
   return to_hex(hash.finish());
-}
-
-std::string hmac_sha256(std::string_view key, std::string_view text) {
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned int size = 0;
-  LORRY_CHECK(HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()),
-                   reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest,
-                   &size) != nullptr);
-  return {reinterpret_cast<const char*>(digest), size};
 }
 
 }  // namespace lorry

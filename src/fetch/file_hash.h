@@ -1,4 +1,4 @@
-// Hashes of files as the hub names them, and the HMAC that S3 signs with (OpenSSL).
+// Hashes of files as the hub names them (OpenSSL).
 #pragma once
 #include <cstdint>
 #include <string>
@@ -27,6 +27,5 @@ class ContentHash {
 
 bool is_hex(std::string_view text, size_t n_digits);  // lower case
 std::string sha256_hex(std::string_view text);
-std::string hmac_sha256(std::string_view key, std::string_view text);  // 32 bytes
 
 }  // namespace lorry

@@ -5,6 +5,7 @@
 #include <fmt/chrono.h>
 
 #include "base/error.h"
+#include "base/sha256.h"
 #include "base/text.h"
 #include "fetch/file_hash.h"
 

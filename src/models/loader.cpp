@@ -13,24 +13,12 @@ namespace lorry {
 
 namespace {
 
-WeightFormat::Kind kind_of(QuantScheme::Kind kind) {
-  switch (kind) {
-    case QuantScheme::Kind::int8:
-      return WeightFormat::Kind::int8;
-    case QuantScheme::Kind::int4:
-      return WeightFormat::Kind::int4;
-    case QuantScheme::Kind::fp8:
-      return WeightFormat::Kind::fp8;
-    case QuantScheme::Kind::none:
-      break;
-  }
-  return WeightFormat::Kind::plain;
-}
-
 // Plain where the kernels have no such format: fp8 in blocks is widened.
 WeightFormat format_of(const QuantScheme& scheme) {
   if (scheme.kind == QuantScheme::Kind::fp8 && scheme.group != 0) return {};
-  return {kind_of(scheme.kind), scheme.group, scheme.zeros};
+  WeightFormat format = weight_format({scheme.kind, scheme.group});
+  format.zeros = scheme.zeros;
+  return format;
 }
 
 // One whole Linear that the source keeps quantised.
@@ -72,6 +60,31 @@ std::vector<Slice> downs(const LayerSlices& l) {
   return parts;
 }
 
+std::string piece_name(int32_t layer, std::string_view what) {
+  return fmt::format("layers.{}.{}", layer, what);
+}
+
+// Where the tensors of a model are in the source: in a packed one, pieces.
+ModelSlices model_slices(const Architecture& architecture, const Spec& spec,
+                         const TensorSource& source) {
+  ModelSlices m = architecture.model(spec);
+  if (source.packed() == nullptr) return m;
+  m.embed.name = "embed";
+  m.final_norm.name = "final_norm";
+  m.head.name = spec.tied_head ? "embed" : "lm_head";
+  return m;
+}
+LayerSlices layer_slices(const Architecture& architecture, const Spec& spec,
+                         const TensorSource& source, int32_t i) {
+  LayerSlices l =
+      architecture.layer(spec, i, [&](std::string_view name) { return source.has(name); });
+  if (source.packed() == nullptr) return l;
+  l.attn_norm.name = piece_name(i, "attn_norm");
+  l.ffn_norm.name = piece_name(i, "ffn_norm");
+  l.router.name = piece_name(i, "router");
+  return l;
+}
+
 // Rows of a linear that come from one slice: from row `first` on, or every other panel from there.
 struct Part {
   const Slice& slice;
@@ -79,31 +92,38 @@ struct Part {
   bool interleaved = false;
 };
 
-// Allocates one Buffer per matrix family and packs into it.
+// Allocates one Buffer per matrix family and packs into it; or hands what it packs to a sink.
 class Loader {
  public:
-  Loader(const Spec& spec, TensorSource& source, Ops& ops)
-      : spec_(spec), source_(source), ops_(ops) {}
+  Loader(const Spec& spec, TensorSource& source, Ops& ops, ThreadPool* copy_with)
+      : spec_(spec), source_(source), ops_(ops), copy_with_(copy_with) {}
+  Loader(const Spec& spec, TensorSource& source, Ops& ops, PieceSink& sink, bool data)
+      : spec_(spec), source_(source), ops_(ops), sink_(&sink), data_(data) {}
 
   ModelWeights take() { return std::move(out_); }
 
   void model(const ModelSlices& m) {
     out_.embed = table(m.embed);
     out_.embed_site = site(SiteKind::embed, 0, spec_.vocab, spec_.dim);
-    out_.final_norm = norm(m.final_norm, SiteKind::final_norm, 0);
-    out_.head = dense({m.head}, spec_.vocab, spec_.dim, spec_.formats.head);
+    out_.final_norm = norm("final_norm", m.final_norm, SiteKind::final_norm, 0);
+    const bool tied = spec_.tied_head && spec_.formats.head.plain();
+    if (sink_ == nullptr || !tied) {
+      out_.head.w = dense("lm_head", {m.head}, spec_.vocab, spec_.dim, spec_.formats.head);
+    }
     out_.head.sites = {site(SiteKind::lm_head, 0, spec_.dim, spec_.vocab)};
   }
 
   void layer(const LayerSlices& l, int32_t i) {
+    const auto name = [i](std::string_view what) { return piece_name(i, what); };
+    const WeightFormat linears = spec_.formats.linears;
     DecoderLayer d;
-    d.attn_norm = norm(l.attn_norm, SiteKind::attn_norm, i);
-    d.ffn_norm = norm(l.ffn_norm, SiteKind::ffn_norm, i);
-    d.wqkv = dense(l.qkv, spec_.qkv_dim(), spec_.dim, spec_.formats.linears);
+    d.attn_norm = norm(name("attn_norm"), l.attn_norm, SiteKind::attn_norm, i);
+    d.ffn_norm = norm(name("ffn_norm"), l.ffn_norm, SiteKind::ffn_norm, i);
+    d.wqkv.w = dense(name("qkv"), l.qkv, spec_.qkv_dim(), spec_.dim, linears);
     d.wqkv.sites = qkv_sites(i);
-    d.wo = dense({l.o}, spec_.dim, spec_.q_dim(), spec_.formats.linears);
+    d.wo.w = dense(name("o"), {l.o}, spec_.dim, spec_.q_dim(), linears);
     d.wo.sites = {site(SiteKind::o, i, spec_.q_dim(), spec_.dim)};
-    d.router = dense({l.router}, spec_.experts, spec_.dim, {});
+    d.router.w = dense(name("router"), {l.router}, spec_.experts, spec_.dim, {});
     d.router.sites = {site(SiteKind::router, i, spec_.dim, spec_.experts)};
     experts(d, l, i);
     out_.layers.push_back(std::move(d));
@@ -116,9 +136,29 @@ class Loader {
     return out_.storage.back().data();
   }
 
-  Weight weight(int64_t groups, int64_t out, int64_t in, WeightFormat format) {
-    Weight w = ops_.weight_layout(groups, out, in, format);
-    w.data = allocate(static_cast<size_t>(w.groups * w.group_bytes));
+  // A linear that `fill` packs, unless the source has it packed; `data` are its bytes.
+  template <class F>
+  Weight weight(const std::string& name, Weight w, F&& fill) {
+    const auto bytes = static_cast<size_t>(w.groups * w.group_bytes);
+    if (source_.packed() != nullptr && !w.format.plain()) {
+      const PackedPiece& piece = source_.piece(name, w);
+      if (copy_with_ != nullptr) {
+        w.data = allocate(bytes);
+        source_.packed()->read(piece, w.data, *copy_with_);
+      } else {
+        w.data = source_.packed()->data(piece);
+        out_.bytes += bytes;
+      }
+    } else if (sink_ == nullptr) {
+      w.data = allocate(bytes);
+      fill(w);
+    } else {
+      const Buffer own(data_ ? bytes : 0);
+      w.data = own.data();
+      if (data_) fill(w);
+      sink_->packed(name, w);
+      w.data = nullptr;
+    }
     return w;
   }
 
@@ -135,17 +175,24 @@ class Loader {
     return turned;
   }
 
-  Linear dense(const std::vector<Slice>& slices, int64_t out, int64_t in, WeightFormat wanted) {
-    Linear l{weight(1, out, in, format_of(source_, slices, slices.size(), wanted)), {}};
-    std::vector<Part> parts;
-    int64_t row = 0;
-    for (const Slice& s : slices) {
-      parts.push_back({s, row});
-      row += s.transposed ? s.shape[-1] : s.count;
+  Weight dense(const std::string& name, const std::vector<Slice>& slices, int64_t out, int64_t in,
+               WeightFormat wanted) {
+    const WeightFormat format = format_of(source_, slices, slices.size(), wanted);
+    const Weight layout = ops_.weight_layout(1, out, in, format);
+    if (sink_ != nullptr && format.plain()) {
+      sink_->plain(name, matrix(slices.front()));
+      return layout;
     }
-    LORRY_CHECK(row == out, "{} rows of {}", row, out);
-    pack(l.w, 0, parts);
-    return l;
+    return weight(name, layout, [&](Weight& w) {
+      std::vector<Part> parts;
+      int64_t row = 0;
+      for (const Slice& s : slices) {
+        parts.push_back({s, row});
+        row += s.transposed ? s.shape[-1] : s.count;
+      }
+      LORRY_CHECK(row == out, "{} rows of {}", row, out);
+      pack(w, 0, parts);
+    });
   }
 
   void pack(Weight& w, int64_t group, std::span<const Part> parts) {
@@ -154,9 +201,8 @@ class Loader {
     for (const Part& p : parts) {
       const Tensor m = matrix(p.slice);
       if (source_.quantised(p.slice.name)) ++out_.widened;
-      place(p, m.shape[0], [&](int64_t first, int64_t row, int64_t n) {
-        ops_.pack(w, group, first, rows(m, row, n));
-      });
+      ops_.pack(w, group, p.first, m, p.interleaved);
+      source_.release();
     }
   }
 
@@ -164,10 +210,8 @@ class Loader {
     for (const Part& p : parts) {
       const QuantMatrix m = source_.matrix(p.slice.name, p.slice.count, w.in);
       if (m.order) set_order(w, group, m.order);
-      place(p, m.q.shape[0], [&](int64_t first, int64_t row, int64_t n) {
-        const Tensor zero = m.zero ? rows(m.zero, row, n) : Tensor{};
-        ops_.pack(w, group, first, QuantRows{rows(m.q, row, n), rows(m.scale, row, n), zero});
-      });
+      ops_.pack(w, group, p.first, QuantRows{m.q, m.scale, m.zero}, p.interleaved);
+      source_.release();
     }
   }
 
@@ -182,28 +226,33 @@ class Loader {
     std::copy_n(order.row<const int32_t>(0), w.in, const_cast<int32_t*>(w.order) + group * w.in);
   }
 
-  // f(first, row, n): rows [row, row + n) of a part's matrix are rows first ... of the linear.
-  template <class F>
-  static void place(const Part& p, int64_t count, F&& f) {
-    if (!p.interleaved) return f(p.first, int64_t{0}, count);
-    for (int64_t row = 0; row < count; row += kPanel) {
-      f(2 * row + p.first, row, std::min<int64_t>(kPanel, count - row));
-    }
-  }
-
   Tensor table(const Slice& s) {
     const Tensor src = matrix(s);
     const auto bytes = Arena::tensor_bytes(ops_.act(), src.shape);
+    if (sink_ != nullptr) {
+      sink_->plain("embed", src);
+      return {};
+    }
+    if (source_.packed() != nullptr && copy_with_ == nullptr && src.dtype == ops_.act()) {
+      out_.bytes += bytes;
+      return src;
+    }
     const Tensor t = view(allocate(bytes), ops_.act(), src.shape);
     copy(t, src);
+    source_.release();
     return t;
   }
 
-  SiteNorm norm(const Slice& s, SiteKind kind, int32_t layer) {
+  SiteNorm norm(const std::string& name, const Slice& s, SiteKind kind, int32_t layer) {
     const Tensor src = source_.tensor(s.name, s.shape);
+    if (sink_ != nullptr) {
+      sink_->plain(name, src);
+      return {};
+    }
     const auto bytes = Arena::tensor_bytes(Dtype::f32, src.shape);
     const Tensor t = view(allocate(bytes), Dtype::f32, src.shape);
     copy(t, src);
+    source_.release();
     return {{t, spec_.norm_eps, spec_.norm_centered}, spec_.sites()({kind, layer})};
   }
 
@@ -235,14 +284,25 @@ class Loader {
   void experts(DecoderLayer& d, const LayerSlices& l, int32_t i) {
     const int64_t f = spec_.ffn;
     const WeightFormat wanted = spec_.formats.linears;
-    const WeightFormat gate_up = format_of(source_, gates_and_ups(l), 2, wanted);
-    d.gate_up.w = weight(spec_.experts, gate_up_dim(f), spec_.dim, gate_up);
-    d.down.w = weight(spec_.experts, spec_.dim, f, format_of(source_, downs(l), 1, wanted));
-    for (int32_t e = 0; e < spec_.experts; ++e) {
-      const ExpertSlices& x = l.experts[static_cast<size_t>(e)];
-      pack(d.gate_up.w, e, std::array{Part{x.gate, 0, true}, Part{x.up, kPanel, true}});
-      pack(d.down.w, e, std::array{Part{x.down}});
-    }
+    const auto layout = [&](int64_t out, int64_t in, WeightFormat format) {
+      return ops_.weight_layout(spec_.experts, out, in, format);
+    };
+    d.gate_up.w =
+        weight(piece_name(i, "gate_up"),
+               layout(gate_up_dim(f), spec_.dim, format_of(source_, gates_and_ups(l), 2, wanted)),
+               [&](Weight& w) {
+                 for (int32_t e = 0; e < spec_.experts; ++e) {
+                   const ExpertSlices& x = l.experts[static_cast<size_t>(e)];
+                   pack(w, e, std::array{Part{x.gate, 0, true}, Part{x.up, kPanel, true}});
+                 }
+               });
+    d.down.w =
+        weight(piece_name(i, "down"), layout(spec_.dim, f, format_of(source_, downs(l), 1, wanted)),
+               [&](Weight& w) {
+                 for (int32_t e = 0; e < spec_.experts; ++e) {
+                   pack(w, e, std::array{Part{l.experts[static_cast<size_t>(e)].down}});
+                 }
+               });
     d.gate_up.sites = {expert_site(SiteKind::gate, i, spec_.dim, f),
                        expert_site(SiteKind::up, i, spec_.dim, f)};
     d.down.sites = {expert_site(SiteKind::down, i, f, spec_.dim)};
@@ -251,28 +311,57 @@ class Loader {
   const Spec& spec_;
   TensorSource& source_;
   Ops& ops_;
+  ThreadPool* copy_with_ = nullptr;
+  PieceSink* sink_ = nullptr;
+  bool data_ = true;  // for the sink
   ModelWeights out_;
   std::vector<std::byte> scratch_;
 };
 
+void load_layers(Loader& loader, const Architecture& architecture, const Spec& spec,
+                 TensorSource& source, const LoadProgress& progress) {
+  loader.model(model_slices(architecture, spec, source));
+  for (int32_t i = 0; i < spec.layers; ++i) {
+    loader.layer(layer_slices(architecture, spec, source, i), i);
+    if (progress) progress(i + 1, spec.layers);
+  }
+  source.release();
+}
+
 }  // namespace
 
 ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
-                          Ops& ops, const LoadProgress& progress) {
-  Loader loader(spec, source, ops);
-  loader.model(architecture.model(spec));
-  const auto has = [&](std::string_view name) { return source.has(name); };
-  for (int32_t i = 0; i < spec.layers; ++i) {
-    loader.layer(architecture.layer(spec, i, has), i);
-    if (progress) progress(i + 1, spec.layers);
-  }
+                          Ops& ops, const LoadOptions& options) {
+  Loader loader(spec, source, ops, options.copy_with);
+  load_layers(loader, architecture, spec, source, options.progress);
   return loader.take();
+}
+
+void each_piece(const Architecture& architecture, const Spec& spec, TensorSource& source, Ops& ops,
+                PieceSink& sink, bool data, const LoadProgress& progress) {
+  Loader loader(spec, source, ops, sink, data);
+  load_layers(loader, architecture, spec, source, progress);
+}
+
+size_t check_unused(const TensorSource& source, const std::string& model, const Spec& spec) {
+  const std::vector<std::string> unused = source.unused();
+  const auto harmless = [](const std::string& name) {
+    return name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";  // tied: a copy
+  };
+  for (const std::string& name : unused) {
+    if (harmless(name)) continue;
+    fail(Code::bad_file, "{}: tensor {} belongs to nothing in a {} model ({} tensors are unused)",
+         model, name, spec.model_type, unused.size());
+  }
+  return unused.size();
 }
 
 WeightFormats stored_formats(const Architecture& architecture, const Spec& spec,
                              TensorSource& source) {
-  const auto has = [&](std::string_view name) { return source.has(name); };
-  const LayerSlices l = architecture.layer(spec, 0, has);
+  if (const PackedFile* packed = source.packed()) {
+    return {weight_format(packed->info().linears), weight_format(packed->info().head)};
+  }
+  const LayerSlices l = layer_slices(architecture, spec, source, 0);
   const Slice head = architecture.model(spec).head;
   return {format_of(source, downs(l), 1, spec.formats.linears),
           format_of(source, std::array{head}, 1, spec.formats.head)};
@@ -285,15 +374,14 @@ size_t weight_bytes(const Architecture& architecture, const Spec& spec, TensorSo
     const bool ordered = !format.plain() && source.scheme().act_order;
     return static_cast<size_t>(groups * (w.group_bytes + (ordered ? 4 * in : 0)));
   };
-  const auto has = [&](std::string_view name) { return source.has(name); };
   const WeightFormat wanted = spec.formats.linears;
-  const ModelSlices m = architecture.model(spec);
+  const ModelSlices m = model_slices(architecture, spec, source);
   size_t bytes =
       packed(1, spec.vocab, spec.dim, format_of(source, std::array{m.head}, 1, spec.formats.head)) +
       Arena::tensor_bytes(ops.act(), {spec.vocab, spec.dim}) +
       Arena::tensor_bytes(Dtype::f32, {spec.dim});
   for (int32_t i = 0; i < spec.layers; ++i) {
-    const LayerSlices l = architecture.layer(spec, i, has);
+    const LayerSlices l = layer_slices(architecture, spec, source, i);
     bytes += packed(1, spec.qkv_dim(), spec.dim, format_of(source, l.qkv, l.qkv.size(), wanted)) +
              packed(1, spec.dim, spec.q_dim(), format_of(source, std::array{l.o}, 1, wanted)) +
              packed(1, spec.experts, spec.dim, {}) +

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 
+#include "base/thread_pool.h"
 #include "models/architecture.h"
 #include "models/causal_lm.h"
 #include "models/source.h"
@@ -11,11 +12,38 @@ namespace lorry {
 // Called after each layer with the number done and the number of all.
 using LoadProgress = std::function<void(int32_t done, int32_t all)>;
 
+struct LoadOptions {
+  LoadProgress progress = {};
+  // Copies what a packed source holds, with these threads. Null: it is used where it is mapped, and
+  // the source must outlive the weights.
+  ThreadPool* copy_with = nullptr;
+};
+
 // What the source keeps quantised stays as it is, but for what the kernels have no form for, which
 // is widened; from a plain source linears are quantised as spec.formats says. Throws Error naming
 // the file, the tensor, what was expected and what was found.
 ModelWeights load_weights(const Architecture& architecture, const Spec& spec, TensorSource& source,
-                          Ops& ops, const LoadProgress& progress = {});
+                          Ops& ops, const LoadOptions& options = {});
+
+// A model as a packed file holds it: its matrices by their place ("embed", "final_norm", "lm_head";
+// "layers.0." and attn_norm, ffn_norm, qkv, o, router, gate_up, down), plain ones as the source has
+// them. A tied head that is plain is no piece of its own.
+class PieceSink {
+ public:
+  virtual ~PieceSink() = default;
+  virtual void plain(const std::string& name, const Tensor& tensor) = 0;
+  // `w` lives for the call; without data where only the layout was asked for.
+  virtual void packed(const std::string& name, const Weight& w) = 0;
+};
+
+// Hands over the pieces in the order that load_weights takes them, one in memory at a time.
+// `data`: false: their shapes alone. Requires: a source that is neither quantised nor packed.
+void each_piece(const Architecture& architecture, const Spec& spec, TensorSource& source, Ops& ops,
+                PieceSink& sink, bool data, const LoadProgress& progress = {});
+
+// Throws Error(bad_file) for a tensor of `model` that was not asked for and that nothing explains:
+// it hints at an architecture that is only almost known. Returns how many others there are.
+size_t check_unused(const TensorSource& source, const std::string& model, const Spec& spec);
 
 // How load_weights will store them: as spec.formats says, or as most of a checkpoint's own are.
 WeightFormats stored_formats(const Architecture& architecture, const Spec& spec,

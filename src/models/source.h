@@ -1,5 +1,5 @@
-// TensorSource: where a model's tensors come from: a checkpoint on disk, or random numbers made in
-// memory for benchmarks.
+// TensorSource: where a model's tensors come from: a checkpoint on disk, a folder that
+// `lorry quantize` packed, or random numbers made in memory for benchmarks.
 #pragma once
 #include <memory>
 #include <string>
@@ -8,7 +8,9 @@
 
 #include "base/memory.h"
 #include "lorry/tensor.h"
+#include "models/spec.h"
 #include "weights/checkpoint.h"
+#include "weights/packed_file.h"
 #include "weights/quant_matrix.h"
 
 namespace lorry {
@@ -28,10 +30,39 @@ class TensorSource {
   // Requires of both: quantised(name).
   virtual std::vector<int32_t> order(const std::string& name, int64_t in);
   virtual QuantMatrix matrix(const std::string& name, int64_t out, int64_t in);
+  // Not null: the file has the linears as the kernels read them, and pieces (loader.h) in place of
+  // tensors: has() knows no name of a checkpoint.
+  virtual const PackedFile* packed() const { return nullptr; }
+  // The packed piece for a weight of this format and shape. Requires: packed(). Throws
+  // Error(bad_file) when there is no such piece.
+  virtual const PackedPiece& piece(const std::string& name, const Weight& layout);
+
+  // What was given so far was read and need not stay in this process's memory.
+  virtual void release() {}
+  virtual int64_t file_bytes() const { return 0; }
+  // Names that nothing has asked for.
+  virtual std::vector<std::string> unused() const { return {}; }
 };
 
+// A model's files, opened and checked, nothing of its weights read.
+struct ModelFiles {
+  Config config;
+  std::string digest;         // hex; of what was packed: that of the model itself. Empty: synthetic
+  std::string config_sha256;  // hex; empty: synthetic
+  std::unique_ptr<TensorSource> source;
+};
+
+// `model`: a folder, or "synthetic:...". Throws Error: as Checkpoint::open and PackedFile::open;
+// unsupported for a quantisation that is not read.
+ModelFiles open_model(const std::string& model);
+
 // Throws Error for a quantisation that is not read.
-std::unique_ptr<TensorSource> checkpoint_source(Checkpoint& checkpoint);
+std::unique_ptr<TensorSource> checkpoint_source(Checkpoint checkpoint);
+std::unique_ptr<TensorSource> packed_source(PackedFile file);
+
+std::string to_string(const WeightFormat& format);  // "int4 in groups of 128", "plain"
+WeightFormat weight_format(const PackedFormat& format);
+PackedFormat packed_format(const WeightFormat& format);
 
 // bf16 values uniform in ±sqrt(3 / fan-in) (unit gain), a function of the name and the index; norms
 // are one. Every name exists.

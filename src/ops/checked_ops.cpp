@@ -46,24 +46,21 @@ class CheckedOps final : public Ops {
     return ops_->weight_layout(groups, out, in, format);
   }
 
-  void pack(Weight& w, int64_t group, int64_t first, Tensor src) override {
-    LORRY_CHECK(w.data != nullptr && group >= 0 && group < w.groups && src.cols() == w.in &&
-                    first >= 0 && first + src.rows() <= w.out,
-                "group {} of {}, rows {} + {} of {}, {} columns of {}", group, w.groups, first,
-                src.rows(), w.out, src.cols(), w.in);
+  void pack(Weight& w, int64_t group, int64_t first, Tensor src, bool interleaved) override {
+    LORRY_CHECK(src.cols() == w.in, "{} columns of {}", src.cols(), w.in);
+    check_place(w, group, first, src.rows(), interleaved);
     check_source(src);
     check_weight(w);
-    ops_->pack(w, group, first, src);
+    ops_->pack(w, group, first, src, interleaved);
   }
 
-  void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src) override {
-    const int64_t n = src.q.rows();
-    LORRY_CHECK(w.data != nullptr && group >= 0 && group < w.groups && first >= 0 &&
-                    first + n <= w.out && !w.format.plain(),
-                "group {} of {}, rows {} + {} of {}", group, w.groups, first, n, w.out);
+  void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src,
+            bool interleaved) override {
+    LORRY_CHECK(!w.format.plain());
+    check_place(w, group, first, src.q.rows(), interleaved);
     check_weight(w);
     check_rows(w, src);
-    ops_->pack(w, group, first, src);
+    ops_->pack(w, group, first, src, interleaved);
   }
 
   void pack_matrix(std::byte* dst, Tensor src) const override {

@@ -41,6 +41,14 @@ void check_weight(const Weight& w) {
   }
 }
 
+void check_place(const Weight& w, int64_t group, int64_t first, int64_t n, bool interleaved) {
+  const int64_t panels = (n + kPanel - 1) / kPanel;
+  const int64_t end = first + (interleaved ? std::max<int64_t>(0, 2 * panels - 1) * kPanel : n);
+  LORRY_CHECK(w.data != nullptr && group >= 0 && group < w.groups && first >= 0 && end <= w.out,
+              "group {} of {}, rows {} + {} of {}", group, w.groups, first, n, w.out);
+  LORRY_CHECK(!interleaved || first == 0 || first == kPanel, "interleaved from row {}", first);
+}
+
 void check_rows(const Weight& w, const QuantRows& rows) {
   const int64_t n = rows.q.rows();
   const int64_t scales = w.format.scales(w.in);

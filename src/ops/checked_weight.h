@@ -9,6 +9,8 @@ void check_matrix(const char* name, const Tensor& t, Dtype dtype, int64_t rows, 
 void check_format(const WeightFormat& format);
 // Its format, and its order: a permutation for each group.
 void check_weight(const Weight& w);
+// Where Ops::pack puts n rows.
+void check_place(const Weight& w, int64_t group, int64_t first, int64_t n, bool interleaved);
 // Requires: w is not plain.
 void check_rows(const Weight& w, const QuantRows& rows);
 

@@ -136,9 +136,12 @@ class Ops {
   // Rows [first, first + n) of group g from src [n, in] (f32, f16 or bf16, any pitch), rounded to
   // act, or quantised as the weight's format says: each row and group of inputs by itself,
   // symmetrically; with a value that is not finite, to NaN. Inputs of src are in the order of x.
-  virtual void pack(Weight& w, int64_t group, int64_t first, Tensor src) = 0;
+  // interleaved: as one of gate and up, 64 rows of every 128; `first` is then 0 or 64.
+  virtual void pack(Weight& w, int64_t group, int64_t first, Tensor src,
+                    bool interleaved = false) = 0;
   // The same rows as they were quantised elsewhere. Requires: a format that is not plain.
-  virtual void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src) = 0;
+  virtual void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src,
+                    bool interleaved = false) = 0;
   // One Linear [out, in] whole, as a group of weight_layout(1, out, in); on the calling thread.
   virtual void pack_matrix(std::byte* dst, Tensor src) const = 0;
   // y [n, in] f32 <- rows [first, first + n) of group g, as linear() multiplies by them, inputs in

@@ -16,11 +16,12 @@ class TimedOps final : public Ops {
                        WeightFormat format) const override {
     return ops_->weight_layout(groups, out, in, format);
   }
-  void pack(Weight& w, int64_t group, int64_t first, Tensor src) override {
-    ops_->pack(w, group, first, src);
+  void pack(Weight& w, int64_t group, int64_t first, Tensor src, bool interleaved) override {
+    ops_->pack(w, group, first, src, interleaved);
   }
-  void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src) override {
-    ops_->pack(w, group, first, src);
+  void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src,
+            bool interleaved) override {
+    ops_->pack(w, group, first, src, interleaved);
   }
   void pack_matrix(std::byte* dst, Tensor src) const override { ops_->pack_matrix(dst, src); }
   void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override {

@@ -32,6 +32,9 @@ constexpr std::array kRows = {
     Row{Problem::unknown_adapter, 424, "generation", kGeneration, 404, kInvalid, "model_not_found"},
     Row{Problem::bad_adapter, 424, "generation", kGeneration, 400, kInvalid, ""},
     Row{Problem::chat_template, 422, "template_error", "Template error: ", 400, kInvalid, ""},
+    Row{Problem::no_key, 401, "authentication_error", "", 401, "authentication_error",
+        "invalid_api_key"},
+    Row{Problem::not_admin, 403, "permission_error", "", 403, "permission_error", ""},
     Row{Problem::foreign_host, 403, "forbidden", "", 403, "permission_error", ""},
     Row{Problem::unknown_path, 404, "not_found", "", 404, kInvalid, "unknown_url"},
     Row{Problem::method, 405, "method_not_allowed", "", 405, kInvalid, ""},
@@ -45,6 +48,8 @@ constexpr std::array kRows = {
     Row{Problem::overloaded, 429, "overloaded", "", 429, "rate_limit_exceeded",
         "rate_limit_exceeded"},
     Row{Problem::unavailable, 503, "unavailable", "", 503, "service_unavailable", ""},
+    Row{Problem::unhealthy, 503, "healthcheck", "", 503, "service_unavailable", ""},
+    Row{Problem::no_such_task, 424, "generation", kGeneration, 400, kInvalid, ""},
     Row{Problem::failed, 500, "incomplete_generation", "Incomplete generation: ", 500,
         "server_error", ""},
 };
@@ -133,7 +138,8 @@ HttpResponse error_response(const ApiError& error, Dialect dialect) {
   response.status = status_of(error, dialect);
   response.content_type = "application/json";
   response.body = error_json(error, dialect);
-  if (error.problem == Problem::overloaded || error.problem == Problem::unavailable) {
+  if (error.problem == Problem::overloaded || error.problem == Problem::unavailable ||
+      error.problem == Problem::unhealthy) {
     response.headers.emplace_back("retry-after", error.problem == Problem::overloaded ? "1" : "5");
   }
   return response;

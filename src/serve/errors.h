@@ -20,6 +20,8 @@ enum class Problem {
   unknown_adapter,  // no adapter or model of that name
   bad_adapter,      // it exists and cannot be used
   chat_template,    // the model's template refused the messages
+  no_key,           // none, or a wrong one
+  not_admin,        // a key that may not do this
   foreign_host,
   unknown_path,
   method,
@@ -32,7 +34,9 @@ enum class Problem {
   bad_http,
   overloaded,
   unavailable,
-  failed,  // inside, while generating
+  unhealthy,     // of /health and its like
+  no_such_task,  // nothing that a causal language model does
+  failed,        // inside, while generating
 };
 
 // Thrown by the parsing of requests; other code throws Error.

@@ -107,13 +107,17 @@ void read_adapters(const json::value& value, const FieldRule& rule, const Limits
   set_merge(read_weighted(value, rule.name), rule, out);
 }
 
-void read_response_format(const json::value& value, const FieldRule& rule, const Limits&, Fields&) {
-  const json::value* type = value.is_object() ? value.as_object().if_contains("type") : nullptr;
-  if (type == nullptr || !type->is_string()) refuse(rule, "must be an object with a string `type`");
-  const std::string name = string_of(*type);
-  if (name != "text") {
-    refuse(rule, fmt::format("of the type {} is not supported", quote(name, 40)));
+using FormatReader = std::optional<AnswerFormat> (*)(const json::value&, const std::string&);
+
+template <FormatReader read>
+void read_format(const json::value& value, const FieldRule& rule, const Limits&, Fields& out) {
+  std::optional<AnswerFormat> format = read(value, std::string(rule.name));
+  if (!format) return;
+  if (out.format) {
+    refuse(rule, fmt::format("and `{}` both say what the answer must match; give one of them",
+                             out.format->field));
   }
+  out.format = std::move(format);
 }
 
 void read_stream_options(const json::value& value, const FieldRule& rule, const Limits&,
@@ -210,14 +214,18 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"top_logprobs", kChat, &Fields::alternatives, {0, 20}},
     {"logprobs", kCompletions, &Fields::alternatives, {0, 20}},
     {"echo", kCompletions, &Fields::echo},
-    {"response_format", kAll, read_response_format},
+    {"response_format", kAll, read_format<read_response_format>},
+    {"guided_json", kV1, read_format<read_guided_json>},
+    {"guided_regex", kV1, read_format<read_guided_regex>},
+    {"guided_choice", kV1, read_format<read_guided_choice>},
+    {"structured_outputs", kV1, read_format<read_structured_outputs>},
+    {"tools", kChat, ReadElsewhere{}},
+    {"tool_choice", kChat, ReadElsewhere{}},
     {"parallel_tool_calls", kChat, &Fields::parallel_tool_calls},
 
     // Known and refused.
     {"watermark", kLorax, NotSupported{}},
     {"suffix", kCompletions, NotSupported{}},
-    {"tools", kChat, NotSupported{}},
-    {"tool_choice", kChat, NotSupported{"none auto"}},
     {"functions", kChat, NotSupported{}},
     {"function_call", kChat, NotSupported{"none auto"}},
     {"modalities", kChat, NotSupported{}},
@@ -236,11 +244,7 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"documents", kChat, NotSupported{}},
     {"prompt_embeds", kCompletions, NotSupported{}},
     {"use_beam_search", kV1, NotSupported{}},
-    {"guided_json", kV1, NotSupported{}},
-    {"guided_regex", kV1, NotSupported{}},
-    {"guided_choice", kV1, NotSupported{}},
     {"guided_grammar", kV1, NotSupported{}},
-    {"structured_outputs", kV1, NotSupported{}},
 });
 
 }  // namespace

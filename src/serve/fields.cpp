@@ -111,8 +111,11 @@ void check_best_of(const Fields& fields, Api api, const Limits& limits) {
   if (!fields.best_of) return;
   const int64_t best_of = *fields.best_of;
   if (api == Api::completions) {
-    if (best_of != fields.n.value_or(1)) {
-      refuse("best_of", "`best_of` is not supported other than equal to `n`");
+    if (best_of < fields.n.value_or(1)) {
+      refuse("best_of", fmt::format("`best_of` must be >= `n`. Given: {}", best_of));
+    }
+    if (best_of > fields.n.value_or(1) && fields.stream) {
+      refuse("best_of", "`best_of` > `n` is not supported when streaming tokens");
     }
     return;
   }
@@ -213,7 +216,8 @@ SamplingParams sampling_of(const Fields& fields, Api api, uint64_t random_seed) 
       out.logprobs = fields.logprobs;
       break;
     case Api::completions:
-      out.logprobs = fields.alternatives.has_value();
+      out.logprobs =
+          fields.alternatives.has_value() || fields.best_of.value_or(1) > fields.n.value_or(1);
       break;
   }
   return out;

@@ -12,6 +12,7 @@
 #include "adapters/adapter_ref.h"
 #include "base/json.h"
 #include "engine/sampling.h"
+#include "serve/answer_format.h"
 
 namespace lorry {
 
@@ -29,11 +30,12 @@ struct Fields {
   bool do_sample = false, ignore_eos = false, stream = false;
   bool return_full_text = false, apply_chat_template = false;
   bool details = false, decoder_input_details = false;
-  bool logprobs = false, echo = false, parallel_tool_calls = false;
+  bool logprobs = false, echo = false, parallel_tool_calls = true;
   bool include_usage = false, continuous_usage = false;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
   std::vector<std::pair<int32_t, float>> logit_bias;
+  std::optional<AnswerFormat> format;
 };
 
 struct Limits {

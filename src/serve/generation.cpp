@@ -32,6 +32,13 @@ class QueueSink final : public RequestSink {
 
 }  // namespace
 
+double Answer::mean_logprob() const {
+  if (tokens.empty()) return 0;
+  double sum = 0;
+  for (const TokenRecord& token : tokens) sum += static_cast<double>(token.logprob);
+  return sum / static_cast<double>(tokens.size());
+}
+
 int64_t Results::prompt_tokens() const {
   int64_t n = 0;
   for (const Prompt& prompt : job.prompts) n += static_cast<int64_t>(prompt.ids.size());
@@ -42,6 +49,12 @@ int64_t Results::generated_tokens() const {
   int64_t n = 0;
   for (const Answer& answer : answers) n += static_cast<int64_t>(answer.tokens.size());
   return n;
+}
+
+int64_t Results::most_tokens() const {
+  const auto n_prompts = static_cast<int64_t>(job.prompts.size());
+  return prompt_tokens() * job.answers_per_prompt +
+         n_prompts * job.answers_per_prompt * job.request.max_new_tokens;
 }
 
 int64_t Results::skipped_tokens() const {
@@ -105,7 +118,6 @@ void Generation::start() {
     head.headers = parts_.presenter->stream_headers(results_);
     head.headers.emplace_back("cache-control", "no-cache");
     head.headers.emplace_back("x-accel-buffering", "no");
-    head.headers.emplace_back("x-request-id", results_.job.id);
     parts_.responder->prepare_stream(std::move(head));
   }
 }
@@ -159,10 +171,14 @@ void Generation::take_token(Answer& answer, const TokenEvent& event) {
   const std::string piece = answer.decoder.push(record.id);
   record.text = record.special ? std::string(parts_.backend.tokenizer().piece(record.id)) : piece;
   answer.text += piece;
+  if (record.special && record.text == kToolMarker && !answer.tool_marker) {
+    answer.tool_marker = answer.text.size();
+  }
   answer.tokens.push_back(std::move(record));
   if (results_.first_token == std::chrono::steady_clock::time_point{}) {
     results_.first_token = now;
     parts_.metrics.adapter_runs(results_.job.request.adapter.label());
+    parts_.metrics.reserve(results_.most_tokens());
     parts_.metrics.first_token(now - results_.job.received);
   } else if (results_.answers.size() == 1) {
     parts_.metrics.next_token(now - results_.last_token);
@@ -195,11 +211,10 @@ void Generation::take_finish(Answer& answer, FinishEvent finish) {
     parts_.responder->finish_stream();
   } else {
     HttpResponse response = parts_.presenter->whole(results_);
-    response.headers.emplace_back("x-request-id", results_.job.id);
     parts_.responder->respond(std::move(response));
   }
   parts_.metrics.succeeded(results_);
-  end();
+  end("ok");
 }
 
 void Generation::send(const std::string& bytes) {
@@ -215,17 +230,16 @@ void Generation::fail(const ApiError& error) {
     if (!parts_.responder->closed()) parts_.responder->finish_stream();
   } else {
     HttpResponse response = error_response(error, parts_.presenter->dialect());
-    response.headers.emplace_back("x-request-id", results_.job.id);
     parts_.responder->respond(std::move(response));
   }
-  end();
+  end(type_of(error.problem));
 }
 
 void Generation::client_gone() {
   if (done_) return;
   cancel_all();
   parts_.metrics.failed("client_closed");
-  end();
+  end("client_closed");
 }
 
 void Generation::cancel_all() {
@@ -234,10 +248,13 @@ void Generation::cancel_all() {
   }
 }
 
-void Generation::end() {
+void Generation::end(std::string_view outcome) {
   if (std::exchange(done_, true)) return;
-  parts_.metrics.adapter_done(results_.job.request.adapter.label(),
-                              results_.first_token != std::chrono::steady_clock::time_point{});
+  const bool had_run = results_.first_token != std::chrono::steady_clock::time_point{};
+  parts_.metrics.adapter_done(results_.job.request.adapter.label(), had_run);
+  if (had_run) parts_.metrics.reserve(-results_.most_tokens());
+  parts_.ticket.reset();
+  if (parts_.told) parts_.told(results_, outcome);
   if (queue_) queue_->detach();
   parts_.live.remove(this);
 }

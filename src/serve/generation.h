@@ -4,6 +4,7 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -16,6 +17,8 @@
 #include "serve/errors.h"
 #include "serve/fields.h"
 #include "serve/http.h"
+#include "serve/keys.h"
+#include "serve/tools.h"
 #include "text/stream_decoder.h"
 
 namespace lorry {
@@ -34,7 +37,8 @@ struct Job {
   Fields fields;
   std::vector<Prompt> prompts;  // at least one
   int64_t answers_per_prompt = 1;
-  Request request;        // what all have in common
+  Request request;  // what all have in common
+  ToolPlan tools;
   std::string model;      // as named to the client
   bool as_array = false;  // LoRAX's compat route
   size_t input_characters = 0;
@@ -66,8 +70,10 @@ struct Answer {
   std::vector<TokenRecord> tokens;
   std::string text;
   std::optional<FinishEvent> finish;
-  size_t told = 0;  // a presenter's count of tokens that the client was told of
+  std::optional<size_t> tool_marker;  // where in the text the token [TOOL_CALLS] came
+  size_t told = 0;                    // a presenter's count of tokens that the client was told of
   StreamDecoder decoder;
+  double mean_logprob() const;  // of its tokens
 };
 
 struct Results {
@@ -77,6 +83,7 @@ struct Results {
   int64_t prompt_tokens() const;
   int64_t generated_tokens() const;
   int64_t skipped_tokens() const;  // of finished answers
+  int64_t most_tokens() const;     // of prompts and answers together
 };
 
 // Writes a generation in the form of a dialect. What it returns is sent as it is.
@@ -126,6 +133,9 @@ class Generation : public std::enable_shared_from_this<Generation> {
     Metrics& metrics;
     std::shared_ptr<Responder> responder;
     std::shared_ptr<Presenter> presenter;
+    std::shared_ptr<Ticket> ticket;  // of its tenant, until the end
+    // Once, at the end: "ok", or errors.h: type_of() of what went wrong.
+    std::function<void(const Results&, std::string_view outcome)> told = {};
   };
   Generation(Parts parts, Job job);
 
@@ -146,7 +156,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void take_finish(Answer& answer, FinishEvent finish);
   void fail(const ApiError& error);
   void client_gone();
-  void end();
+  void end(std::string_view outcome);
   void cancel_all();
   void send(const std::string& bytes);
   TokenRecord record_of(const TokenEvent& event) const;

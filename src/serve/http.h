@@ -75,7 +75,9 @@ using HttpRefusal =
 
 struct HttpOptions {
   std::string host = "127.0.0.1";
-  uint16_t port = 3000;  // 0: the system chooses
+  uint16_t port = 3000;                   // 0: the system chooses
+  std::string uds;                        // path of a Unix socket to listen on instead; empty: none
+  std::string ssl_certfile, ssl_keyfile;  // PEM; both or none
   int io_threads = 2;
   size_t max_connections = 16384;
   size_t max_head_bytes = 16384;

@@ -5,10 +5,11 @@
 #include <string>
 #include <utility>
 
-#include <boost/asio/buffer.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <boost/asio/redirect_error.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/asio/write.hpp>
 #include <fmt/format.h>
 
 #include "serve/http_exchange.h"
@@ -19,13 +20,13 @@ namespace lorry {
 
 namespace asio = boost::asio;
 using asio::awaitable;
-using asio::ip::tcp;
 using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
 namespace {
 
 constexpr size_t kReadBytes = 16384;
+constexpr size_t kWatchBytes = 1024;  // streams are many, and what they send ahead is little
 // Bytes on the wire for each byte of a chunked body, above which its framing is an attack.
 constexpr size_t kChunkOverhead = 8;
 
@@ -46,8 +47,11 @@ struct Incoming {
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(tcp::socket socket, HttpShared& shared)
-      : socket_(std::move(socket)), deadline_(socket_.get_executor()), shared_(shared) {
+  Connection(Wire::Socket socket, HttpShared& shared)
+      : wire_(std::move(socket), shared.tls.get()),
+        deadline_(wire_.executor()),
+        watched_(wire_.executor()),
+        shared_(shared) {
     shared_.connections.fetch_add(1);
   }
   ~Connection() { shared_.connections.fetch_sub(1); }
@@ -69,12 +73,15 @@ class Connection : public std::enable_shared_from_this<Connection> {
   awaitable<bool> send(std::string_view bytes);
   void arm(Clock::time_point when);
   void disarm();
-  void watch(const std::shared_ptr<Exchange>& exchange);
+  awaitable<void> watch(std::shared_ptr<Exchange> exchange);
+  awaitable<void> end_watch();
 
-  tcp::socket socket_;
+  Wire wire_;
   asio::steady_timer deadline_;
   uint64_t armed_ = 0;  // number of the operation that the timer may cancel
   bool timed_out_ = false;
+  asio::steady_timer watched_;  // its handlers run when the watch ends
+  bool watching_ = false;
   HttpShared& shared_;
   std::string input_;  // received and not yet consumed
 };
@@ -86,8 +93,7 @@ void Connection::arm(Clock::time_point when) {
   deadline_.async_wait([self = shared_from_this(), number](const error_code& ec) {
     if (ec || number != self->armed_) return;
     self->timed_out_ = true;
-    error_code ignored;
-    self->socket_.cancel(ignored);
+    self->wire_.cancel();
   });
 }
 
@@ -100,22 +106,18 @@ void Connection::disarm() {
 awaitable<bool> Connection::read_more(Clock::time_point deadline) {
   const size_t old = input_.size();
   input_.resize(old + kReadBytes);
-  error_code ec;
   arm(deadline);
-  const size_t n = co_await socket_.async_read_some(asio::buffer(input_.data() + old, kReadBytes),
-                                                    asio::redirect_error(asio::use_awaitable, ec));
+  const size_t n = co_await wire_.read(input_.data() + old, kReadBytes);
   disarm();
   input_.resize(old + n);
-  co_return !ec;
+  co_return n > 0;
 }
 
 awaitable<bool> Connection::send(std::string_view bytes) {
-  error_code ec;
   arm(Clock::now() + seconds(shared_.options.send_seconds));
-  co_await asio::async_write(socket_, asio::buffer(bytes.data(), bytes.size()),
-                             asio::redirect_error(asio::use_awaitable, ec));
+  const bool sent = co_await wire_.write(bytes);
   disarm();
-  co_return !ec;
+  co_return sent;
 }
 
 // The path in what has arrived of a request line, for a refusal's words.
@@ -232,29 +234,39 @@ awaitable<void> Connection::wait_for_change(Exchange& exchange, Clock::time_poin
   co_await exchange.wake().async_wait(asio::redirect_error(asio::use_awaitable, ec));
 }
 
-// Closes the exchange when the client goes away. A client that sends on (a next request before this
-// answer) is not watched any further.
-void Connection::watch(const std::shared_ptr<Exchange>& exchange) {
-  socket_.async_wait(
-      tcp::socket::wait_read, [self = shared_from_this(), exchange](const error_code& ec) {
-        if (ec || exchange->complete()) return;
-        char byte = 0;
-        error_code peeked;
-        self->socket_.receive(asio::buffer(&byte, 1), tcp::socket::message_peek, peeked);
-        if (peeked == asio::error::would_block) {
-          self->watch(exchange);
-        } else if (peeked) {
-          exchange->close();
-        }
-      });
+// Reads on while a request is answered: closes the exchange when the client goes away, and keeps
+// what it sends ahead. One that has sent much is not watched any further.
+awaitable<void> Connection::watch(std::shared_ptr<Exchange> exchange) {
+  bool open = true;
+  while (open && !exchange->complete() && !exchange->closed() && input_.size() < kReadBytes) {
+    const size_t old = input_.size();
+    input_.resize(old + kWatchBytes);
+    const size_t n = co_await wire_.read(input_.data() + old, kWatchBytes);
+    input_.resize(old + n);
+    open = n > 0;
+  }
+  watching_ = false;
+  watched_.cancel();
+  if (!open && !exchange->complete()) exchange->close();
+}
+
+awaitable<void> Connection::end_watch() {
+  if (watching_) wire_.cancel();
+  while (watching_) {
+    error_code ec;
+    watched_.expires_at(Clock::time_point::max());
+    co_await watched_.async_wait(asio::redirect_error(asio::use_awaitable, ec));
+  }
 }
 
 // False when the connection is to be closed.
 awaitable<bool> Connection::answer(Incoming& in) {
-  auto exchange =
-      std::make_shared<Exchange>(socket_.get_executor(), shared_.options.send_buffer_bytes);
+  auto exchange = std::make_shared<Exchange>(wire_.executor(), shared_.options.send_buffer_bytes);
   shared_.handler(std::move(in.request), exchange);
-  watch(exchange);
+  watching_ = true;
+  asio::co_spawn(
+      wire_.executor(), [self = shared_from_this(), exchange] { return self->watch(exchange); },
+      asio::detached);
   while (!exchange->closed() && !exchange->response() && !exchange->streaming()) {
     co_await wait_for_change(*exchange, Clock::time_point::max());
   }
@@ -265,8 +277,7 @@ awaitable<bool> Connection::answer(Incoming& in) {
     keep = co_await send_response(std::move(*exchange->response()), in);
   }
   exchange->close();
-  error_code ignored;
-  socket_.cancel(ignored);  // ends the watch
+  co_await end_watch();
   co_return keep;
 }
 
@@ -306,18 +317,24 @@ awaitable<bool> Connection::send_stream(const Incoming& in, std::shared_ptr<Exch
 // Lets the client read the last answer although it may still be sending: closing with unread
 // input would reset the connection and with it the answer.
 awaitable<void> Connection::linger() {
-  error_code ec;
-  socket_.shutdown(tcp::socket::shutdown_send, ec);
   const Clock::time_point deadline = Clock::now() + std::chrono::seconds(5);
+  arm(deadline);
+  co_await wire_.shutdown();
   size_t left = size_t{64} << 20;
-  while (!ec && left > 0) {
-    input_.clear();
-    if (!co_await read_more(deadline)) break;
-    left -= std::min(left, input_.size());
+  input_.resize(kReadBytes);
+  while (left > 0 && !timed_out_) {
+    const size_t n = co_await wire_.read_raw(input_.data(), kReadBytes);
+    if (n == 0) break;
+    left -= std::min(left, n);
   }
+  disarm();
 }
 
 awaitable<void> Connection::run() {
+  arm(Clock::now() + seconds(shared_.options.head_seconds));
+  const bool secured = co_await wire_.handshake();
+  disarm();
+  if (!secured) co_return;
   for (;;) {
     Incoming in = co_await read_request();
     if (in.kind == Incoming::Kind::gone) co_return;
@@ -338,7 +355,7 @@ awaitable<void> Connection::run() {
 
 }  // namespace
 
-awaitable<void> serve_connection(tcp::socket socket, HttpShared& shared) {
+awaitable<void> serve_connection(Wire::Socket socket, HttpShared& shared) {
   auto connection = std::make_shared<Connection>(std::move(socket), shared);
   co_await connection->run();
 }

@@ -6,11 +6,10 @@
 #include <memory>
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/steady_timer.hpp>
 
 #include "base/log.h"
 #include "serve/http.h"
+#include "serve/http_wire.h"
 
 namespace lorry {
 
@@ -20,13 +19,13 @@ struct HttpShared {
   HttpHandler handler;
   HttpRefusal refuse;
   Log* log = nullptr;
+  std::shared_ptr<TlsContext> tls;  // null: in the clear
   std::atomic<int64_t> connections{0};
   std::atomic<int64_t> busy{0};  // requests that are not answered in full
   std::atomic<bool> keep_alive{true};
 };
 
 // The socket's executor is the connection's strand.
-boost::asio::awaitable<void> serve_connection(boost::asio::ip::tcp::socket socket,
-                                              HttpShared& shared);
+boost::asio::awaitable<void> serve_connection(Wire::Socket socket, HttpShared& shared);
 
 }  // namespace lorry

@@ -64,6 +64,8 @@ std::string_view reason_phrase(int status) {
   switch (status) {
     case 200:
       return "OK";
+    case 204:
+      return "No Content";
     case 400:
       return "Bad Request";
     case 401:
@@ -108,7 +110,7 @@ std::string write_head(const HttpResponse& response, Framing framing, bool keep_
     out += fmt::format("content-type: {}\r\n", response.content_type);
   }
   for (const auto& [name, value] : response.headers) out += fmt::format("{}: {}\r\n", name, value);
-  if (framing == Framing::length) {
+  if (framing == Framing::length && response.status != 204) {
     out += fmt::format("content-length: {}\r\n", response.body.size());
   } else if (framing == Framing::chunked) {
     out += "transfer-encoding: chunked\r\n";

@@ -7,73 +7,55 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/redirect_error.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/asio/write.hpp>
 
 #include "base/error.h"
 #include "serve/http_connection.h"
 #include "serve/http_head.h"
+#include "serve/http_listener.h"
 
 namespace lorry {
 
 namespace asio = boost::asio;
 using asio::awaitable;
-using asio::ip::tcp;
 using boost::system::error_code;
 
 struct HttpServer::Impl {
   Impl(HttpOptions options, HttpHandler handler, HttpRefusal refuse)
-      : io(options.io_threads), acceptor(io) {
+      : io(options.io_threads), listener(io, options) {
+    if (!options.ssl_certfile.empty()) {
+      shared.tls = make_tls(options.ssl_certfile, options.ssl_keyfile);
+    }
     shared.options = std::move(options);
     shared.handler = std::move(handler);
     shared.refuse = std::move(refuse);
   }
 
-  void listen();
   awaitable<void> accept_all();
-  void accepted(tcp::socket socket);
+  void accepted(Wire::Socket socket);
 
   // Declared first: destroyed last, after the connections that its destruction destroys.
   HttpShared shared;
   asio::io_context io;
-  tcp::acceptor acceptor;
-  tcp::endpoint bound;
+  HttpListener listener;
   std::vector<std::thread> threads;
 };
 
-void HttpServer::Impl::listen() {
-  const HttpOptions& options = shared.options;
-  error_code ec;
-  tcp::resolver resolver(io);
-  const auto found = resolver.resolve(options.host, std::to_string(options.port),
-                                      tcp::resolver::passive | tcp::resolver::numeric_service, ec);
-  if (ec || found.empty()) {
-    fail(Code::invalid_argument, "cannot listen: {} is not an address of this machine ({})",
-         quote(options.host), ec.message());
-  }
-  const tcp::endpoint endpoint = found.begin()->endpoint();
-  acceptor.open(endpoint.protocol(), ec);
-  if (!ec) acceptor.set_option(tcp::acceptor::reuse_address(true), ec);
-  if (!ec) acceptor.bind(endpoint, ec);
-  if (!ec) acceptor.listen(4096, ec);
-  if (ec) {
-    fail(Code::invalid_argument, "cannot listen on {} port {}: {}", quote(options.host),
-         options.port, ec.message());
-  }
-  bound = acceptor.local_endpoint();
-}
-
-void HttpServer::Impl::accepted(tcp::socket socket) {
+void HttpServer::Impl::accepted(Wire::Socket socket) {
   error_code ec;
   // Many small writes: with Nagle's algorithm each would wait for the client's acknowledgement.
-  socket.set_option(tcp::no_delay(true), ec);
-  // Connections' peeks (is the client still there?) must not block.
-  socket.non_blocking(true, ec);
+  if (shared.options.uds.empty()) socket.set_option(asio::ip::tcp::no_delay(true), ec);
   if (shared.connections.load() >= static_cast<int64_t>(shared.options.max_connections)) {
+    // In TLS it could only be said after a handshake.
+    if (shared.tls) return;
+    socket.non_blocking(true, ec);
     HttpResponse refusal = shared.refuse(503, "too many connections", {});
-    socket.write_some(asio::buffer(write_head(refusal, Framing::length, false) + refusal.body), ec);
+    const std::string bytes = write_head(refusal, Framing::length, false) + refusal.body;
+    socket.send(asio::buffer(bytes), 0, ec);
     return;
   }
   const auto strand = socket.get_executor();
@@ -93,9 +75,9 @@ awaitable<void> HttpServer::Impl::accept_all() {
   asio::steady_timer pause(io);
   for (;;) {
     error_code ec;
-    tcp::socket socket = co_await acceptor.async_accept(
+    Wire::Socket socket = co_await listener.acceptor().async_accept(
         asio::make_strand(io), asio::redirect_error(asio::use_awaitable, ec));
-    if (!acceptor.is_open()) co_return;
+    if (!listener.acceptor().is_open()) co_return;
     if (!ec) {
       failing = false;
       accepted(std::move(socket));
@@ -112,7 +94,6 @@ awaitable<void> HttpServer::Impl::accept_all() {
 HttpServer::HttpServer(HttpOptions options, HttpHandler handler, HttpRefusal refuse, Log& log)
     : impl_(std::make_unique<Impl>(std::move(options), std::move(handler), std::move(refuse))) {
   impl_->shared.log = &log;
-  impl_->listen();
 }
 
 HttpServer::~HttpServer() { stop(); }
@@ -124,8 +105,8 @@ void HttpServer::start() {
   }
 }
 
-uint16_t HttpServer::port() const { return impl_->bound.port(); }
-bool HttpServer::on_loopback() const { return impl_->bound.address().is_loopback(); }
+uint16_t HttpServer::port() const { return impl_->listener.port(); }
+bool HttpServer::on_loopback() const { return impl_->listener.on_loopback(); }
 
 int64_t HttpServer::connections() const { return impl_->shared.connections.load(); }
 
@@ -138,8 +119,7 @@ void HttpServer::stop() {
   for (std::thread& thread : impl_->threads) thread.join();
   impl_->threads.clear();
   // New connections are refused rather than kept waiting.
-  error_code ignored;
-  impl_->acceptor.close(ignored);
+  impl_->listener.close();
 }
 
 }  // namespace lorry

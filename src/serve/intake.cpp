@@ -68,8 +68,8 @@ void settle_length(Job& job, int64_t by_default, const Limits& limits) {
   job.request.max_new_tokens = static_cast<int32_t>(wanted);
 }
 
-void settle_request(Job& job, const Limits& limits) {
-  const int64_t most = limits.max_n;
+void settle_request(Job& job, const Intake& intake) {
+  const int64_t most = intake.limits.max_n;
   if (static_cast<int64_t>(job.prompts.size()) * job.answers_per_prompt > most) {
     throw RequestError(Problem::bad_value,
                        fmt::format("a request may ask for {} answers, all its prompts together. "
@@ -81,15 +81,24 @@ void settle_request(Job& job, const Limits& limits) {
   job.request.stop = job.fields.stop;
   job.request.stop_token_ids = job.fields.stop_token_ids;
   job.request.cache_salt = job.fields.cache_salt.value_or("");
+  if (!job.fields.format) return;
+  try {
+    job.request.grammar = intake.grammars.compiled(job.fields.format->grammar);
+  } catch (const Error& e) {
+    const std::string& field = job.fields.format->field;
+    throw RequestError(Problem::bad_value, fmt::format("`{}`: {}", field, e.what()), field);
+  }
 }
 
-Prompt render_chat(std::string_view messages, const Intake& intake) {
+Prompt render_chat(std::string_view messages, const Intake& intake, const std::string& variables) {
   if (intake.chat == nullptr) {
     throw RequestError(Problem::chat_template,
                        "the model has no chat template: send a prompt instead of messages");
   }
   try {
-    RenderedChat rendered = intake.chat->render(messages);
+    ChatOptions options;
+    options.variables = variables;
+    RenderedChat rendered = intake.chat->render(messages, options);
     return {std::move(rendered.ids), std::move(rendered.text)};
   } catch (const Error& e) {
     const ApiError error = to_api_error(e, Stage::rendering);

@@ -8,6 +8,7 @@
 
 #include "serve/fields.h"
 #include "serve/generation.h"
+#include "serve/grammar_cache.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -20,6 +21,7 @@ struct Intake {
   AdapterPolicy adapters = {};
   std::string served_name = {};  // of the base model
   std::string model_name = {};   // its other name
+  GrammarCache& grammars;
 };
 
 // What a request brings to the making of its Job; views into it.
@@ -38,11 +40,13 @@ void check_bytes(size_t bytes, Api api, const Intake& intake);
 // `by_default`: tokens when none are asked for; 0: as many as fit.
 void settle_length(Job& job, int64_t by_default, const Limits& limits);
 
-// Fills in what every dialect takes from its fields in the same way.
-void settle_request(Job& job, const Limits& limits);
+// Fills in what every dialect takes from its fields in the same way, and compiles the grammar.
+void settle_request(Job& job, const Intake& intake);
 
-// Renders messages (a JSON array) with the model's template.
-Prompt render_chat(std::string_view messages, const Intake& intake);
+// Renders messages (a JSON array) with the model's template. `variables`: a JSON object,
+// ChatOptions'.
+Prompt render_chat(std::string_view messages, const Intake& intake,
+                   const std::string& variables = "{}");
 
 // 64 bits from the system's generator.
 uint64_t random_u64();

@@ -91,7 +91,7 @@ Job lorax_job(const Asked& asked, LoraxForm form, const Intake& intake,
   job.as_array = form == LoraxForm::compat;
   job.model = intake.served_name;
   settle_length(job, 0, intake.limits);
-  settle_request(job, intake.limits);
+  settle_request(job, intake);
   job.request.adapter = adapter_of(job.fields, Api::lorax, job.fields.adapter_id.value_or(""),
                                    asked.bearer, intake.adapters);
   job.request.prompt_logprobs = job.fields.decoder_input_details;

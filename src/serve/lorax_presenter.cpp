@@ -19,6 +19,7 @@ std::string_view reason_of(const Answer& answer) {
     case FinishReason::eos_token:
       return "eos_token";
     case FinishReason::stop_sequence:
+    case FinishReason::dead_end:  // LoRAX's clients know three reasons
       return "stop_sequence";
     case FinishReason::cancelled:
     case FinishReason::failed:
@@ -33,13 +34,6 @@ std::string milliseconds(double seconds) {
 
 double since(std::chrono::steady_clock::time_point from, std::chrono::steady_clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
-}
-
-double mean_logprob(const Answer& answer) {
-  if (answer.tokens.empty()) return 0;
-  double sum = 0;
-  for (const TokenRecord& token : answer.tokens) sum += static_cast<double>(token.logprob);
-  return sum / static_cast<double>(answer.tokens.size());
 }
 
 class LoraxPresenter final : public Presenter {
@@ -224,7 +218,7 @@ void LoraxPresenter::add_timings(const Results& results, const Answer& answer,
 HttpResponse LoraxPresenter::whole(const Results& results) {
   const Answer& best = *std::max_element(
       results.answers.begin(), results.answers.end(),
-      [](const Answer& a, const Answer& b) { return mean_logprob(a) < mean_logprob(b); });
+      [](const Answer& a, const Answer& b) { return a.mean_logprob() < b.mean_logprob(); });
   JsonWriter json;
   if (results.job.as_array) json.begin_array();
   json.begin_object().member("generated_text", text_of(results, best));

@@ -1,6 +1,8 @@
 #include "serve/metrics.h"
 
 #include <algorithm>
+#include <atomic>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -12,6 +14,7 @@
 #include <prometheus/text_serializer.h>
 
 #include "serve/generation.h"
+#include "serve/tracing.h"
 
 namespace lorry {
 
@@ -42,6 +45,7 @@ const char* reason_label(FinishReason reason) {
       return "length";
     case FinishReason::eos_token:
     case FinishReason::stop_sequence:
+    case FinishReason::dead_end:
       return "stop";
     case FinishReason::cancelled:
       return "abort";
@@ -65,6 +69,23 @@ ClientMetric metric_of(MetricType type, double value, const Labels& labels) {
 MetricFamily single(const char* name, const char* help, MetricType type, double value,
                     const Labels& labels) {
   return {name, help, type, {metric_of(type, value, labels)}};
+}
+
+// Of steps of the engine. `scale`: of what was counted, in the metric's unit.
+MetricFamily steps_family(const char* name, const char* help, const StepHistogram& steps,
+                          double scale, const Labels& labels) {
+  ClientMetric metric = metric_of(MetricType::Gauge, 0, labels);
+  uint64_t total = 0;
+  for (size_t i = 0; i < steps.counts.size(); ++i) {
+    total += static_cast<uint64_t>(steps.counts[i]);
+    const bool last = i + 1 == steps.counts.size();
+    const double bound = last ? std::numeric_limits<double>::infinity()
+                              : scale * static_cast<double>(int64_t{1} << i);
+    metric.histogram.bucket.push_back({total, bound});
+  }
+  metric.histogram.sample_count = total;
+  metric.histogram.sample_sum = scale * static_cast<double>(steps.sum);
+  return {name, help, MetricType::Histogram, {std::move(metric)}};
 }
 
 // Where adapters are, and how much they come and go.
@@ -153,6 +174,7 @@ struct Metrics::Impl {
   std::mutex mutex;
   std::map<std::string, AdapterCounts> adapters;
   const int64_t max_adapters;
+  std::atomic<int64_t> reserved_tokens{0};
 };
 
 Metrics::Metrics(const std::string& model, int64_t max_adapters)
@@ -201,6 +223,8 @@ void Metrics::succeeded(const Results& results) {
     impl_->counter("vllm:request_success_total", "Finished sequences", with).Increment();
   }
 }
+
+void Metrics::reserve(int64_t tokens) { impl_->reserved_tokens.fetch_add(tokens); }
 
 void Metrics::adapter_waits(const std::string& name) {
   if (name.empty()) return;
@@ -254,20 +278,31 @@ MetricFamily Metrics::Impl::adapters_family() {
                  {"waiting_lora_adapters", waiting}});
 }
 
-std::string Metrics::expose(const EngineStats& stats) const {
+std::string Metrics::expose(const EngineStats& stats, const Tracing* tracing) const {
   const Labels& labels = impl_->labels;
   std::vector<MetricFamily> all = impl_->registry.Collect();
   const auto add = [&](const char* name, const char* help, MetricType type, auto value,
                        const Labels& with) {
     all.push_back(single(name, help, type, static_cast<double>(value), with));
   };
+  // Prefill and decode are the same step.
+  const Labels step = {{"method", "step"}};
   constexpr auto gauge = MetricType::Gauge;
   constexpr auto count = MetricType::Counter;
   const double blocks = static_cast<double>(std::max<int64_t>(stats.kv_blocks, 1));
   const int64_t waiting = stats.waiting + stats.waiting_for_adapter;
   add("lorax_queue_length", "Requests in the queue", gauge, waiting, {});
   add("lorax_batch_current_size", "Sequences being computed", gauge, stats.running, {});
-  add("lorax_batch_inference_count", "Steps of the engine", count, stats.steps, {});
+  add("lorax_batch_inference_count", "Steps of the engine", count, stats.steps, step);
+  add("lorax_batch_inference_success", "Steps of the engine that ended", count, stats.steps, step);
+  add("lorax_batch_current_max_tokens", "Tokens that the requests with a first token may grow to",
+      gauge, impl_->reserved_tokens.load(), {});
+  all.push_back(steps_family("lorax_batch_inference_duration", "Seconds of a step",
+                             stats.milliseconds_of_steps, 1e-3, step));
+  all.push_back(steps_family("lorax_batch_next_size", "Sequences of a step",
+                             stats.sequences_of_steps, 1, {}));
+  all.push_back(steps_family("vllm:iteration_tokens_total", "Rows of a step", stats.rows_of_steps,
+                             1, labels));
   add("lorry_step_seconds_total", "Time in steps", count, stats.step_seconds, {});
   add("lorry_nan_total", "Sequences ended by NaN", count, stats.nan_total, {});
   add("vllm:num_requests_running", "Being computed", gauge, stats.running, labels);
@@ -290,6 +325,10 @@ std::string Metrics::expose(const EngineStats& stats) const {
       stats.adapter_load_failures, {});
   add("lorry_requests_parked_total", "Times that a request stepped aside for another adapter",
       count, stats.parked, {});
+  if (tracing != nullptr) {
+    add("lorry_spans_sent_total", "Spans that a collector took", count, tracing->sent(), {});
+    add("lorry_spans_dropped_total", "Spans that it did not", count, tracing->dropped(), {});
+  }
   add_tiers(all, stats);
   all.push_back(impl_->adapters_family());
   return prometheus::TextSerializer().Serialize(all);

@@ -13,6 +13,7 @@
 namespace lorry {
 
 struct Results;
+class Tracing;
 
 class Metrics {
  public:
@@ -31,6 +32,8 @@ class Metrics {
   void first_token(Duration since_received);
   void next_token(Duration since_last);
   void unknown_field();
+  // Tokens that running requests may grow to; negative when they end.
+  void reserve(int64_t tokens);
 
   // A request of the adapter waits, got its first token, has ended. Empty: none.
   void adapter_waits(const std::string& name);
@@ -38,7 +41,7 @@ class Metrics {
   void adapter_done(const std::string& name, bool had_run);
 
   // Prometheus' text format.
-  std::string expose(const EngineStats& stats) const;
+  std::string expose(const EngineStats& stats, const Tracing* tracing) const;
 
  private:
   struct Impl;

@@ -1,12 +1,14 @@
 #include "serve/openai_api.h"
 
 #include <algorithm>
-#include <array>
+#include <optional>
 
 #include "base/error.h"
 #include "serve/adapter_choice.h"
+#include "serve/chat_messages.h"
 #include "serve/errors.h"
 #include "serve/json_writer.h"
+#include "serve/tools.h"
 
 namespace lorry {
 
@@ -23,90 +25,34 @@ std::string text_of(const json::value& value) {
   return {value.as_string().data(), value.as_string().size()};
 }
 
-// ---- messages
+// ---- chat
 
-bool is_empty(const json::value& value) {
-  return value.is_null() || (value.is_array() && value.as_array().empty());
+// The token that a model's calls follow, where its template makes it so.
+std::optional<int32_t> tool_marker(const Intake& intake) {
+  if (intake.chat == nullptr || !intake.chat->takes_tools()) return std::nullopt;
+  return intake.tokenizer.id_of(kToolMarker);
 }
 
-std::string part_text(const json::value& part, size_t i) {
-  const std::string where = fmt::format("messages[{}].content", i);
-  if (!part.is_object()) refuse(where, fmt::format("holds {}, not a part", kind_of(part)));
-  const json::value* type = part.as_object().if_contains("type");
-  if (type == nullptr || !type->is_string()) refuse(where, "holds a part without a string `type`");
-  if (text_of(*type) != "text") {
-    refuse(where, fmt::format("holds a part of the type {}: modality not supported, only text is",
-                              quote(text_of(*type), 40)));
-  }
-  const json::value* text = part.as_object().if_contains("text");
-  if (text == nullptr || !text->is_string()) refuse(where, "holds a text part without `text`");
-  return text_of(*text);
-}
-
-std::string content_of(const json::object& message, size_t i) {
-  const json::value* content = message.if_contains("content");
-  if (content != nullptr && content->is_string()) return text_of(*content);
-  if (content == nullptr || !content->is_array()) {
-    refuse(fmt::format("messages[{}].content", i),
-           fmt::format("must be a string or a list of parts, found {}",
-                       content == nullptr ? "no such field" : kind_of(*content)));
-  }
-  std::string joined;
-  for (const json::value& part : content->as_array()) {
-    if (!joined.empty()) joined += '\n';
-    joined += part_text(part, i);
-  }
-  return joined;
-}
-
-std::string role_of(const json::object& message, size_t i) {
-  const json::value* role = message.if_contains("role");
-  constexpr std::array kRoles = {"system", "developer", "user", "assistant"};
-  const std::string where = fmt::format("messages[{}].role", i);
-  if (role == nullptr || !role->is_string()) refuse(where, "must be a string");
-  std::string name = text_of(*role);
-  if (std::find(kRoles.begin(), kRoles.end(), name) == kRoles.end()) {
-    refuse(where, fmt::format("must be one of system, developer, user, assistant. Given: {}",
-                              quote(name, 40)));
-  }
-  return name;
-}
-
-void write_message(JsonWriter& json, const json::value& value, size_t i) {
-  if (!value.is_object()) {
-    refuse(fmt::format("messages[{}]", i),
-           fmt::format("must be an object, found {}", kind_of(value)));
-  }
-  const json::object& message = value.as_object();
-  for (const char* field : {"tool_calls", "tool_call_id", "function_call", "audio"}) {
-    const json::value* found = message.if_contains(field);
-    if (found != nullptr && !is_empty(*found)) {
-      refuse(fmt::format("messages[{}].{}", i, field), "is not supported");
-    }
-  }
-  json.begin_object().member("role", role_of(message, i)).member("content", content_of(message, i));
-  if (const json::value* name = message.if_contains("name"); name != nullptr && !name->is_null()) {
-    if (!name->is_string()) refuse(fmt::format("messages[{}].name", i), "must be a string");
-    json.member("name", text_of(*name));
-  }
-  json.end_object();
-}
-
-Prompt chat_prompt(const json::object& body, const Intake& intake) {
-  const json::value* messages = body.if_contains("messages");
-  if (messages == nullptr || !messages->is_array() || messages->as_array().empty()) {
-    refuse("messages", fmt::format("must be a list of messages that is not empty, found {}",
-                                   messages == nullptr ? "no such field" : kind_of(*messages)));
-  }
-  JsonWriter json;
-  json.begin_array();
-  size_t i = 0;
-  for (const json::value& message : messages->as_array()) write_message(json, message, i++);
-  const std::string canonical = json.end_array().take();
-  check_bytes(canonical.size(), Api::chat, intake);
-  Prompt prompt = render_chat(canonical, intake);
+Prompt chat_prompt(const json::object& body, const ToolRequest& tools, const Intake& intake) {
+  const bool native = intake.chat != nullptr && intake.chat->takes_tools();
+  const std::string messages = canonical_messages(body, tools, native);
+  const std::string list = tools.tools.empty() || !native ? "" : tools_json(tools);
+  check_bytes(messages.size() + list.size(), Api::chat, intake);
+  Prompt prompt = render_chat(messages, intake, list.empty() ? "{}" : "{\"tools\":" + list + "}");
   if (prompt.ids.empty()) refuse("messages", "give an empty prompt");
   return prompt;
+}
+
+void add_tools(Job& job, const ToolRequest& tools, const Intake& intake) {
+  if (tools.tools.empty()) return;
+  if (job.fields.format) {
+    refuse(job.fields.format->field, "and `tools` cannot both say what the answer must match");
+  }
+  for (const Tool& tool : tools.tools) job.tools.names.push_back(tool.name);
+  job.tools.parallel = tools.parallel;
+  if (auto grammar = tool_grammar(tools, tool_marker(intake))) {
+    job.fields.format = AnswerFormat{*std::move(grammar), "tools"};
+  }
 }
 
 // ---- prompts
@@ -183,14 +129,17 @@ Job openai_job(const Asked& asked, Api api, const Intake& intake,
       adapter_of(job.fields, api, adapter_name_of(model, intake), asked.bearer, intake.adapters);
   job.model = model.empty() ? intake.served_name : model;
   if (api == Api::chat) {
-    job.prompts.push_back(chat_prompt(object, intake));
+    const ToolRequest tools = read_tools(object, job.fields.parallel_tool_calls);
+    add_tools(job, tools, intake);
+    job.prompts.push_back(chat_prompt(object, tools, intake));
   } else {
     job.prompts = completion_prompts(object, intake);
   }
   for (const Prompt& prompt : job.prompts) job.input_characters += count_characters(prompt.text);
-  job.answers_per_prompt = job.fields.n.value_or(1);
+  const int64_t n = job.fields.n.value_or(1);
+  job.answers_per_prompt = std::max(n, job.fields.best_of.value_or(n));
   settle_length(job, api == Api::chat ? 0 : kCompletionTokens, intake.limits);
-  settle_request(job, intake.limits);
+  settle_request(job, intake);
   job.request.prompt_logprobs = job.fields.echo && job.fields.alternatives.has_value();
   return job;
 }

@@ -5,6 +5,7 @@
 #include "serve/json_writer.h"
 #include "serve/openai_api.h"
 #include "serve/stop_filter.h"
+#include "serve/tool_calls.h"
 
 namespace lorry {
 
@@ -12,12 +13,14 @@ namespace {
 
 // What was told of one answer, and what is held back.
 struct Told {
-  explicit Told(const std::vector<std::string>& stops) : filter(stops) {}
+  Told(const std::vector<std::string>& stops, const ToolPlan& plan) : filter(stops), tools(plan) {}
   StopFilter filter;
+  ToolCallParser tools;
   size_t fed = 0;          // bytes of Answer::text that the filter has seen
   size_t tokens = 0;       // whose log-probabilities were told
   size_t text_offset = 0;  // characters of the tokens told
   bool begun = false;      // the first chunk was made
+  bool marked = false;     // the parser of calls knows of the marker
 };
 
 class OpenAiPresenter final : public Presenter {
@@ -39,17 +42,25 @@ class OpenAiPresenter final : public Presenter {
 
  private:
   Told& told(const Results& results, const Answer& answer);
-  std::string feed(const Results& results, const Answer& answer);
+  std::string_view new_text(const Results& results, const Answer& answer);
+  AnswerPiece piece(const Results& results, const Answer& answer);
+  AnswerPiece last_piece(const Results& results, const Answer& answer);
   std::string first_chunk(const Results& results, const Answer& answer);
-  std::string chunk(const Results& results, const Answer& answer, const std::string& text,
+  std::string chunk(const Results& results, const Answer& answer, const AnswerPiece& fresh,
                     std::string_view reason);
   void begin_object(JsonWriter& json, const Results& results, bool streaming) const;
-  void write_choice(JsonWriter& json, const Results& results, const Answer& answer);
+  void write_choice(JsonWriter& json, const Results& results, const Answer& answer, size_t index);
+  static void write_message(JsonWriter& json, const AnswerPiece& all);
+  static std::vector<const Answer*> chosen(const Results& results);
   void write_logprobs(JsonWriter& json, const Results& results, const Answer& answer);
   void write_chat_logprobs(JsonWriter& json, const Results& results, const Answer& answer);
   void write_chat_token(JsonWriter& json, int32_t id, float logprob) const;
   void write_completion_logprobs(JsonWriter& json, const Results& results, const Answer& answer);
   void write_usage(JsonWriter& json, const Results& results) const;
+  bool wants_logprobs(const Results& results) const {
+    const Fields& fields = results.job.fields;
+    return chat_ ? fields.logprobs : fields.alternatives.has_value();
+  }
   std::string_view reason_of(const Results& results, const Answer& answer);
   std::string prompt_text(const Results& results, const Answer& answer) const;
 
@@ -60,12 +71,14 @@ class OpenAiPresenter final : public Presenter {
 };
 
 Told& OpenAiPresenter::told(const Results& results, const Answer& answer) {
-  while (told_.size() < results.answers.size()) told_.emplace_back(results.job.request.stop);
+  while (told_.size() < results.answers.size()) {
+    told_.emplace_back(results.job.request.stop, results.job.tools);
+  }
   return told_[answer.number];
 }
 
-// Passes the answer's new text through the stop filter.
-std::string OpenAiPresenter::feed(const Results& results, const Answer& answer) {
+// The answer's text from state.fed on.
+std::string_view OpenAiPresenter::new_text(const Results& results, const Answer& answer) {
   Told& state = told(results, answer);
   std::string_view fresh = std::string_view(answer.text).substr(state.fed);
   state.fed = answer.text.size();
@@ -74,17 +87,56 @@ std::string OpenAiPresenter::feed(const Results& results, const Answer& answer) 
       std::find(ids.begin(), ids.end(), answer.tokens.back().id) != ids.end()) {
     fresh.remove_suffix(std::min(fresh.size(), answer.tokens.back().text.size()));
   }
-  return state.filter.push(fresh);
+  return fresh;
+}
+
+void append(AnswerPiece& to, AnswerPiece more) {
+  to.text += more.text;
+  for (ToolCallPiece& call : more.calls) to.calls.push_back(std::move(call));
+}
+
+// The answer's new text, passed through the stop filter, and what of it are calls of functions.
+AnswerPiece OpenAiPresenter::piece(const Results& results, const Answer& answer) {
+  Told& state = told(results, answer);
+  const size_t from = state.fed;
+  std::string_view fresh = new_text(results, answer);
+  if (results.job.tools.names.empty()) return {state.filter.push(fresh), {}};
+  AnswerPiece out;
+  if (answer.tool_marker && !state.marked) {
+    const size_t n = std::min(*answer.tool_marker - from, fresh.size());
+    append(out, state.tools.push(state.filter.push(fresh.substr(0, n)) + state.filter.finish()));
+    append(out, state.tools.mark());
+    state.marked = true;
+    fresh.remove_prefix(n);
+  }
+  append(out, state.tools.push(state.filter.push(fresh)));
+  return out;
+}
+
+// What was held back; the answer has its finish.
+AnswerPiece OpenAiPresenter::last_piece(const Results& results, const Answer& answer) {
+  Told& state = told(results, answer);
+  AnswerPiece fresh = piece(results, answer);
+  const std::string rest = state.filter.finish();
+  if (results.job.tools.names.empty()) {
+    fresh.text += rest;
+    return fresh;
+  }
+  append(fresh, state.tools.push(rest));
+  append(fresh, state.tools.finish());
+  return fresh;
 }
 
 std::string_view OpenAiPresenter::reason_of(const Results& results, const Answer& answer) {
-  if (told(results, answer).filter.stopped()) return "stop";
+  const bool calls = told(results, answer).tools.n_calls() > 0;
+  if (told(results, answer).filter.stopped()) return calls ? "tool_calls" : "stop";
   switch (answer.finish->reason) {
     case FinishReason::length:
       return "length";
     case FinishReason::eos_token:
     case FinishReason::stop_sequence:
-      return "stop";
+    case FinishReason::dead_end:
+      return calls ? "tool_calls" : "stop";
     case FinishReason::cancelled:
     case FinishReason::failed:
       break;
@@ -209,7 +261,7 @@ void OpenAiPresenter::write_completion_logprobs(JsonWriter& json, const Results&
 void OpenAiPresenter::write_logprobs(JsonWriter& json, const Results& results,
                                      const Answer& answer) {
   json.key("logprobs");
-  if (!results.job.request.sampling.logprobs) {
+  if (!wants_logprobs(results)) {
     json.null();
   } else if (chat_) {
     write_chat_logprobs(json, results, answer);
@@ -222,17 +274,19 @@ void OpenAiPresenter::write_logprobs(JsonWriter& json, const Results& results,
 
 // `reason`: of the last chunk; empty before. Chunks of chat begin with one that has only the role.
 std::string OpenAiPresenter::chunk(const Results& results, const Answer& answer,
-                                   const std::string& text, std::string_view reason) {
+                                   const AnswerPiece& fresh, std::string_view reason) {
   JsonWriter json;
   begin_object(json, results, true);
   json.key("choices").begin_array().begin_object().member("index", answer.number);
   const Told& state = told(results, answer);
   if (!chat_) {
-    json.member("text", text);
+    json.member("text", fresh.text);
   } else {
     json.key("delta").begin_object();
     if (!state.begun) json.member("role", "assistant");
-    if (reason.empty()) json.member("content", text);
+    const bool has_text = fresh.calls.empty() || !fresh.text.empty();
+    if (reason.empty() && has_text) json.member("content", fresh.text);
+    if (!fresh.calls.empty()) write_tool_calls(json.key("tool_calls"), fresh.calls, true);
     json.end_object();
   }
   if (state.begun && reason.empty()) {
@@ -255,23 +309,27 @@ std::string OpenAiPresenter::first_chunk(const Results& results, const Answer& a
   Told& state = told(results, answer);
   if (state.begun) return {};
   std::string out;
-  if (chat_) out = chunk(results, answer, "", "");
+  if (chat_) out = chunk(results, answer, {}, "");
   state.begun = true;
-  if (results.job.fields.echo) out += chunk(results, answer, prompt_text(results, answer), "");
+  if (results.job.fields.echo) {
+    out += chunk(results, answer, {prompt_text(results, answer), {}}, "");
+  }
   return out;
 }
 
 std::string OpenAiPresenter::on_token(const Results& results, Answer& answer) {
   std::string out = first_chunk(results, answer);
-  const std::string text = feed(results, answer);
-  return out += chunk(results, answer, text, "");
+  const AnswerPiece fresh = piece(results, answer);
+  // Text that may become a call is held back for many tokens.
+  const bool silent = fresh.empty() && !results.job.tools.names.empty() && !wants_logprobs(results);
+  return silent ? out : out += chunk(results, answer, fresh, "");
 }
 
 std::string OpenAiPresenter::on_finish(const Results& results, Answer& answer) {
   std::string out = first_chunk(results, answer);
-  const std::string rest = feed(results, answer) + told(results, answer).filter.finish();
+  const AnswerPiece rest = last_piece(results, answer);
   if (!rest.empty()) out += chunk(results, answer, rest, "");
-  return out += chunk(results, answer, "", reason_of(results, answer));
+  return out += chunk(results, answer, {}, reason_of(results, answer));
 }
 
 std::string OpenAiPresenter::on_end(const Results& results) {
@@ -287,26 +345,53 @@ std::string OpenAiPresenter::on_end(const Results& results) {
 
 // ---- the whole answer
 
-void OpenAiPresenter::write_choice(JsonWriter& json, const Results& results, const Answer& answer) {
-  std::string text = results.job.fields.echo ? prompt_text(results, answer) : std::string();
-  text += feed(results, answer);
-  text += told(results, answer).filter.finish();
-  json.begin_object().member("index", answer.number);
+void OpenAiPresenter::write_message(JsonWriter& json, const AnswerPiece& all) {
+  json.key("message").begin_object().member("role", "assistant").key("content");
+  all.text.empty() && !all.calls.empty() ? json.null() : json.value(all.text);
+  json.key("refusal").null();
+  if (!all.calls.empty()) write_tool_calls(json.key("tool_calls"), whole_calls(all.calls), false);
+  json.end_object();
+}
+
+void OpenAiPresenter::write_choice(JsonWriter& json, const Results& results, const Answer& answer,
+                                   size_t index) {
+  const AnswerPiece all = last_piece(results, answer);
+  json.begin_object().member("index", index);
   if (chat_) {
-    json.key("message").begin_object().member("role", "assistant").member("content", text);
-    json.key("refusal").null().end_object();
+    write_message(json, all);
   } else {
-    json.member("text", text);
+    const bool echo = results.job.fields.echo;
+    json.member("text", (echo ? prompt_text(results, answer) : std::string()) + all.text);
   }
   write_logprobs(json, results, answer);
   json.member("finish_reason", reason_of(results, answer)).end_object();
+}
+
+// All, or with best_of the n most probable ones of each prompt.
+std::vector<const Answer*> OpenAiPresenter::chosen(const Results& results) {
+  std::vector<const Answer*> out;
+  const auto made = static_cast<size_t>(results.job.answers_per_prompt);
+  const auto wanted = static_cast<size_t>(results.job.fields.n.value_or(1));
+  for (size_t first = 0; first < results.answers.size(); first += made) {
+    std::vector<const Answer*> of_prompt;
+    for (size_t i = 0; i < made; ++i) of_prompt.push_back(&results.answers[first + i]);
+    if (wanted < made) {
+      std::stable_sort(of_prompt.begin(), of_prompt.end(), [](const Answer* a, const Answer* b) {
+        return a->mean_logprob() > b->mean_logprob();
+      });
+      of_prompt.resize(wanted);
+    }
+    out.insert(out.end(), of_prompt.begin(), of_prompt.end());
+  }
+  return out;
 }
 
 HttpResponse OpenAiPresenter::whole(const Results& results) {
   JsonWriter json;
   begin_object(json, results, false);
   json.key("choices").begin_array();
-  for (const Answer& answer : results.answers) write_choice(json, results, answer);
+  size_t index = 0;
+  for (const Answer* answer : chosen(results)) write_choice(json, results, *answer, index++);
   write_usage(json.end_array().key("usage"), results);
   json.end_object();
   HttpResponse response;

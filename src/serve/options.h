@@ -6,8 +6,11 @@
 
 #include "serve/fields.h"
 #include "serve/http.h"
+#include "serve/keys.h"
 
 namespace lorry {
+
+class Tracing;
 
 struct ServerOptions {
   HttpOptions http;
@@ -20,7 +23,13 @@ struct ServerOptions {
   int validation_workers = 2;           // threads that parse and tokenise
   double unhealthy_after_seconds = 60;  // of silence of the engine while it has work
   AdapterPolicy adapters;
-  std::string adapter_root;  // folders that may be loaded under a name; empty: none may
+  std::string adapter_root;          // folders that may be loaded under a name; empty: none may
+  std::vector<ApiKey> keys;          // empty: everybody may ask
+  int64_t max_requests_per_key = 0;  // at a time; 0: no limit
+  bool log_requests = true;          // a line for each, at its end
+  Tracing* tracing = nullptr;        // outlives the server; null: no spans
+  bool metrics_public = false;       // /metrics needs no key
+  std::vector<std::string> cors_origins;   // whose pages may read answers; "*": all; empty: none
   std::vector<std::string> allowed_hosts;  // beside loopback's, when bound to loopback
 };
 

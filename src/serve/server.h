@@ -12,14 +12,18 @@ namespace lorry {
 
 class Server {
  public:
-  // Binds and listens. The backend and the log must outlive it. Throws Error(invalid_argument) when
-  // the address cannot be used, Error(bad_file) when the model's chat template does not compile.
-  Server(ServerOptions options, Backend& backend, Log& log);
+  // Binds and listens. The log must outlive it. Throws Error(invalid_argument) when the address
+  // cannot be used or keys, certificates and the like make no sense.
+  Server(ServerOptions options, Log& log);
   ~Server();  // shutdown(0)
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
+  // Until serve() every answer is that the model is being loaded.
   void start();
+  // From now on requests go to the backend, which must outlive shutdown(). Throws Error(bad_file)
+  // when the model's chat template does not compile. Once.
+  void serve(Backend& backend);
   uint16_t port() const;
   bool on_loopback() const;
 

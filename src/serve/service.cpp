@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <ctime>
 
+#include <boost/json/serialize.hpp>
+
 #include "base/error.h"
 #include "base/text.h"
 #include "serve/errors.h"
 #include "serve/http_head.h"
 #include "serve/openai_api.h"
+#include "serve/tagged_responder.h"
 
 namespace lorry {
 
@@ -15,6 +18,7 @@ namespace {
 
 constexpr size_t kWorkerQueue = 1024;
 constexpr size_t kLoggedNames = 200;
+constexpr size_t kGrammarBytes = size_t{64} << 20;  // of compiled grammars that are kept
 
 bool printable(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; });
@@ -25,16 +29,6 @@ std::string request_id(const HttpRequest& request) {
   const std::string_view given = request.header("x-request-id");
   return !given.empty() && given.size() <= 128 && printable(given) ? std::string(given)
                                                                    : random_id();
-}
-
-Asked asked_by(const HttpRequest& request) {
-  constexpr std::string_view kBearer = "bearer ";
-  Asked asked{request.body, {}};
-  const std::string_view given = request.header("authorization");
-  if (given.size() > kBearer.size() && lower_case(given.substr(0, kBearer.size())) == kBearer) {
-    asked.bearer = given.substr(kBearer.size());
-  }
-  return asked;
 }
 
 bool is_json(std::string_view content_type) {
@@ -53,6 +47,9 @@ Limits limits_of(const ServerOptions& options, const ModelInfo& model) {
   limits.max_best_of = options.max_best_of;
   // More than may be in work at once could never be taken.
   limits.max_n = std::min(limits.max_n, options.max_concurrent_requests);
+  if (options.max_requests_per_key > 0) {
+    limits.max_n = std::min(limits.max_n, options.max_requests_per_key);
+  }
   limits.max_stop_sequences = options.max_stop_sequences;
   limits.vocab = model.spec.vocab;
   return limits;
@@ -72,21 +69,34 @@ bool matches(std::string_view pattern, std::string_view path) {
 
 }  // namespace
 
-Service::Service(ServerOptions options, Backend& backend, Log& log)
-    : options_(std::move(options)),
+Service::Service(const ServerOptions& options, const Door& door, Backend& backend, Log& log)
+    : options_(options),
+      door_(door),
       backend_(backend),
       log_(log),
       chat_(template_of(backend.tokenizer())),
+      grammars_(backend.tokenizer(), kGrammarBytes),
       intake_{
           .tokenizer = backend.tokenizer(),
           .chat = chat_ ? &*chat_ : nullptr,
           .limits = limits_of(options_, backend.info()),
           .adapters = options_.adapters,
           .served_name = options_.served_name.empty() ? backend.info().name : options_.served_name,
-          .model_name = backend.info().name},
+          .model_name = backend.info().name,
+          .grammars = grammars_},
       metrics_(intake_.served_name, options_.max_concurrent_requests),
       started_(std::time(nullptr)),
-      workers_(options_.validation_workers, kWorkerQueue) {}
+      workers_(options_.validation_workers, kWorkerQueue) {
+  const json::object document = openapi_document(intake_.limits, options_.version, route_names());
+  openapi_json_ = json::serialize(document);
+  docs_page_ = docs_page(document);
+}
+
+std::vector<RouteName> Service::route_names() {
+  std::vector<RouteName> names;
+  for (const Route& route : routes()) names.push_back({route.method, route.path, route.admin});
+  return names;
+}
 
 const std::vector<Service::Route>& Service::routes() {
   static const std::vector<Route> table = {
@@ -100,37 +110,24 @@ const std::vector<Service::Route>& Service::routes() {
       {"GET", "/v1/models", &Service::models},
       {"GET", "/v1/models/", &Service::model},
       {"GET", "/v1/adapters", &Service::adapters},
-      {"POST", "/v1/load_lora_adapter", &Service::load_adapter},
-      {"POST", "/v1/unload_lora_adapter", &Service::unload_adapter},
+      {"POST", "/v1/load_lora_adapter", &Service::load_adapter, true},
+      {"POST", "/v1/unload_lora_adapter", &Service::unload_adapter, true},
       {"POST", "/tokenize", &Service::tokenize},
+      {"POST", "/detokenize", &Service::detokenize},
+      {"POST", "/embed", &Service::no_embeddings},
+      {"POST", "/v1/embeddings", &Service::no_embeddings},
+      {"POST", "/classify", &Service::no_classes},
+      {"POST", "/classify_batch", &Service::no_classes},
+      {"GET", "/startup", &Service::startup},
       {"GET", "/health", &Service::health},
       {"GET", "/ping", &Service::health},
       {"GET", "/info", &Service::info},
       {"GET", "/version", &Service::version},
       {"GET", "/metrics", &Service::metrics},
+      {"GET", "/docs", &Service::docs},
+      {"GET", "/api-doc/openapi.json", &Service::openapi_json},
   };
   return table;
-}
-
-// A page of another site, in a browser on this machine, must not reach a server that is meant for
-// this machine (DNS rebinding).
-std::optional<ApiError> Service::refuse_at_the_door(const HttpRequest& request) const {
-  if (!loopback_only_.load()) return std::nullopt;
-  const auto foreign = [&](std::string_view host) {
-    return !host.empty() && !is_loopback_host(host) &&
-           std::find(options_.allowed_hosts.begin(), options_.allowed_hosts.end(), host) ==
-               options_.allowed_hosts.end();
-  };
-  for (const char* header : {"host", "origin"}) {
-    if (foreign(request.header(header))) {
-      return ApiError{Problem::foreign_host,
-                      fmt::format("this server answers only on this machine; the {} header names "
-                                  "another host",
-                                  header),
-                      {}};
-    }
-  }
-  return std::nullopt;
 }
 
 void Service::handle(HttpRequest request, std::shared_ptr<Responder> responder) {
@@ -138,8 +135,14 @@ void Service::handle(HttpRequest request, std::shared_ptr<Responder> responder) 
   call->id = request_id(request);
   call->dialect = dialect_of(request.path);
   call->request = std::move(request);
-  call->responder = std::move(responder);
+  Door::Visit visit = door_.visit(call->request);
+  visit.headers.emplace_back("x-request-id", call->id);
+  call->responder =
+      std::make_shared<TaggedResponder>(std::move(responder), std::move(visit.headers));
+  call->tenant = std::move(visit.tenant);
   try {
+    if (visit.refusal) return refuse(*call, *visit.refusal);
+    if (visit.preflight) return reply(*call, std::move(*visit.preflight));
     dispatch(call);
   } catch (const std::exception& e) {
     refuse(*call, to_api_error(e, Stage::parsing));
@@ -148,7 +151,6 @@ void Service::handle(HttpRequest request, std::shared_ptr<Responder> responder) 
 
 void Service::dispatch(const CallPtr& call) {
   const HttpRequest& request = call->request;
-  if (const auto error = refuse_at_the_door(request)) return refuse(*call, *error);
   const std::string_view method =
       request.method == "HEAD" ? "GET" : std::string_view(request.method);
   std::string allowed;
@@ -157,6 +159,12 @@ void Service::dispatch(const CallPtr& call) {
     if (route.method != method) {
       allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
       continue;
+    }
+    if (route.admin && !call->tenant->admin()) {
+      return refuse(*call, {Problem::not_admin,
+                            "this needs an API key with the right of an administrator "
+                            "(NAME:KEY:admin)",
+                            {}});
     }
     if (method == "POST" && !is_json(request.header("content-type"))) {
       return refuse(*call,
@@ -179,7 +187,6 @@ void Service::dispatch(const CallPtr& call) {
 }
 
 void Service::reply(const Call& call, HttpResponse response) const {
-  response.headers.emplace_back("x-request-id", call.id);
   call.responder->respond(std::move(response));
 }
 
@@ -222,6 +229,10 @@ void Service::start_generation(const CallPtr& call, MakeJob make,
   if (draining_.load()) {
     return refuse_with({Problem::unavailable, "the server is shutting down", {}});
   }
+  call->ticket = std::make_shared<Ticket>(call->tenant);
+  if (!call->ticket->take(1)) {
+    return refuse_with({Problem::overloaded, "too many requests of this API key at a time", {}});
+  }
   const size_t in_flight = live_.size() + workers_.waiting();
   const bool full = in_flight >= static_cast<size_t>(options_.max_concurrent_requests);
   if (full || !workers_.submit([this, call, make = std::move(make), presenter] {
@@ -238,6 +249,13 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
   std::vector<std::string> unknown;
   try {
     auto job = std::make_shared<Job>(make(*call, &unknown));
+    call->request.body = {};  // not for as long as the answer takes
+    const auto n_answers = static_cast<int64_t>(job->prompts.size()) * job->answers_per_prompt;
+    if (!call->ticket->take(n_answers - 1)) {
+      throw RequestError(Problem::overloaded, "too many requests of this API key at a time");
+    }
+    job->request.tenant = call->tenant->id();
+    job->request.cache_salt = call->tenant->salt(job->request.cache_salt);
     const auto took = std::chrono::steady_clock::now() - begin;
     job->received = call->request.received;
     job->validation_seconds = std::chrono::duration<double>(took).count();
@@ -246,7 +264,12 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
     metrics_.validated(took);
     call->responder->post([this, call, job, presenter] {
       std::make_shared<Generation>(
-          Generation::Parts{backend_, live_, metrics_, call->responder, presenter}, std::move(*job))
+          Generation::Parts{backend_, live_, metrics_, call->responder, presenter,
+                            std::move(call->ticket),
+                            [this, call](const Results& results, std::string_view outcome) {
+                              tell(*call, results, outcome);
+                            }},
+          std::move(*job))
           ->start();
     });
   } catch (const std::exception& e) {
@@ -257,16 +280,21 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
   note_unknown(unknown);
 }
 
+// With keys the Authorization header holds one of them, and no token of the hub.
+Asked Service::asked_by(const Call& call) const {
+  return {call.request.body, door_.has_keys() ? std::string_view() : bearer_of(call.request)};
+}
+
 void Service::lorax(const CallPtr& call, LoraxForm form) {
   const auto make = [this, form](const Call& from, std::vector<std::string>* unknown) {
-    return lorax_job(asked_by(from.request), form, intake_, unknown);
+    return lorax_job(asked_by(from), form, intake_, unknown);
   };
   start_generation(call, make, lorax_presenter(intake_.tokenizer));
 }
 
 void Service::openai(const CallPtr& call, Api api) {
   const auto make = [this, api](const Call& from, std::vector<std::string>* unknown) {
-    return openai_job(asked_by(from.request), api, intake_, unknown);
+    return openai_job(asked_by(from), api, intake_, unknown);
   };
   start_generation(call, make, openai_presenter(intake_.tokenizer, api));
 }

@@ -9,9 +9,6 @@ namespace lorry {
 
 namespace {
 
-// The answer is some fifty times as long, and the workers have other requests to read.
-constexpr size_t kMaxTokenizeBytes = size_t{256} << 10;
-
 HttpResponse text_response(std::string text) {
   HttpResponse response;
   response.content_type = "text/plain; charset=utf-8";
@@ -26,22 +23,6 @@ HttpResponse json_response(JsonWriter& json) {
   return response;
 }
 
-// The characters [start, stop) of `text`. `at` and `byte` remember where the last call ended, as
-// tokens come in order.
-std::string_view characters(std::string_view text, int32_t start, int32_t stop, int32_t* at,
-                            size_t* byte) {
-  const auto skip = [&](int32_t to) {
-    for (; *at < to && *byte < text.size(); ++*at) {
-      *byte += std::max<size_t>(utf8_length(text.substr(*byte)), 1);
-    }
-  };
-  if (start < *at) *at = 0, *byte = 0;
-  skip(start);
-  const size_t begin = *byte;
-  skip(stop);
-  return text.substr(begin, *byte - begin);
-}
-
 }  // namespace
 
 void Service::home(const CallPtr& call) {
@@ -49,22 +30,26 @@ void Service::home(const CallPtr& call) {
         text_response(fmt::format("Lorry {} serves {}\n", options_.version, intake_.served_name)));
 }
 
-void Service::health(const CallPtr& call) {
-  const bool healthy =
-      !draining_.load() && backend_.stuck_seconds() < options_.unhealthy_after_seconds;
-  if (healthy) return reply(*call, HttpResponse{});
-  JsonWriter json;
-  json.begin_object().member("error", "unhealthy").member("error_type", "healthcheck").end_object();
-  HttpResponse response = json_response(json);
-  response.status = 503;
-  response.headers.emplace_back("retry-after", "5");
-  reply(*call, std::move(response));
-}
-
 void Service::version(const CallPtr& call) {
   JsonWriter json;
   json.begin_object().member("version", options_.version).end_object();
   reply(*call, json_response(json));
+}
+
+void Service::docs(const CallPtr& call) {
+  HttpResponse response;
+  response.content_type = "text/html; charset=utf-8";
+  response.body = docs_page_;
+  response.headers.emplace_back("content-security-policy",
+                                "default-src 'none'; style-src 'unsafe-inline'");
+  reply(*call, std::move(response));
+}
+
+void Service::openapi_json(const CallPtr& call) {
+  HttpResponse response;
+  response.content_type = "application/json";
+  response.body = openapi_json_;
+  reply(*call, std::move(response));
 }
 
 // Names as LoRAX's; null where Lorry has no such thing.
@@ -92,7 +77,7 @@ void Service::info(const CallPtr& call) {
 }
 
 void Service::metrics(const CallPtr& call) {
-  HttpResponse response = text_response(metrics_.expose(backend_.stats()));
+  HttpResponse response = text_response(metrics_.expose(backend_.stats(), options_.tracing));
   response.content_type = "text/plain; version=0.0.4; charset=utf-8";
   reply(*call, std::move(response));
 }
@@ -138,42 +123,6 @@ void Service::model(const CallPtr& call) {
     }
     JsonWriter json;
     write_model(json, name);
-    return json_response(json);
-  });
-}
-
-void Service::tokenize(const CallPtr& call) {
-  answer_from_worker(call, [this, call] {
-    const json::object body = parse_body(call->request.body);
-    const json::value* inputs = body.if_contains("inputs");
-    if (inputs == nullptr || !inputs->is_string()) {
-      throw RequestError(Problem::bad_value, "`inputs` must be a string", "inputs");
-    }
-    const json::value* special = body.if_contains("add_special_tokens");
-    if (special != nullptr && !special->is_null() && !special->is_bool()) {
-      throw RequestError(Problem::bad_value, "`add_special_tokens` must be true or false",
-                         "add_special_tokens");
-    }
-    const std::string_view text(inputs->as_string().data(), inputs->as_string().size());
-    if (text.size() > kMaxTokenizeBytes) {
-      throw RequestError(Problem::too_long,
-                         fmt::format("`inputs` has {} bytes; at most {} are tokenised at once",
-                                     text.size(), kMaxTokenizeBytes),
-                         "inputs");
-    }
-    EncodeOptions options;
-    options.add_special = special == nullptr || special->is_null() || special->as_bool();
-    JsonWriter json;
-    json.begin_array();
-    int32_t at = 0;
-    size_t byte = 0;
-    for (const TokenSpan& span : intake_.tokenizer.encode_spans(text, options)) {
-      const std::string_view part = characters(text, span.start, span.stop, &at, &byte);
-      json.begin_object().member("id", span.id);
-      json.member("text", std::string(part.empty() ? intake_.tokenizer.piece(span.id) : part));
-      json.member("start", span.start).member("stop", span.stop).end_object();
-    }
-    json.end_array();
     return json_response(json);
   });
 }

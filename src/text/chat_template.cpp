@@ -1,5 +1,7 @@
 #include "text/chat_template.h"
 
+#include <cctype>
+
 #include <boost/json/serialize.hpp>
 
 #include "base/json.h"
@@ -23,6 +25,18 @@ std::string server_variables(const SpecialNames& names, bool add_generation_prom
   return json::serialize(variables);
 }
 
+bool is_name(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
+
+// Whether `word` stands in the text as a name of its own.
+bool has_name(std::string_view text, std::string_view word) {
+  for (size_t at = text.find(word); at != text.npos; at = text.find(word, at + 1)) {
+    const size_t end = at + word.size();
+    const bool begins = at == 0 || !(is_name(text[at - 1]) || text[at - 1] == '.');
+    if (begins && (end == text.size() || !is_name(text[end]))) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 void ChatTemplate::Deleter::operator()(LorryTemplate* chat_template) const {
@@ -30,7 +44,7 @@ void ChatTemplate::Deleter::operator()(LorryTemplate* chat_template) const {
 }
 
 ChatTemplate::ChatTemplate(const Tokenizer& tokenizer, std::string_view source)
-    : tokenizer_(&tokenizer) {
+    : tokenizer_(&tokenizer), takes_tools_(has_name(source, "tools")) {
   LorryTemplate* handle = nullptr;
   char* error = nullptr;
   int32_t status = lorry_template_compile(ffi::bytes(source), source.size(), &handle, &error);

@@ -35,6 +35,8 @@ class ChatTemplate {
   // `messages` is a JSON array. Throws Error(invalid_argument): no JSON, the template refused it
   // (its own words are in the message), does too much work, or prints more than max_bytes.
   RenderedChat render(std::string_view messages, const ChatOptions& options = {}) const;
+  // It reads the variable `tools`.
+  bool takes_tools() const { return takes_tools_; }
 
  private:
   struct Deleter {
@@ -42,6 +44,7 @@ class ChatTemplate {
   };
   const Tokenizer* tokenizer_;
   std::unique_ptr<LorryTemplate, Deleter> handle_;
+  bool takes_tools_ = false;
 };
 
 }  // namespace lorry

@@ -4,11 +4,11 @@
 
 namespace lorry {
 
-void Constraint::Deleter::operator()(LorryConstraint* constraint) const {
+void ConstraintDeleter::operator()(LorryConstraint* constraint) const {
   lorry_constraint_free(constraint);
 }
 
-Constraint::Constraint(const Tokenizer& tokenizer, GrammarKind kind, std::string_view grammar) {
+Grammar::Grammar(const Tokenizer& tokenizer, GrammarKind kind, std::string_view text) {
   LorryGrammar input{};
   switch (kind) {
     case GrammarKind::json_schema:
@@ -21,14 +21,24 @@ Constraint::Constraint(const Tokenizer& tokenizer, GrammarKind kind, std::string
       input.kind = LORRY_LARK;
       break;
   }
-  input.text = ffi::bytes(grammar);
-  input.text_len = grammar.size();
+  input.text = ffi::bytes(text);
+  input.text_len = text.size();
   input.eos = ffi::ids(tokenizer.eos_ids());
   input.n_eos = tokenizer.eos_ids().size();
   LorryConstraint* handle = nullptr;
   char* error = nullptr;
   int32_t status = lorry_constraint_create(tokenizer.handle(), &input, &handle, &error);
   ffi::check(status, error, Code::invalid_argument, "the grammar is refused");
+  handle_.reset(handle);
+}
+
+size_t Grammar::bytes() const { return lorry_constraint_bytes(handle_.get()); }
+
+Constraint::Constraint(const Grammar& grammar) {
+  LorryConstraint* handle = nullptr;
+  char* error = nullptr;
+  const int32_t status = lorry_constraint_copy(grammar.handle_.get(), &handle, &error);
+  ffi::check(status, error, Code::internal, "the grammar cannot be copied");
   handle_.reset(handle);
   advance({});
 }

@@ -187,7 +187,13 @@ Tensor Checkpoint::tensor(std::string_view name, std::initializer_list<Dtype> ty
          to_string(tensor.shape));
   }
   found->second.used = true;
+  given_.push_back(&found->second);
   return tensor;
+}
+
+void Checkpoint::release() {
+  for (const Place* place : given_) files_[place->file].release(*place->info);
+  given_.clear();
 }
 
 const TensorInfo* Checkpoint::find(std::string_view name) const {

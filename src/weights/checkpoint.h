@@ -32,6 +32,8 @@ class Checkpoint {
   Tensor tensor(std::string_view name, const Shape& shape);
   // The same for one of these types.
   Tensor tensor(std::string_view name, std::initializer_list<Dtype> types, const Shape& shape);
+  // What tensor() gave so far was read and need not stay in this process's memory.
+  void release();
   // Null when there is none of that name.
   const TensorInfo* find(std::string_view name) const;
   // `<file>: tensor "<name>"`, the start of an error about the values of a tensor that is there.
@@ -48,6 +50,7 @@ class Checkpoint {
   // SHA-256 over config.json and the headers and sizes of the weight files: cheap, and changes
   // with everything but the values of the weights.
   Digest digest() const;
+  const Digest& config_digest() const { return config_digest_; }  // SHA-256 of config.json
 
  private:
   struct Place {
@@ -68,6 +71,7 @@ class Checkpoint {
   std::string weights_path_;  // the single file, or the index: named when a tensor is missing
   std::vector<SafetensorsFile> files_;
   std::map<std::string_view, Place, std::less<>> places_;  // keys live in files_
+  std::vector<const Place*> given_;                        // since the last release()
 };
 
 }  // namespace lorry

@@ -10,7 +10,6 @@
 #include <boost/json/serialize.hpp>
 #include <boost/json/string.hpp>
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -106,25 +105,6 @@ size_t header_length(std::string_view start, int64_t file_bytes, const std::stri
 }
 
 }  // namespace
-
-SafetensorsFile::Mapping::Mapping(int fd, size_t bytes, const std::string& path) : size_(bytes) {
-  void* p = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
-  if (p == MAP_FAILED) fail(Code::bad_file, "{}: cannot map: {}", path, std::strerror(errno));
-  data_ = static_cast<std::byte*>(p);
-}
-
-SafetensorsFile::Mapping::Mapping(Mapping&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-
-SafetensorsFile::Mapping& SafetensorsFile::Mapping::operator=(Mapping&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
-  return *this;
-}
-
-SafetensorsFile::Mapping::~Mapping() {
-  if (data_ != nullptr) munmap(data_, size_);
-}
 
 SafetensorsFile SafetensorsFile::open(const std::string& path, Access access, int64_t max_bytes) {
   const Descriptor fd(path);
@@ -222,6 +202,16 @@ Tensor SafetensorsFile::tensor(const TensorInfo& info) const {
          quote(info.name), info.rank);
   }
   return view(data_[index_of(info)], *info.dtype, info.shape);
+}
+
+bool SafetensorsFile::mapped(const std::byte* data) const {
+  return mapping_.data() != nullptr && data >= mapping_.data() &&
+         data < mapping_.data() + mapping_.size();
+}
+
+void SafetensorsFile::release(const TensorInfo& info) const {
+  const std::byte* data = data_[index_of(info)];
+  if (mapped(data)) Mapping::release(data, static_cast<size_t>(info.end - info.begin));
 }
 
 Digest SafetensorsFile::content_digest() const {

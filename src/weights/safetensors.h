@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/mapping.h"
 #include "base/memory.h"
 #include "base/sha256.h"
 #include "lorry/tensor.h"
@@ -41,6 +42,8 @@ class SafetensorsFile {
   // name, unsupported when its type or rank (> 4) is one that Tensor does not have.
   Tensor tensor(std::string_view name) const;
   Tensor tensor(const TensorInfo& info) const;  // Requires: info is one of tensors().
+  // Its values were read and need not stay in this process's memory; reading them again is slower.
+  void release(const TensorInfo& info) const;
 
   // SHA-256 of the header (names, types, shapes, places): cheap, and enough for a file that its
   // owner vouches for.
@@ -49,24 +52,11 @@ class SafetensorsFile {
   Digest content_digest() const;
 
  private:
-  class Mapping {
-   public:
-    Mapping() = default;
-    Mapping(int fd, size_t bytes, const std::string& path);
-    Mapping(Mapping&& other) noexcept;
-    Mapping& operator=(Mapping&& other) noexcept;
-    ~Mapping();
-    std::byte* data() const { return data_; }
-
-   private:
-    std::byte* data_ = nullptr;
-    size_t size_ = 0;
-  };
-
   SafetensorsFile() = default;
   void index_names();
   void read_data(int fd, Access access, int64_t data_start);
   size_t index_of(const TensorInfo& info) const;
+  bool mapped(const std::byte* data) const;
 
   std::string path_;
   int64_t file_bytes_ = 0;

@@ -31,6 +31,22 @@ TEST(Log, a_json_line_is_one_valid_json_value) {
   EXPECT_EQ(value.at("level").as_string(), "info");
 }
 
+TEST(Log, a_record_has_its_figures_as_members) {
+  testing::internal::CaptureStderr();
+  Log({.json = true})
+      .record("re\"quest", {{"id", "a\nb\"c"}, {"tokens", int64_t{7}}, {"seconds", 0.5}});
+  Log({.json = false}).record("request", {{"id", "a\nb"}, {"tokens", int64_t{7}}});
+  Log({.level = LogLevel::warn}).record("unseen", {});
+  const std::string lines = testing::internal::GetCapturedStderr();
+  const json::value value = parse_json(lines.substr(0, lines.find('\n')), "line");
+  EXPECT_EQ(value.at("message").as_string(), "re\"quest");
+  EXPECT_EQ(value.at("id").as_string(), "a\\x0ab\"c");
+  EXPECT_EQ(value.at("tokens").as_int64(), 7);
+  EXPECT_EQ(value.at("seconds").as_double(), 0.5);
+  EXPECT_NE(lines.find("request id=a\\x0ab tokens=7\n"), std::string::npos) << lines;
+  EXPECT_EQ(lines.find("unseen"), std::string::npos);
+}
+
 TEST(Log, text_lines_below_the_level_are_not_written) {
   testing::internal::CaptureStderr();
   {

@@ -33,7 +33,8 @@ void expect_one_line(const ProcessResult& r, int status, const std::string& text
 TEST(Help, EveryCommandSaysWhatItDoesWithAnExample) {
   const ProcessResult all = run_lorry({"--help"});
   EXPECT_EQ(all.status, 0);
-  for (const char* name : {"serve", "generate", "chat", "inspect", "logits", "bench", "env"}) {
+  for (const char* name :
+       {"serve", "generate", "chat", "inspect", "logits", "bench", "quantize", "env"}) {
     EXPECT_THAT(all.out, HasSubstr(name));
     const ProcessResult r = run_lorry({name, "--help"});
     EXPECT_EQ(r.status, 0) << name;

@@ -36,9 +36,9 @@ def start(request, tmp_path_factory):
     """start(*arguments): a new server, which the caller stops (else it is killed in the end)."""
     servers = []
 
-    def run(*arguments, settings=None):
+    def run(*arguments, settings=None, verify=None):
         servers.append(Server(request.config.getoption("--lorry"), arguments,
-                              tmp_path_factory.mktemp("lorry"), settings))
+                              tmp_path_factory.mktemp("lorry"), settings, verify))
         return servers[-1]
 
     yield run

@@ -10,7 +10,7 @@ import time
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-ADDRESS = re.compile(r" on (http://127\.0\.0\.1:[0-9]+)")
+ADDRESS = re.compile(r" on (https?://(?:127\.0\.0\.1|0\.0\.0\.0|localhost)(?::[0-9]+)?)")
 
 
 def wait_until(condition, what, seconds=30.0, pause=0.01):
@@ -26,9 +26,9 @@ def wait_until(condition, what, seconds=30.0, pause=0.01):
 
 class Server:
     """Runs from construction to stop(). `folder` takes its log, its cache and its temporary files;
-    `settings` are environment variables."""
+    `settings` are environment variables, `verify` is the certificate of a server with TLS."""
 
-    def __init__(self, binary, arguments, folder: pathlib.Path, settings=None):
+    def __init__(self, binary, arguments, folder: pathlib.Path, settings=None, verify=None):
         # Flags can also be environment variables: the server sees none of ours.
         environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder),
                        "XDG_CACHE_HOME": str(folder / "cache"), **(settings or {})}
@@ -40,11 +40,17 @@ class Server:
                                              env=environment)
         try:
             self.url = wait_until(self._address, "the address in the log", pause=0.002)
-            wait_until(lambda: requests.get(self.url + "/health", timeout=30).ok, "/health")
+            if "--uds" not in arguments:
+                wait_until(lambda: requests.get(self.url + "/health", timeout=30,
+                                                verify=verify or True).ok, "/health")
         except BaseException:
             self.kill()
             raise
         self.startup_seconds = time.monotonic() - begin
+
+    @property
+    def pid(self):
+        return self._process.pid
 
     def log(self):
         return self._log.read_text(errors="replace")

@@ -285,6 +285,45 @@ TEST_F(Http, A13_no_cross_origin_headers_are_sent) {
   EXPECT_EQ(reply.headers.count("access-control-allow-origin"), 0U);
 }
 
+TEST_F(Http, A13_listed_origins_may_read_answers) {
+  options.cors_origins = {"https://chat.example"};
+  options.keys = {parse_api_key("a:key", 1)};
+  const auto ask = [&](const std::string& method, const std::string& origin,
+                       const std::string& more = "") {
+    return raw(method + " /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: " + origin + "\r\n" +
+               more + "\r\n");
+  };
+  Reply reply = ask("GET", "https://chat.example", "X-Api-Key: key\r\n");
+  EXPECT_EQ(reply.status, 200);
+  EXPECT_EQ(reply.headers.at("access-control-allow-origin"), "https://chat.example");
+  EXPECT_EQ(reply.headers.at("vary"), "origin");
+  EXPECT_EQ(reply.headers.count("access-control-allow-credentials"), 0U);
+  // Browsers send no key with a preflight; its answer tells nothing but the rules.
+  const std::string preflight = "Access-Control-Request-Method: POST\r\n";
+  Client client(port());
+  client.send("OPTIONS /generate HTTP/1.1\r\nHost: localhost\r\nOrigin: https://chat.example\r\n" +
+              preflight + "\r\n");
+  reply = client.read_head();
+  EXPECT_EQ(reply.status, 204);
+  EXPECT_THAT(reply.headers.at("access-control-allow-headers"), HasSubstr("authorization"));
+  EXPECT_EQ(reply.headers.count("content-length"), 0U);
+  EXPECT_EQ(client.get("/health").status, 200);  // no body followed it
+  // An error can be read too, and others get nothing.
+  EXPECT_EQ(ask("GET", "https://chat.example").headers.count("access-control-allow-origin"), 1U);
+  reply = ask("OPTIONS", "https://evil.example", preflight);
+  EXPECT_EQ(reply.status, 403);
+  EXPECT_EQ(reply.headers.count("access-control-allow-origin"), 0U);
+  EXPECT_EQ(ask("OPTIONS", "http://localhost", preflight).status, 401);
+}
+
+TEST_F(Http, A13_a_star_lets_every_page_read_and_sends_no_origin_back) {
+  options.cors_origins = {"*"};
+  const Reply reply =
+      raw("GET /health HTTP/1.1\r\nHost: localhost\r\nOrigin: https://x.example\r\n\r\n");
+  EXPECT_EQ(reply.status, 200);
+  EXPECT_EQ(reply.headers.at("access-control-allow-origin"), "*");
+}
+
 TEST_F(Http, A14_a_foreign_host_or_origin_is_403_on_loopback) {
   options.allowed_hosts = {"lorry.example"};
   EXPECT_EQ(raw("GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n").status, 403);
@@ -301,14 +340,14 @@ TEST_F(Http, A14_a_foreign_host_or_origin_is_403_on_loopback) {
 TEST_F(Http, A16_an_address_that_cannot_be_used_is_an_error) {
   options.http.port = port();
   try {
-    Server second(options, backend, log);
+    Server second(options, log);
     FAIL() << "two servers on one port";
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Code::invalid_argument);
     EXPECT_THAT(e.what(), HasSubstr(std::to_string(options.http.port)));
   }
   options.http.host = "no such host";
-  EXPECT_THROW(Server(options, backend, log), Error);
+  EXPECT_THROW(Server(options, log), Error);
 }
 
 TEST_F(Http, every_answer_has_a_request_id) {

@@ -1,4 +1,6 @@
 // OpenAI's routes: shapes, streams, stop text, log-probabilities, models.
+#include <atomic>
+
 #include "serve/openai_test_base.h"
 
 namespace lorry {
@@ -159,6 +161,27 @@ TEST_F(OpenAi, n_answers_and_several_prompts) {
   EXPECT_NE(submitted[1].prompt, submitted[2].prompt);
   const std::string stream = chat(R"(,"n":2,"stream":true)").body;
   EXPECT_THAT(stream, AllOf(HasSubstr(R"("index":0)"), HasSubstr(R"("index":1)")));
+}
+
+TEST_F(OpenAi, best_of_keeps_the_most_probable) {
+  std::atomic<int> count{0};
+  backend.set_plan([&](const Request& request) {
+    EXPECT_TRUE(request.sampling.logprobs);
+    Script script;
+    const int i = count++;
+    script.tokens = {token_event(70 + i, -1.0F - static_cast<float>((i + 2) % 4))};
+    script.finish.reason = FinishReason::length;
+    return script;
+  });
+  const json::array choices =
+      complete(R"(,"n":2,"best_of":4)").json().as_object().at("choices").as_array();
+  ASSERT_EQ(choices.size(), 2U);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(choices[i].as_object().at("index").as_int64(), static_cast<int64_t>(i));
+    EXPECT_TRUE(choices[i].as_object().at("logprobs").is_null());
+    EXPECT_EQ(choices[i].as_object().at("text").as_string(),
+              backend.tokenizer().decode(std::vector<int32_t>{72 + static_cast<int32_t>(i)}));
+  }
 }
 
 TEST_F(OpenAi, prompts_may_be_token_ids) {

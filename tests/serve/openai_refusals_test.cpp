@@ -87,18 +87,18 @@ TEST_F(OpenAi, B15_bad_messages_are_400) {
 }
 
 TEST_F(OpenAi, B16_B19_known_fields_that_are_not_supported_are_named) {
-  for (const char* field :
-       {R"("tools":[{"type":"function"}])", R"("tool_choice":"required")", R"("functions":[{}])",
-        R"("modalities":["audio"])", R"("store":true)", R"("reasoning_effort":"high")",
-        R"("chat_template":"x")", R"("service_tier":"flex")",
-        R"("response_format":{"type":"sound"})", R"("response_format":{"type":"json_object"})",
-        R"("response_format":7)"}) {
+  for (const char* field : {R"("tools":[{"type":"function"}])", R"("tool_choice":"required")",
+                            R"("functions":[{}])", R"("modalities":["audio"])", R"("store":true)",
+                            R"("reasoning_effort":"high")", R"("chat_template":"x")",
+                            R"("service_tier":"flex")", R"("response_format":{"type":"sound"})",
+                            R"("response_format":7)", R"("guided_grammar":"x")"}) {
     const std::string text(field);
     const std::string name = text.substr(1, text.find('"', 1) - 1);
-    EXPECT_THAT(chat_refusal("," + text), HasSubstr("`" + name + "`")) << field;
+    EXPECT_THAT(chat_refusal("," + text), HasSubstr("`" + name)) << field;
   }
   EXPECT_THAT(message_of(complete(R"(,"suffix":"x")")), HasSubstr("`suffix`"));
-  EXPECT_THAT(message_of(complete(R"(,"best_of":3)")), HasSubstr("`best_of`"));
+  EXPECT_THAT(message_of(complete(R"(,"best_of":1,"n":2)")), HasSubstr("`best_of`"));
+  EXPECT_THAT(message_of(complete(R"(,"best_of":3,"stream":true)")), HasSubstr("`best_of`"));
   EXPECT_EQ(chat(R"(,"tools":[],"tool_choice":"none","store":false,"user":"u",)"
                  R"("response_format":{"type":"text"},"parallel_tool_calls":true)")
                 .status,

@@ -130,6 +130,16 @@ class ScriptedBackend final : public Backend {
     stats.adapters_host = {.bytes = 0, .used_bytes = 0, .loads = 3, .evictions = 0};
     stats.adapter_load_failures = 2;
     stats.parked = 7;
+    StepCounter rows, sequences, milliseconds;
+    for (const int64_t n : {4, 8, 12}) {
+      rows.add(n);
+      sequences.add(n / 4);
+      milliseconds.add(n - 4);
+    }
+    stats.steps = 3;
+    stats.rows_of_steps = rows.read();
+    stats.sequences_of_steps = sequences.read();
+    stats.milliseconds_of_steps = milliseconds.read();
     stats.running = static_cast<int64_t>(running());
     stats.kv_blocks = 10;
     stats.kv_blocks_free = 5;

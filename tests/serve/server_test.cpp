@@ -1,6 +1,7 @@
 // The server's life: information routes, disconnects, load, shutdown.
 #include <future>
 
+#include "serve/json_writer.h"
 #include "serve/server_test_base.h"
 
 namespace lorry {
@@ -66,18 +67,31 @@ TEST_F(ServerLife, metrics_count_requests) {
   post("/generate", R"({"inputs":""})");
   const std::string metrics = get("/metrics").body;
   for (const char* line :
-       {"lorax_request_count 2", "lorax_request_success 1",
-        R"(lorax_request_failure{err="validation"} 1)", "lorax_request_generated_tokens_sum 2",
+       {"lorax_request_count 2",
+        "lorax_request_success 1",
+        R"(lorax_request_failure{err="validation"} 1)",
+        "lorax_request_generated_tokens_sum 2",
         R"(vllm:request_success_total{finished_reason="length",model_name="tiny"} 1)",
         R"(vllm:time_to_first_token_seconds_count{model_name="tiny"} 1)",
         R"(vllm:inter_token_latency_seconds_count{model_name="tiny"} 1)",
-        R"(vllm:kv_cache_usage_perc{model_name="tiny"} 0.5)", "vllm:num_requests_running",
+        R"(vllm:kv_cache_usage_perc{model_name="tiny"} 0.5)",
+        "vllm:num_requests_running",
         R"(vllm:cache_config_info{block_size="16",num_gpu_blocks="10"} 1)",
-        "vllm:lora_requests_info", R"(lorry_adapter_memory_bytes{tier="device"} 1000)",
+        "vllm:lora_requests_info",
+        R"(lorry_adapter_memory_bytes{tier="device"} 1000)",
         R"(lorry_adapter_memory_used_bytes{tier="device"} 600)",
         R"(lorry_adapter_loads_total{tier="host"} 3)",
-        R"(lorry_adapter_evictions_total{tier="device"} 5)", "lorry_adapter_load_failures_total 2",
-        "lorry_requests_parked_total 7"}) {
+        R"(lorry_adapter_evictions_total{tier="device"} 5)",
+        "lorry_adapter_load_failures_total 2",
+        "lorry_requests_parked_total 7",
+        "lorax_batch_current_max_tokens 0",
+        R"(lorax_batch_inference_count{method="step"} 3)",
+        R"(lorax_batch_inference_success{method="step"} 3)",
+        R"(lorax_batch_inference_duration_bucket{method="step",le="0.004"} 2)",
+        R"(lorax_batch_inference_duration_bucket{method="step",le="+Inf"} 3)",
+        "lorax_batch_next_size_sum 6",
+        R"(vllm:iteration_tokens_total_bucket{model_name="tiny",le="16"} 3)",
+        R"(vllm:iteration_tokens_total_sum{model_name="tiny"} 24)"}) {
     EXPECT_THAT(metrics, HasSubstr(line));
   }
 }
@@ -176,6 +190,78 @@ TEST_F(ServerLife, I6_an_engine_that_is_stuck_is_unhealthy) {
   const Reply reply = get("/health");
   EXPECT_EQ(reply.status, 503);
   EXPECT_EQ(reply.body, R"({"error":"unhealthy","error_type":"healthcheck"})");
+}
+
+TEST_F(ServerLife, I14_until_the_model_is_there_everything_says_so) {
+  Server loading(options, log);
+  loading.start();
+  for (const char* path : {"/health", "/ping", "/startup"}) {
+    const Reply reply = Client(loading.port()).get(path);
+    EXPECT_EQ(reply.status, 503) << path;
+    EXPECT_EQ(reply.body, R"({"error":"the model is being loaded","error_type":"healthcheck"})");
+  }
+  Reply reply = Client(loading.port()).post("/v1/completions", R"({"prompt":"a"})");
+  EXPECT_EQ(reply.status, 503);
+  EXPECT_EQ(reply.headers.count("retry-after"), 1U);
+  EXPECT_EQ(Client(loading.port()).get("/metrics").status, 503);
+  loading.serve(backend);
+  EXPECT_EQ(Client(loading.port()).get("/health").status, 200);
+  EXPECT_EQ(Client(loading.port()).get("/startup").status, 200);
+  EXPECT_EQ(Client(loading.port()).post("/v1/completions", R"({"prompt":"a"})").status, 200);
+}
+
+TEST_F(ServerLife, I14_startup_is_200_once_a_token_came) {
+  backend.set_plan([](const Request&) { return ScriptedBackend::failing(Code::internal, "no"); });
+  EXPECT_EQ(get("/startup").status, 503);
+  backend.set_plan([this](const Request& request) { return backend.say("a", request); });
+  const size_t before = backend.submitted().size();
+  EXPECT_EQ(get("/startup").status, 200);
+  EXPECT_EQ(get("/startup").status, 200);
+  EXPECT_EQ(backend.submitted().size(), before + 1);
+  EXPECT_EQ(backend.last().max_new_tokens, 1);
+}
+
+TEST_F(ServerLife, detokenize_gives_the_text_back) {
+  const std::string text = "Hi wörld </s>";
+  JsonWriter json;
+  json.begin_object().key("tokens").begin_array();
+  EncodeOptions plain;
+  plain.add_special = false;
+  for (const int32_t id : backend.tokenizer().encode(text, plain)) json.value(id);
+  const Reply reply = post("/detokenize", json.end_array().end_object().take());
+  EXPECT_EQ(reply.status, 200);
+  EXPECT_EQ(reply.json().at("prompt").as_string(), text);
+  for (const char* wrong : {"{}", R"({"tokens":"a"})", R"({"tokens":[-1]})", R"({"tokens":[1.5]})",
+                            R"({"tokens":[100000000]})", R"({"tokens":["a"]})"}) {
+    EXPECT_EQ(post("/detokenize", wrong).status, 422) << wrong;
+  }
+}
+
+TEST_F(ServerLife, what_a_causal_model_has_not_says_so) {
+  for (const char* path : {"/embed", "/classify", "/classify_batch"}) {
+    const Reply reply = post(path, R"({"inputs":"a"})");
+    EXPECT_EQ(reply.status, 424) << path;
+    EXPECT_THAT(reply.body, HasSubstr("causal language model"));
+  }
+  EXPECT_EQ(post("/v1/embeddings", R"({"input":"a"})").status, 400);
+}
+
+TEST_F(ServerLife, H9_adapters_named_by_clients_are_few_in_the_metrics) {
+  run_for_ever();
+  std::vector<std::unique_ptr<Client>> clients;
+  for (int i = 0; i < 80; ++i) {
+    clients.push_back(std::make_unique<Client>(port()));
+    clients.back()->send_post("/generate", R"({"inputs":"hi","parameters":{"adapter_id":"name-)" +
+                                               std::to_string(i) + "\"}}");
+  }
+  EXPECT_TRUE(eventually([&] { return backend.running() == 80; }));
+  EXPECT_TRUE(eventually([&] {
+    const std::string metrics = get("/metrics").body;
+    const size_t at = metrics.find("running_lora_adapters=");
+    const std::string line = metrics.substr(at, metrics.find('\n', at) - at);
+    return std::count(line.begin(), line.end(), ',') == 65 &&
+           line.find(",other\"") != std::string::npos;
+  }));
 }
 
 TEST_F(ServerLife, I7_shutdown_lets_requests_finish_and_refuses_new_ones) {

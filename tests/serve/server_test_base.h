@@ -24,8 +24,9 @@ class ServerTest : public testing::Test {
   // The server; started by the first call, with the options as they are then.
   Server& server() {
     if (!server_) {
-      server_ = std::make_unique<Server>(options, backend, log);
+      server_ = std::make_unique<Server>(options, log);
       server_->start();
+      server_->serve(backend);
     }
     return *server_;
   }

@@ -25,6 +25,18 @@ struct AttentionTile {
   int64_t cost;
 };
 
+// Where rows go that are packed: from row `first` on, side by side or 64 of every 128.
+struct RowPlace {
+  int64_t first, n;
+  bool interleaved;
+};
+
+// Rows [row, row + n) of the source are columns column ... of a panel; `last`: of the outputs.
+struct PanelRows {
+  int64_t panel, column, row, n;
+  bool last;
+};
+
 struct LoraTask {
   const SitePatch* patch;
   int32_t site;
@@ -42,8 +54,9 @@ class CpuOps final : public Ops {
 
   Dtype act() const override { return act_; }
   Weight weight_layout(int64_t groups, int64_t out, int64_t in, WeightFormat format) const override;
-  void pack(Weight& w, int64_t group, int64_t first, Tensor src) override;
-  void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src) override;
+  void pack(Weight& w, int64_t group, int64_t first, Tensor src, bool interleaved) override;
+  void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src,
+            bool interleaved) override;
   void pack_matrix(std::byte* dst, Tensor src) const override;
   void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override;
   size_t lora_a_bytes(int64_t rank, int64_t in) const override;
@@ -87,11 +100,10 @@ class CpuOps final : public Ops {
   // k of a packed row: bf16 pairs are complete.
   int64_t padded(int64_t in) const { return act_ == Dtype::bf16 ? round_up(in, 2) : in; }
   int64_t panel_bytes(int64_t in) const { return padded(in) * kPanel * element(); }
-  void pack_panel(std::byte* group, int64_t p, Tensor src, int64_t first, int64_t out) const;
+  void pack_panel(std::byte* panel, Tensor src, int64_t column, bool last) const;
   void plan_linear(const RowGroups& groups);
-  template <class F>
-  void each_packed_row(const Weight& w, int64_t group, int64_t first, int64_t n, F&& f);
-  void pack_quantised(Weight& w, int64_t group, int64_t first, Tensor src);
+  void pack_quantised(Weight& w, int64_t group, const RowPlace& place, Tensor src);
+  void read_row(float* to, Tensor src, int64_t r, const int32_t* order) const;
   void unpack_quantised(Tensor y, const Weight& w, int64_t group, int64_t first) const;
   void quantise_rows(QuantArgs& q, Tensor x, const Weight& w, const RowGroups& groups,
                      Tensor scratch);
@@ -127,6 +139,21 @@ class CpuOps final : public Ops {
     pool_.for_each_thread(n, [&f](int64_t task, int thread) {
       const FlushDenormals flush;
       f(task, thread);
+    });
+  }
+
+  // f(PanelRows) for all rows of a place, on all threads.
+  template <class F>
+  void each_packed_panel(const RowPlace& place, int64_t out, F&& f) {
+    const int64_t offset = place.first % kPanel;
+    pool_.for_each(ceil_div(offset + place.n, kPanel), [&](int64_t task) {
+      PanelRows p{};
+      p.panel = place.first / kPanel + (place.interleaved ? 2 * task : task);
+      p.column = task == 0 ? offset : 0;
+      p.row = task == 0 ? 0 : task * kPanel - offset;
+      p.n = std::min(place.n - p.row, kPanel - p.column);
+      p.last = p.panel * kPanel + p.column + p.n == out;
+      f(p);
     });
   }
 

@@ -139,7 +139,7 @@ struct Kernels {
   // What packing such weights takes; see quant_fit.h.
   void (*weight_range)(const float* w, int64_t n, float* range);
   void (*round_weights)(uint8_t* q, const float* w, int64_t n, float scale, int bound);
-  float (*rounding_error)(const float* w, int64_t n, float scale, int bound);
+  void (*rounding_errors)(const float* w, int64_t n, const float* scales, int count, float* errors);
   // Keys and values in int8: attention; and y[i * pitch] and the scale of one token of a head.
   AttendKernels attend_int8;
   void (*quantise_kv)(int8_t* y, int64_t pitch, float* scale, const float* x, int64_t n);

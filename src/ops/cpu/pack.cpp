@@ -62,7 +62,13 @@ void pack_columns(To* panel, int64_t width, int64_t column, Tensor src, int64_t 
     for (int64_t r = from; r < to; ++r) {
       const From* x = src.row<const From>(r);
       To* y = panel + (column + r - from) * kStep;
-      for (int64_t k = part; k < std::min(in, part + kPart); k += kStep) {
+      int64_t k = part;
+      if constexpr (std::is_same_v<To, bf16> && std::is_same_v<From, bf16>) {
+        for (; k + 1 < std::min(in, part + kPart); k += 2) {
+          std::memcpy(y + k * width, x + k, 2 * sizeof(bf16));  // a pair in one go
+        }
+      }
+      for (; k < std::min(in, part + kPart); k += kStep) {
         To* at = y + k * width;
         at[0] = convert<To>(x[k]);
         if constexpr (kStep == 2) at[1] = k + 1 < in ? convert<To>(x[k + 1]) : To{0};
@@ -113,36 +119,36 @@ Weight CpuOps::weight_layout(int64_t groups, int64_t out, int64_t in, WeightForm
   return w;
 }
 
-// Panel p of a matrix [out, in] from those of its rows [first, first + src.rows()) that lie in it.
-void CpuOps::pack_panel(std::byte* group, int64_t p, Tensor src, int64_t first, int64_t out) const {
+// Columns column, column + 1 ... of a panel from the rows of src; `last`: nothing follows them.
+void CpuOps::pack_panel(std::byte* data, Tensor src, int64_t column, bool last) const {
   with_act(act_, [&](auto* to) {
     using To = std::remove_pointer_t<decltype(to)>;
     with_source(src.dtype, [&](auto* from) {
       using From = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
-      auto* panel = reinterpret_cast<To*>(group + p * panel_bytes(src.cols()));
-      const int64_t begin = std::max(first, p * kPanel);
-      const int64_t end = std::min(first + src.rows(), (p + 1) * kPanel);
-      pack_columns<To, From>(panel, kPanel, begin - p * kPanel, src, begin - first, end - first);
-      if (end == out) zero_columns(panel, end - p * kPanel, kPanel, src.cols());
+      auto* panel = reinterpret_cast<To*>(data);
+      pack_columns<To, From>(panel, kPanel, column, src, 0, src.rows());
+      if (last) zero_columns(panel, column + src.rows(), kPanel, src.cols());
     });
   });
 }
 
-void CpuOps::pack(Weight& w, int64_t group, int64_t first, Tensor src) {
-  if (!w.format.plain()) return pack_quantised(w, group, first, src);
-  const int64_t n = src.rows();
-  LORRY_CHECK(src.cols() == w.in && first >= 0 && first + n <= w.out && group < w.groups,
-              "rows {} + {} of {} by {}", first, n, w.out, src.cols());
-  if (n == 0) return;
-  const int64_t first_panel = first / kPanel;
-  const int64_t panels = ceil_div(first + n, kPanel) - first_panel;
+void CpuOps::pack(Weight& w, int64_t group, int64_t first, Tensor src, bool interleaved) {
+  LORRY_CHECK(src.cols() == w.in && first >= 0 && first + src.rows() <= w.out && group < w.groups,
+              "rows {} + {} of {} by {}", first, src.rows(), w.out, src.cols());
+  const RowPlace place{first, src.rows(), interleaved};
+  if (!w.format.plain()) return pack_quantised(w, group, place, src);
   std::byte* data = w.data + group * w.group_bytes;
-  pool_.for_each(panels,
-                 [&](int64_t task) { pack_panel(data, first_panel + task, src, first, w.out); });
+  each_packed_panel(place, w.out, [&](const PanelRows& p) {
+    pack_panel(data + p.panel * panel_bytes(w.in), rows(src, p.row, p.n), p.column, p.last);
+  });
 }
 
 void CpuOps::pack_matrix(std::byte* dst, Tensor src) const {
-  for (int64_t p = 0; p * kPanel < src.rows(); ++p) pack_panel(dst, p, src, 0, src.rows());
+  for (int64_t row = 0; row < src.rows(); row += kPanel) {
+    const int64_t n = std::min<int64_t>(kPanel, src.rows() - row);
+    pack_panel(dst + row / kPanel * panel_bytes(src.cols()), rows(src, row, n), 0,
+               row + n == src.rows());
+  }
 }
 
 void CpuOps::unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const {

@@ -34,18 +34,21 @@ void round_weights(uint8_t* q, const float* w, int64_t size, float scale, int bo
   });
 }
 
-// The sum of (w - scale * q)^2 for such q.
-float rounding_error(const float* w, int64_t size, float scale, int bound) {
-  const V16 inverse = set1(1.0F / scale);
-  const V16 low = set1(static_cast<float>(-bound));
-  const V16 high = set1(static_cast<float>(bound - 1));
+// errors[i] = the sum of (w - scales[i] * q)^2 for such q, bound 8.
+void rounding_errors(const float* w, int64_t size, const float* scales, int count, float* errors) {
+  const V16 low = set1(-8.0F);
+  const V16 high = set1(7.0F);
   const V16 shift = set1(kRoundShift);
-  return sum_of(size, [&](int64_t i, int n, const V16& c) LORRY_UNROLLED {
-    const V16 a = load_some(w + i, n);
-    const V16 q = sub(add(min(high, max(low, mul(a, inverse))), shift), shift);
-    const V16 lost = fma(q, set1(-scale), a);
-    return fma(lost, lost, c);
-  });
+  for (int j = 0; j < count; ++j) {
+    const V16 inverse = set1(1.0F / scales[j]);
+    const V16 minus = set1(-scales[j]);
+    errors[j] = sum_of(size, [&](int64_t i, int n, const V16& c) LORRY_UNROLLED {
+      const V16 a = load_some(w + i, n);
+      const V16 q = sub(add(min(high, max(low, mul(a, inverse))), shift), shift);
+      const V16 lost = fma(q, minus, a);
+      return fma(lost, lost, c);
+    });
+  }
 }
 
 }  // namespace

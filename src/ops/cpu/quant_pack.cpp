@@ -14,12 +14,22 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kLargestF16 = 65504.0F;
 
-// The values of one output and one scale, padded to whole steps and vectors.
-struct Values {
-  explicit Values(int64_t n) : q(static_cast<size_t>(round_up(n, 16))) {}
+// The outputs of a panel before they are woven into it: of each the values of all its inputs, and
+// for each scale the scale and its zero point. Each scale's values are padded to whole steps and
+// vectors.
+struct PanelValues {
+  explicit PanelValues(const QuantLayout& l)
+      : group_width(round_up(std::min(l.group, l.in), 16)),
+        width(scales_of(l) * group_width),
+        q(static_cast<size_t>(kPanel * width)),
+        scale(static_cast<size_t>(kPanel * scales_of(l))),
+        zero(scale.size()) {}
+
+  uint8_t* values(int64_t column, int64_t g) { return q.data() + column * width + g * group_width; }
+  const int64_t group_width, width;
   std::vector<uint8_t> q;
-  float scale = 0;
-  uint8_t zero = 0;
+  std::vector<float> scale;
+  std::vector<uint8_t> zero;
 };
 
 // A scale as the layout stores it; finite ones stay finite.
@@ -32,67 +42,103 @@ float stored(const QuantLayout& l, float scale) {
 // least squared error.
 float fit_int4(const Kernels& kernels, const QuantLayout& l, const float* w, int64_t n,
                float largest) {
+  constexpr std::array kAt{8.0F, 7.0F, 7.25F, 7.5F, 7.75F, 8.25F, 8.5F, 8.75F, 9.0F};
+  std::array<float, kAt.size()> scales, errors;
+  int count = 0;
+  for (const float at : kAt) {
+    const float scale = stored(l, largest / -at);
+    if (scale != 0) scales[static_cast<size_t>(count++)] = scale;
+  }
+  kernels.rounding_errors(w, n, scales.data(), count, errors.data());
   float best = 0;
   float least = std::numeric_limits<float>::infinity();
-  for (const float at : {8.0F, 7.0F, 7.25F, 7.5F, 7.75F, 8.25F, 8.5F, 8.75F, 9.0F}) {
-    const float scale = stored(l, largest / -at);
-    if (scale == 0) continue;
-    const float error = kernels.rounding_error(w, n, scale, 8);
-    if (error < least) {
-      best = scale;
-      least = error;
+  for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+    if (errors[i] < least) {
+      best = scales[i];
+      least = errors[i];
     }
   }
   // Squares that overflow: the first one.
   return best != 0 ? best : stored(l, largest / -8.0F);
 }
 
-// v.q, v.scale <- w [n]. A value that is not finite makes the scale NaN.
-void fit(Values& v, const Kernels& kernels, const QuantLayout& l, const float* w, int64_t n) {
+// q [n, padded to 16] <- w [n]; returns its scale: NaN where a value is not finite.
+float fit(uint8_t* q, const Kernels& kernels, const QuantLayout& l, const float* w, int64_t n) {
   std::array<float, 3> range{};
   kernels.weight_range(w, n, range.data());
   const float size = std::max(-range[0], range[1]);
   const bool finite = range[2] == 0;
-  v.zero = static_cast<uint8_t>(zero_point(l.kind));
-  std::fill(v.q.begin(), v.q.end(), v.zero);
-  if (!finite) {
-    v.scale = kNaN;
-  } else if (l.kind == QuantKind::int4) {
-    v.scale = fit_int4(kernels, l, w, n, size == range[1] ? size : -size);
-  } else {
-    v.scale = stored(l, size / (l.kind == QuantKind::int8 ? 127.0F : 448.0F));
+  float scale = kNaN;
+  if (finite && l.kind == QuantKind::int4) {
+    scale = fit_int4(kernels, l, w, n, size == range[1] ? size : -size);
+  } else if (finite) {
+    scale = stored(l, size / (l.kind == QuantKind::int8 ? 127.0F : 448.0F));
   }
-  if (!finite || v.scale == 0) return;
-  if (l.kind == QuantKind::fp8) {
-    for (int64_t k = 0; k < n; ++k) v.q[static_cast<size_t>(k)] = to_e4m3(w[k] / v.scale);
+  const auto zero = static_cast<uint8_t>(zero_point(l.kind));
+  int64_t done = 0;
+  if (finite && scale != 0 && l.kind == QuantKind::fp8) {
+    for (; done < n; ++done) q[done] = to_e4m3(w[done] / scale);
+  } else if (finite && scale != 0) {
+    kernels.round_weights(q, w, n, scale, l.kind == QuantKind::int8 ? 128 : 8);
+    done = n;
+  }
+  std::fill(q + done, q + round_up(n, 16), zero);
+  return scale;
+}
+
+// Steps [from, to) of the values of one output, at its place in the first of `to - from` steps.
+void put_steps(std::byte* to, QuantKind kind, const uint8_t* q, int64_t n) {
+  if (kind == QuantKind::int4) {
+    for (int64_t s = 0; s < n; ++s, q += 8, to += 256) {
+      std::array<uint32_t, 2> half{};
+      std::memcpy(half.data(), q, 8);
+      const uint32_t both = half[0] | half[1] << 4;
+      std::memcpy(to, &both, 4);
+    }
+  } else if (kind == QuantKind::int8) {
+    for (int64_t s = 0; s < n; ++s, q += 4, to += 256) std::memcpy(to, q, 4);
   } else {
-    kernels.round_weights(v.q.data(), w, n, v.scale, l.kind == QuantKind::int8 ? 128 : 8);
-    std::fill(v.q.begin() + n, v.q.end(), v.zero);
+    for (int64_t s = 0; s < n; ++s, q += 2, to += 128) std::memcpy(to, q, 2);
   }
 }
 
-// Column `column` of scale g of a panel.
-void put(std::byte* panel, const QuantLayout& l, int64_t g, int64_t column, const Values& v) {
-  std::byte* data = panel + group_offset(l, g);
-  const int64_t n = group_inputs(l, g);
-  const uint8_t* q = v.q.data();
-  for (int64_t s = 0; s < steps_of(l, n); ++s, data += step_bytes(l.kind)) {
-    std::array<uint8_t, 4> bytes;
-    const int64_t width = step_bytes(l.kind) / kPanel;
-    if (l.kind == QuantKind::int4) {
-      for (size_t j = 0; j < 4; ++j) bytes[j] = static_cast<uint8_t>(q[j] | q[j + 4] << 4);
-    } else {
-      std::memcpy(bytes.data(), q, static_cast<size_t>(width));
+// Columns [begin, end) of a panel. Inputs a part at a time, so that each line is written once.
+void put(std::byte* panel, const QuantLayout& l, PanelValues& v, int64_t begin, int64_t end) {
+  constexpr int64_t kPart = 16;
+  const int64_t width = step_bytes(l.kind) / kPanel;
+  for (int64_t g = 0; g < scales_of(l); ++g) {
+    std::byte* data = panel + group_offset(l, g);
+    const int64_t steps = steps_of(l, group_inputs(l, g));
+    for (int64_t s = 0; s < steps; s += kPart) {
+      for (int64_t c = begin; c < end; ++c) {
+        put_steps(data + s * step_bytes(l.kind) + c * width, l.kind,
+                  v.values(c, g) + s * step_inputs(l.kind), std::min(kPart, steps - s));
+      }
     }
-    std::memcpy(data + column * width, bytes.data(), static_cast<size_t>(width));
-    q += step_inputs(l.kind);
+    std::byte* tail = data + steps * step_bytes(l.kind);
+    for (int64_t c = begin; c < end; ++c) {
+      const auto at = static_cast<size_t>(c * scales_of(l) + g);
+      if (l.half) {
+        reinterpret_cast<f16*>(tail)[c] = to_f16(v.scale[at]);
+      } else {
+        reinterpret_cast<float*>(tail)[c] = v.scale[at];
+      }
+      if (l.zeros) tail[scale_bytes(l) + c] = std::byte{v.zero[at]};
+    }
   }
-  if (l.half) {
-    reinterpret_cast<f16*>(data)[column] = to_f16(v.scale);
-  } else {
-    reinterpret_cast<float*>(data)[column] = v.scale;
+}
+
+// What p says of the panel, from `v`; behind the last output all is 0.
+void put_rows(std::byte* panels, const QuantLayout& l, PanelValues& v, const PanelRows& p) {
+  int64_t end = p.column + p.n;
+  if (p.last) {
+    const auto zero = static_cast<uint8_t>(zero_point(l.kind));
+    std::fill(v.q.begin() + end * v.width, v.q.end(), zero);
+    std::fill(v.scale.begin() + end * scales_of(l), v.scale.end(), 0.0F);
+    std::fill(v.zero.begin() + end * scales_of(l), v.zero.end(), zero);
+    end = kPanel;
   }
-  if (l.zeros) data[scale_bytes(l) + column] = std::byte{v.zero};
+  put(panels + p.panel * quant_panel_bytes(l), l, v, p.column, end);
 }
 
 // The value of input k as linear() multiplies by it.
@@ -114,8 +160,13 @@ float value_at(const std::byte* panel, const QuantLayout& l, int64_t column, int
   return static_cast<float>(q - zero) * scale;
 }
 
+}  // namespace
+
 // Row r of src, its inputs in the order of the weight.
-void read_row(float* to, Tensor src, int64_t r, const int32_t* order) {
+void CpuOps::read_row(float* to, Tensor src, int64_t r, const int32_t* order) const {
+  if (src.dtype == Dtype::bf16 && order == nullptr) {
+    return kernels_.bf16.widen(to, src.row<const bf16>(r), src.cols());
+  }
   for (int64_t i = 0; i < src.cols(); ++i) {
     const int64_t k = order == nullptr ? i : order[i];
     to[i] = src.dtype == Dtype::f32    ? src.row<const float>(r)[k]
@@ -124,63 +175,50 @@ void read_row(float* to, Tensor src, int64_t r, const int32_t* order) {
   }
 }
 
-}  // namespace
-
-// Calls f(panel, column, i) for rows first + i of a group, on all threads by panel; the columns
-// behind the last output become 0.
-template <class F>
-void CpuOps::each_packed_row(const Weight& w, int64_t group, int64_t first, int64_t n, F&& f) {
-  LORRY_CHECK(first >= 0 && first + n <= w.out && group < w.groups, "rows {} + {} of {}", first, n,
-              w.out);
-  if (n == 0) return;
-  const QuantLayout l = layout_of(w.format, w.in);
-  const int64_t first_panel = first / kPanel;
-  const int64_t panels = ceil_div(first + n, kPanel) - first_panel;
-  parallel(panels, [&](int64_t task, int) {
-    const int64_t p = first_panel + task;
-    std::byte* panel = w.data + group * w.group_bytes + p * quant_panel_bytes(l);
-    const int64_t begin = std::max(first, p * kPanel);
-    const int64_t end = std::min(first + n, (p + 1) * kPanel);
-    for (int64_t r = begin; r < end; ++r) f(panel, r - p * kPanel, r - first);
-    if (end != w.out) return;
-    Values none(l.group);
-    none.zero = static_cast<uint8_t>(zero_point(l.kind));
-    std::fill(none.q.begin(), none.q.end(), none.zero);
-    for (int64_t c = end - p * kPanel; c < kPanel; ++c) {
-      for (int64_t g = 0; g < scales_of(l); ++g) put(panel, l, g, c, none);
-    }
-  });
-}
-
-void CpuOps::pack_quantised(Weight& w, int64_t group, int64_t first, Tensor src) {
+void CpuOps::pack_quantised(Weight& w, int64_t group, const RowPlace& place, Tensor src) {
   const QuantLayout l = layout_of(w.format, w.in);
   const int32_t* order = w.order == nullptr ? nullptr : w.order + group * w.in;
-  each_packed_row(w, group, first, src.rows(), [&](std::byte* panel, int64_t column, int64_t r) {
+  each_packed_panel(place, w.out, [&](const PanelRows& p) {
+    const FlushDenormals flush;
+    PanelValues v(l);
     std::vector<float> row(static_cast<size_t>(w.in));
-    Values v(l.group);
-    read_row(row.data(), src, r, order);
-    for (int64_t g = 0; g < scales_of(l); ++g) {
-      fit(v, kernels_, l, row.data() + g * l.group, group_inputs(l, g));
-      put(panel, l, g, column, v);
+    for (int64_t r = 0; r < p.n; ++r) {
+      const int64_t c = p.column + r;
+      read_row(row.data(), src, p.row + r, order);
+      for (int64_t g = 0; g < scales_of(l); ++g) {
+        const auto at = static_cast<size_t>(c * scales_of(l) + g);
+        v.scale[at] =
+            fit(v.values(c, g), kernels_, l, row.data() + g * l.group, group_inputs(l, g));
+        v.zero[at] = static_cast<uint8_t>(zero_point(l.kind));
+      }
     }
+    put_rows(w.data + group * w.group_bytes, l, v, p);
   });
 }
 
-void CpuOps::pack(Weight& w, int64_t group, int64_t first, const QuantRows& src) {
+void CpuOps::pack(Weight& w, int64_t group, int64_t first, const QuantRows& src, bool interleaved) {
+  LORRY_CHECK(first >= 0 && first + src.q.rows() <= w.out && group < w.groups, "rows {} + {} of {}",
+              first, src.q.rows(), w.out);
   const QuantLayout l = layout_of(w.format, w.in);
-  each_packed_row(w, group, first, src.q.rows(), [&](std::byte* panel, int64_t column, int64_t r) {
-    Values v(l.group);
-    for (int64_t g = 0; g < scales_of(l); ++g) {
-      const uint8_t* q = src.q.row<const uint8_t>(r) + g * l.group;
-      v.scale = src.scale.row<const float>(r)[g];
-      v.zero =
-          l.zeros ? src.zero.row<const uint8_t>(r)[g] : static_cast<uint8_t>(zero_point(l.kind));
-      // Int4's zero point may be 16 (of a checkpoint that stores it less one): no value of q.
-      const auto padding = static_cast<uint8_t>(l.kind == QuantKind::int4 ? v.zero & 15 : v.zero);
-      std::fill(v.q.begin(), v.q.end(), padding);
-      std::copy_n(q, group_inputs(l, g), v.q.begin());
-      put(panel, l, g, column, v);
+  each_packed_panel({first, src.q.rows(), interleaved}, w.out, [&](const PanelRows& p) {
+    PanelValues v(l);
+    for (int64_t r = 0; r < p.n; ++r) {
+      const int64_t c = p.column + r;
+      for (int64_t g = 0; g < scales_of(l); ++g) {
+        const auto at = static_cast<size_t>(c * scales_of(l) + g);
+        v.scale[at] = src.scale.row<const float>(p.row + r)[g];
+        v.zero[at] = l.zeros ? src.zero.row<const uint8_t>(p.row + r)[g]
+                             : static_cast<uint8_t>(zero_point(l.kind));
+        // Int4's zero point may be 16 (of a checkpoint that stores it less one): no value of q.
+        const auto padding =
+            static_cast<uint8_t>(l.kind == QuantKind::int4 ? v.zero[at] & 15 : v.zero[at]);
+        uint8_t* q = v.values(c, g);
+        const int64_t n = group_inputs(l, g);
+        std::copy_n(src.q.row<const uint8_t>(p.row + r) + g * l.group, n, q);
+        std::fill(q + n, q + v.group_width, padding);
+      }
     }
+    put_rows(w.data + group * w.group_bytes, l, v, p);
   });
 }
 

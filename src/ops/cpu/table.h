@@ -44,7 +44,7 @@ constexpr Kernels table(const Probes& probes, bool wide) {
           .quant = quant_matmul,
           .weight_range = weight_range,
           .round_weights = round_weights,
-          .rounding_error = rounding_error,
+          .rounding_errors = rounding_errors,
           .attend_int8 = attend_kernels<KvInt8>(),
           .quantise_kv = quantise_kv,
           .add = add_row,
