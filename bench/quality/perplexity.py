@@ -1,4 +1,4 @@
-"""Perplexity of the demo model on held-out conversations, for each way to store its weights.
+"""Perplexity of the demo model on held-out conversations, for each way to store its weights and keys.
 
     python3 bench/quality/perplexity.py build/release/lorry
 
@@ -23,7 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "demo"))
 import corpus  # noqa: E402
 
-FORMATS = ["", "int8", "int4", "int4-32", "fp8"]
+# Of the weights, and of keys and values.
+FORMATS = [("", ""), ("int8", ""), ("int4", ""), ("int4-32", ""), ("fp8", ""), ("", "int8"),
+           ("int4", "int8")]
 BOS, EOS = "<s>", "<|end|>"
 
 
@@ -68,14 +70,15 @@ def losses(logits: numpy.ndarray, ids: list[int]) -> numpy.ndarray:
     return total - x[numpy.arange(len(ids) - 1), ids[1:]]
 
 
-def perplexities(lorry: str, model: str, rows: list, form: str) -> tuple[float, float]:
+def perplexities(lorry: str, model: str, rows: list, form: str, kv: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         prompts = pathlib.Path(folder) / "prompts.json"
         out = pathlib.Path(folder) / "logits.safetensors"
         prompts.write_text(json.dumps([{"tokens": ids, "adapter": None} for ids, _ in rows]))
         command = [lorry, "logits", model, "--prompts", str(prompts), "--out", str(out)]
-        done = subprocess.run(command + (["--quantize", form] if form else []),
-                              capture_output=True, text=True, check=False)
+        command += ["--quantize", form] if form else []
+        command += ["--kv-cache-dtype", kv] if kv else []
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SystemExit(done.stderr)
         every, answers = [], []
@@ -97,12 +100,13 @@ def main() -> None:
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     rows = conversations(tokenizer, args.conversations)
     print(f"{args.model}: {len(rows)} conversations, {sum(len(ids) for ids, _ in rows)} tokens")
-    print(f"{'format':10} {'all':>9} {'':>9} {'answers':>9}")
+    print(f"{'format':16} {'all':>9} {'':>9} {'answers':>9}")
     first = None
-    for form in FORMATS:
-        every, answers = perplexities(args.lorry, args.model, rows, form)
+    for form, kv in FORMATS:
+        every, answers = perplexities(args.lorry, args.model, rows, form, kv)
         first = first or (every, answers)
-        print(f"{form or 'bf16':10} {every:9.4f} {100 * (every / first[0] - 1):+8.2f}% "
+        name = (form or "bf16") + (f", KV {kv}" if kv else "")
+        print(f"{name:16} {every:9.4f} {100 * (every / first[0] - 1):+8.2f}% "
               f"{answers:9.5f} {100 * (answers / first[1] - 1):+8.3f}%")
 
 

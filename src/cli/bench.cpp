@@ -78,6 +78,37 @@ class BenchBatch {
   ForwardInput input_;
 };
 
+// Keys and values as if `context` tokens had gone before: random ones, others in every layer and
+// sequence. A prefill would take hours where the context is long.
+void fill_cache(LoadedModel& m, const BenchCase& c) {
+  constexpr int32_t kRows = 1024;
+  const int64_t cols = m.info.spec.kv_dim();
+  std::vector<float> values(static_cast<size_t>(2 * kRows * cols));
+  std::vector<int32_t> slots;
+  int64_t piece = 0;
+  const auto write = [&](const KvLayer& kv, int64_t first, int32_t n) {
+    m.pool->for_each(2 * n, [&](int64_t row) {
+      std::minstd_rand random(static_cast<unsigned>(piece * 2 * kRows + row + 1));
+      float* x = values.data() + row * cols;
+      for (int64_t i = 0; i < cols; ++i) x[i] = static_cast<float>(random()) * 0x1p-30F - 1.0F;
+    });
+    ++piece;
+    slots.resize(static_cast<size_t>(n));
+    std::iota(slots.begin(), slots.end(), static_cast<int32_t>(first));
+    const Tensor k = view(values.data(), Dtype::f32, {n, cols});
+    const Tensor v = view(values.data() + n * cols, Dtype::f32, {n, cols});
+    m.ops->kv_write(kv, k, v, view(slots.data(), Dtype::i32, {n}), m.info.spec.attention);
+  };
+  for (const KvLayer& kv : m.layers) {
+    for (int32_t s = 0; s < c.batch; ++s) {
+      const int64_t begin = int64_t{s} * blocks_per_sequence(c) * kBlockTokens;
+      for (int32_t p = 0; p < c.context; p += kRows) {
+        write(kv, begin + p, std::min(kRows, c.context - p));
+      }
+    }
+  }
+}
+
 std::string hash_logits(const Tensor& logits) {
   Sha256 hash;
   for (int64_t r = 0; r < logits.rows(); ++r) {
@@ -112,8 +143,7 @@ Probe median_probe(const std::vector<Probe>& probes) {
 
 BenchSize size_of_case(const BenchCase& c) {
   const bool prefill = c.kind == BenchCase::Kind::prefill;
-  const int32_t n = prefill ? longest(c) : c.context;
-  return {std::max(c.batch, n * c.batch), c.batch,
+  return {prefill ? longest(c) * c.batch : c.batch, c.batch,
           int64_t{c.batch} * blocks_per_sequence(c) * kBlockTokens};
 }
 
@@ -143,12 +173,13 @@ BenchWork count_work(const Spec& s, const Ops& ops, const BenchCase& c) {
   linear(s.ffn, s.dim, f, 2 * layers * touched, 2 * layers * k, rows);
   linear(s.dim, s.ffn, f, layers * touched, layers * k, rows);
   linear(s.vocab, s.dim, s.formats.head, 1, 1, c.batch);
-  const auto element = static_cast<double>(size_of(ops.act()));
   const double router = static_cast<double>(s.dim) * s.experts;
-  w.bytes += layers * router * element;
+  w.bytes += layers * router * static_cast<double>(size_of(ops.act()));
   w.flops += 2 * rows * layers * router;
-  w.bytes += layers * 2.0 * static_cast<double>(s.kv_dim()) * element *
-             (prefill ? longest(c) : context) * c.batch;
+  const auto block =
+      static_cast<double>(KvCache::block_bytes(s.layers, ops.kv_layout(1, s.attention)));
+  w.kv_bytes = block / kBlockTokens * (prefill ? longest(c) : context) * c.batch;
+  w.bytes += w.kv_bytes;
   w.flops += 4 * rows * layers * static_cast<double>(s.q_dim()) * context;
   return w;
 }
@@ -218,7 +249,7 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
   const auto forward = [&](int32_t first, int32_t n) {
     return m.lm->forward(batch.build(tokens, first, n), m.layers, adapters.views);
   };
-  if (!prefill) forward(0, c.context);
+  if (!prefill) fill_cache(m, c);
   std::vector<double> seconds, fractions;
   std::vector<Probe> probes;
   std::vector<double> op_ms;
@@ -246,6 +277,8 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
   }
   result.seconds = median(seconds);
   result.tokens_per_s = (prefill ? longest(c) * c.batch : c.batch) / result.seconds;
+  result.bytes = work.bytes;
+  result.kv_bytes = work.kv_bytes;
   result.gb_per_s = work.bytes / result.seconds * 1e-9;
   result.gflops = (work.flops + work.int8) / result.seconds * 1e-9;
   result.of_roofline = median(fractions);

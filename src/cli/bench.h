@@ -19,7 +19,7 @@ struct BenchCase {
   int32_t adapters = 0;  // distinct ones, dealt to the sequences in turn
   int32_t rank = 16;
   int32_t tokens = 512;  // prefill: rows of the step, over all sequences
-  int32_t context = 64;  // decode: tokens of each sequence before the first measured step
+  int32_t context = 64;  // decode: tokens of each sequence before the first step, random
   int32_t reps = 7;
 };
 
@@ -27,11 +27,12 @@ struct BenchResult {
   BenchCase what;
   double seconds = 0;  // median of a step
   double tokens_per_s = 0;
-  double gb_per_s = 0;        // of the bytes that the count below includes
-  double gflops = 0;          // of both kinds of operations
-  double of_roofline = 0;     // median over steps of roofline time / measured time
-  Probe probe;                // medians
-  std::string logits_sha256;  // of the first step's logits
+  double bytes = 0, kv_bytes = 0;  // of a step, as the count below has them
+  double gb_per_s = 0;             // of these bytes
+  double gflops = 0;               // of both kinds of operations
+  double of_roofline = 0;          // median over steps of roofline time / measured time
+  Probe probe;                     // medians
+  std::string logits_sha256;       // of the first step's logits
   // With operation times: mean milliseconds of a measured step, by kind; the last one is the rest.
   std::vector<double> op_ms;
 };
@@ -40,9 +41,9 @@ struct BenchResult {
 // touches (of E experts with k chosen by B independent rows: E (1 - (1 - k/E)^B)), the keys and
 // values once, two operations per weight and row. Adapters are not counted.
 struct BenchWork {
-  double bytes = 0;
-  double flops = 0;  // of f32 and bf16
-  double int8 = 0;   // operations of linears that multiply in whole numbers
+  double bytes = 0, kv_bytes = 0;  // all, and the keys and values among them
+  double flops = 0;                // of f32 and bf16
+  double int8 = 0;                 // operations of linears that multiply in whole numbers
 };
 BenchWork count_work(const Spec& spec, const Ops& ops, const BenchCase& c);
 

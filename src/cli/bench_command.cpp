@@ -28,6 +28,7 @@ struct BenchFlags {
   QuantizeFlags quantize;
   bool profile = false;
   RankFlags ranks;
+  std::string kv_dtype;
   bool map_weights = false;
   bool as_json = false;
 };
@@ -58,6 +59,7 @@ EngineOptions options_for(const BenchFlags& f, const std::vector<BenchCase>& cas
   o.model = f.model;
   o.dtype = f.dtype == "float32" ? Dtype::f32 : Dtype::bf16;
   o.formats = parse_quantize(f.quantize, o.format_note);
+  o.kv_format = parse_kv_format(f.kv_dtype, o.dtype);
   o.map_weights = f.map_weights;
   o.threads = f.threads;
   o.isa = f.isa;
@@ -89,11 +91,15 @@ json::object to_json(const BenchResult& r, const BenchFlags& f) {
           {"dtype", dtype},
           {"quantize",
            f.quantize.format.empty() ? json::value(nullptr) : json::value(f.quantize.format)},
+          {"kv_cache_dtype", f.kv_dtype.empty() ? "auto" : f.kv_dtype},
           {"batch", r.what.batch},
+          {"context", prefill ? json::value(nullptr) : json::value(r.what.context)},
           {"adapters", r.what.adapters},
           {"rank", r.what.adapters > 0 ? json::value(r.what.rank) : json::value(nullptr)},
           {"seconds", r.seconds},
           {"tokens_per_s", r.tokens_per_s},
+          {"bytes", r.bytes},
+          {"kv_bytes", r.kv_bytes},
           {"gb_per_s", r.gb_per_s},
           {"gflops", r.gflops},
           {"of_roofline", dtype == "bfloat16" ? json::value(r.of_roofline) : json::value(nullptr)},
@@ -107,10 +113,11 @@ json::object to_json(const Probe& p) {
 
 void print(const BenchResult& r) {
   const bool prefill = r.what.kind == BenchCase::Kind::prefill;
-  std::printf("%-8s %5d %8d %5d %10.1f %8.1f %8.0f %8.1f %8.0f %9.1f%%  %.16s\n",
+  std::printf("%-8s %5d %8d %5d %10.1f %8.0f %8.0f %8.1f %8.0f %8.1f %8.0f %9.1f%%  %.16s\n",
               prefill ? "prefill" : "decode", r.what.batch, r.what.adapters,
-              r.what.adapters > 0 ? r.what.rank : 0, r.tokens_per_s, r.gb_per_s, r.gflops,
-              r.probe.read_gb_s, r.probe.bf16_gflops, 100 * r.of_roofline, r.logits_sha256.c_str());
+              r.what.adapters > 0 ? r.what.rank : 0, r.tokens_per_s, r.bytes * 1e-6,
+              r.kv_bytes * 1e-6, r.gb_per_s, r.gflops, r.probe.read_gb_s, r.probe.bf16_gflops,
+              100 * r.of_roofline, r.logits_sha256.c_str());
   if (!r.op_ms.empty()) {
     std::printf("         ms a step:");
     for (size_t i = 0; i < r.op_ms.size(); ++i) {
@@ -142,11 +149,13 @@ int run_bench(const BenchFlags& f) {
     return 0;
   }
   if (!f.as_json) {
-    std::printf("%s, %s, %d threads, %s, %s\n", f.model.c_str(),
+    std::printf("%s, %s%s, %d threads, %s, %s\n", f.model.c_str(),
                 format_name(model->info.spec.formats.linears, model->info.dtype).c_str(),
+                model->info.spec.attention.kv == KvFormat::int8 ? ", KV in int8" : "",
                 model->info.threads, model->info.isa.c_str(), cpu_name().c_str());
-    std::printf("%-8s %5s %8s %5s %10s %8s %8s %8s %8s %10s  %s\n", "kind", "batch", "adapters",
-                "rank", "tok/s", "GB/s", "GFLOP/s", "rd GB/s", "peak", "roofline", "logits");
+    std::printf("%-8s %5s %8s %5s %10s %8s %8s %8s %8s %8s %8s %10s  %s\n", "kind", "batch",
+                "adapters", "rank", "tok/s", "MB", "KV MB", "GB/s", "GFLOP/s", "rd GB/s", "peak",
+                "roofline", "logits");
   }
   json::array results;
   Probe probe;
@@ -195,7 +204,8 @@ Command add_bench(CLI::App& lorry) {
   app->add_option("--tokens", flags->tokens, "Rows of a prefill step, over all sequences")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
-  app->add_option("--context", flags->context, "Tokens of a sequence before the decode steps")
+  app->add_option("--context", flags->context,
+                  "Tokens of a sequence before the decode steps, in random keys and values")
       ->check(CLI::Range(1, 131072))
       ->capture_default_str();
   app->add_option("--reps", flags->reps, "Steps measured; the median counts")
@@ -206,6 +216,7 @@ Command add_bench(CLI::App& lorry) {
       ->capture_default_str();
   add_rank_flags(*app, flags->ranks);
   add_quantize_flags(*app, flags->quantize, "Options");
+  add_kv_dtype_flag(*app, flags->kv_dtype, "Options");
   add_map_flag(*app, flags->map_weights, "Options");
   app->add_option("--threads", flags->threads, "Compute threads (default: physical cores)")
       ->check(CLI::Range(0, 4096));

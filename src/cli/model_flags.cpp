@@ -66,6 +66,7 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
                    ->group(group),
                0, 64);
   const char* memory = "Memory";
+  add_kv_dtype_flag(app, f.kv_dtype, memory);
   accept_units(app.add_option("--kv-tokens,--max-batch-total-tokens", f.kv_tokens,
                               "Tokens that the KV cache holds (default: by free memory)")
                    ->group(memory),
@@ -120,6 +121,7 @@ EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
   o.model = place.folder;
   o.dtype = parse_dtype(f.dtype);
   o.formats = parse_quantize(f.quantize, o.format_note);
+  o.kv_format = parse_kv_format(f.kv_dtype, o.dtype);
   o.map_weights = f.map_weights;
   o.threads = f.threads;
   o.isa = f.isa;

@@ -21,6 +21,7 @@ struct ModelFlags {
   std::string model = kDemoModel;
   std::string dtype = "bfloat16";
   QuantizeFlags quantize;
+  std::string kv_dtype;
   bool map_weights = false;
   int32_t threads = 0;
   std::string isa;

@@ -54,6 +54,7 @@ Preview preview_model(const EngineOptions& options) {
   p.parts.architecture = &architecture_of(files.config.text("model_type"));
   p.spec = p.parts.architecture->spec(files.config);
   p.sites = p.parts.architecture->sites(p.spec);
+  p.spec.attention.kv = options.kv_format;
   TensorSource& source = *p.parts.source;
   p.spec.formats =
       formats_of(options.model, *p.parts.architecture, p.spec, source, options.formats);

@@ -94,6 +94,27 @@ WeightFormats parse_quantize(const QuantizeFlags& flags, std::string& note) {
   return {format, flags.head ? format : WeightFormat{}};
 }
 
+void add_kv_dtype_flag(CLI::App& app, std::string& text, const char* group) {
+  app.add_option("--kv-cache-dtype", text,
+                 "Store keys and values as int8: about half the memory, and faster over long texts "
+                 "(default: auto, in --dtype)")
+      ->group(group);
+}
+
+KvFormat parse_kv_format(const std::string& text, Dtype act) {
+  const std::string name = lower_case(text);
+  if (name.empty() || name == "auto") return KvFormat::act;
+  if (name == "int8") return KvFormat::int8;
+  if (name == "bf16" || name == "bfloat16") {
+    if (act == Dtype::bf16) return KvFormat::act;
+    fail(Code::invalid_argument,
+         "--kv-cache-dtype {} with --dtype float32: expected auto (keys and values in float32) or "
+         "int8",
+         name);
+  }
+  fail(Code::invalid_argument, "--kv-cache-dtype {}: expected auto, bf16 or int8", quote(text));
+}
+
 std::string format_name(const WeightFormat& f, Dtype act) {
   if (f.plain()) return dtype_name(act);
   const char* kind = f.kind == Kind::int8 ? "int8" : f.kind == Kind::int4 ? "int4" : "fp8";

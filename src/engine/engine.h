@@ -26,7 +26,8 @@ struct OpTimes;
 struct EngineOptions {
   std::string model;  // a checkpoint folder, or "synthetic:mini-mixtral"
   Dtype dtype = Dtype::bf16;
-  WeightFormats formats;        // of a checkpoint that is not quantised itself
+  WeightFormats formats;  // of a checkpoint that is not quantised itself
+  KvFormat kv_format = KvFormat::act;
   bool map_weights = false;     // of a packed model: use them where they are mapped
   std::string format_note;      // for the log: what a name of another server means
   int32_t threads = 0;          // 0: one per physical core, divided by the ranks of the host
@@ -71,6 +72,7 @@ struct MemoryPlan {
   size_t weights = 0, kv_cache = 0, scratch = 0, available = 0;
   size_t adapters = 0, adapters_host = 0;  // on the device, in the host tier
   int64_t kv_tokens = 0, kv_blocks = 0;
+  KvFormat kv_format = KvFormat::act;
   std::string to_text() const;
 };
 

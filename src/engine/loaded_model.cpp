@@ -196,6 +196,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   m->info.digest = files.digest;
   m->architecture = &architecture_of(files.config.text("model_type"));
   m->info.spec = m->architecture->spec(files.config);
+  m->info.spec.attention.kv = o.kv_format;
   m->info.spec.formats = formats_of(o.model, *m->architecture, m->info.spec, *m->source, o.formats);
   m->sites = m->architecture->sites(m->info.spec);
 

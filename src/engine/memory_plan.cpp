@@ -36,6 +36,7 @@ MemoryPlan plan_memory(const EngineOptions& o, const ModelShare& share, const Op
   const Spec& spec = share.own;
   MemoryPlan plan;
   plan.available = available;
+  plan.kv_format = spec.attention.kv;
   plan.weights = weights;
   plan.scratch = CausalLM::scratch_bytes(share, ops, forward_limits(o));
   const auto usable = static_cast<size_t>(static_cast<double>(available) * (1 - kReserve));
@@ -82,9 +83,10 @@ MemoryPlan plan_memory(const EngineOptions& o, const ModelShare& share, const Op
 
 std::string MemoryPlan::to_text() const {
   return fmt::format(
-      "memory: weights {}, KV cache {} ({} tokens), adapters {} (host tier {}), step {}; {} "
-      "available",
-      format_bytes(weights), format_bytes(kv_cache), kv_tokens, format_bytes(adapters),
+      "memory: weights {}, KV cache {} ({} tokens{}), adapters {} (host tier {}), step {}; "
+      "{} available",
+      format_bytes(weights), format_bytes(kv_cache), kv_tokens,
+      kv_format == KvFormat::int8 ? " in int8" : "", format_bytes(adapters),
       adapters_host == 0 ? "none" : format_bytes(adapters_host), format_bytes(scratch),
       format_bytes(available));
 }

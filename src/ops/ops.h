@@ -3,7 +3,8 @@
 //
 // Shapes: T rows of the batch, D model dim, H query heads, K key/value heads, d head dim, E
 // experts, k experts per token, F expert width. "act" is the type that linears read: bf16, or f32
-// in exactness mode; every weight, the KV cache and every act tensor of a model have the same type.
+// in exactness mode; every plain weight, the KV cache in KvFormat::act and every act tensor of a
+// model have the same type.
 //
 // Bits: an output element depends on its own row and the weights alone, never on the other rows of
 // the call, the number of threads or the instruction set. Each is one accumulator summed in order
@@ -108,9 +109,14 @@ struct KvLayer {
   Tensor k, v;
 };
 
+// How keys and values are stored. act: in the type that linears read. int8: each head of a token by
+// itself, symmetrically: q, and one f32 scale = max|x| / 127, for q * scale.
+enum class KvFormat : uint8_t { act, int8 };
+
 struct AttentionSpec {
   int32_t heads = 0, kv_heads = 0, head_dim = 0;
   int32_t window = 0;  // 0: none; W: position p sees p-W+1 ... p
+  KvFormat kv = KvFormat::act;
 };
 
 // The sequences of a batch. Rows [q_begin[s], q_begin[s+1]) are the last positions of sequence s:
@@ -190,11 +196,13 @@ class Ops {
   // x [T, heads * d] f32 rotated in place, halves a, b of each head: (a cos - b sin, b cos + a
   // sin); cos, sin [T, d / 2] f32.
   virtual void rope(Tensor x, Tensor cos, Tensor sin) = 0;
-  // Stores k, v [T, K * d] f32 (rounded to act) at slots [T] i32 (block * 16 + offset; < 0: not).
+  // Stores k, v [T, K * d] f32 (rounded to act, or quantised; a head of a token that is not finite
+  // to NaN) at slots [T] i32 (block * 16 + offset; < 0: not).
   virtual void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
                         const AttentionSpec& spec) = 0;
-  // o [T, H * d] act <- softmax(q k^T / sqrt(d)) v, causal, for q [T, H * d] f32. bf16: q and the
-  // probabilities are rounded to bf16 for the products; sums are f32.
+  // o [T, H * d] act <- softmax(q k^T / sqrt(d)) v, causal, for q [T, H * d] f32. Keys and values
+  // in bf16: q and the probabilities are rounded to bf16 for the products; int8: they are f32. Sums
+  // are f32.
   virtual void attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
                          const AttentionSpec& spec) = 0;
   // route.expert, route.weight <- softmax over scores [T, E] f32, the k largest (ties: the lower

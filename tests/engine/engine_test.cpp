@@ -37,6 +37,20 @@ TEST(Engine, generates_the_asked_number_of_tokens) {
   EXPECT_EQ(got->finish->generated_tokens, 9);
 }
 
+// Of heads of 16: 16 whole numbers and a scale in place of 16 bf16.
+TEST(Engine, memory_holds_more_tokens_in_int8) {
+  EngineOptions o = options();
+  o.kv_tokens = 4096;
+  const TestEngine plain(o);
+  o.kv_format = KvFormat::int8;
+  const TestEngine int8(o);
+  EXPECT_EQ(plain->memory().kv_tokens, 4096);
+  EXPECT_EQ(int8->memory().kv_tokens, 4096);
+  const auto d = static_cast<size_t>(plain->info().spec.attention.head_dim);
+  EXPECT_EQ(int8->memory().kv_cache * 2 * d, plain->memory().kv_cache * (d + 4));
+  EXPECT_NE(int8->memory().to_text().find("(4096 tokens in int8)"), std::string::npos);
+}
+
 TEST(Engine, refuses_what_can_never_run) {
   TestEngine engine(options());
   EXPECT_EQ(submit_code(engine, greedy_request({{}, ""}, 4)), Code::invalid_argument);

@@ -4,17 +4,25 @@
 namespace lorry::test {
 namespace {
 
-class Golden : public testing::TestWithParam<std::tuple<std::string, Dtype>> {};
+class Golden : public testing::TestWithParam<std::tuple<std::string, GoldenMode>> {
+ protected:
+  static const GoldenMode& mode() { return std::get<1>(GetParam()); }
+  static EngineOptions options(const GoldenCase& c) {
+    EngineOptions o = c.options(mode().dtype);
+    o.kv_format = mode().kv;
+    return o;
+  }
+};
 
 TEST_P(Golden, logits_as_one_mixed_batch) {
   const GoldenCase c(std::get<0>(GetParam()));
-  TestEngine engine(c.options(std::get<1>(GetParam())));
-  expect_golden(c, std::get<1>(GetParam()), engine.run(logits_requests(c)));
+  TestEngine engine(options(c));
+  expect_golden(c, mode(), engine.run(logits_requests(c)));
 }
 
 TEST_P(Golden, a_prompt_alone_has_the_bits_of_the_mixed_batch) {
   const GoldenCase c(std::get<0>(GetParam()));
-  TestEngine engine(c.options(std::get<1>(GetParam())));
+  TestEngine engine(options(c));
   const auto mixed = engine.run(logits_requests(c));
   for (size_t i = 0; i < mixed.size(); ++i) {
     const auto alone = engine.run({logits_request(c.runs[i].prompt)})[0];
@@ -26,10 +34,10 @@ TEST_P(Golden, a_prompt_alone_has_the_bits_of_the_mixed_batch) {
 // Up to the first step that is a near tie, of tokens or of experts.
 TEST_P(Golden, greedy_tokens_as_one_mixed_batch) {
   const GoldenCase c(std::get<0>(GetParam()));
-  const bool exact = std::get<1>(GetParam()) == Dtype::f32;
+  const bool exact = mode().part == 0;
   const double margin = exact ? 1e-3 : 0.2;
   const double gap = exact ? 1e-3 : 0.1;
-  TestEngine engine(c.options(std::get<1>(GetParam())));
+  TestEngine engine(options(c));
   std::vector<Request> requests;
   for (const GoldenRun& r : c.runs) {
     requests.push_back(greedy_request(r.prompt, static_cast<int32_t>(r.generated.size())));
@@ -50,9 +58,9 @@ TEST_P(Golden, greedy_tokens_as_one_mixed_batch) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, Golden,
                          testing::Combine(testing::ValuesIn(kGoldenCases),
-                                          testing::Values(Dtype::f32, Dtype::bf16)),
+                                          testing::ValuesIn(kGoldenModes)),
                          [](const auto& p) {
-                           return test_name(std::get<0>(p.param), std::get<1>(p.param));
+                           return test_name(std::get<0>(p.param)) + "_" + std::get<1>(p.param).name;
                          });
 
 }  // namespace

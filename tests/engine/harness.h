@@ -129,6 +129,7 @@ class TestEngine {
 
   Engine& operator*() { return engine_; }
   Engine* operator->() { return &engine_; }
+  const Engine* operator->() const { return &engine_; }
 
   std::shared_ptr<Collector> start(Request request) {
     auto sink = std::make_shared<Collector>(engine_.info().spec.vocab);

@@ -45,17 +45,22 @@ void expect_equal_logits(const Collector& a, const Collector& b, const std::stri
       << what;
 }
 
-// How a model computes: exactly, in bf16, and in bf16 with its linears quantised.
+// How a model computes: exactly, in bf16, and in bf16 with its linears quantised; its keys and
+// values in that type, and in int8.
 struct Mode {
   std::string name;
   Dtype dtype;
   WeightFormat format;
+  KvFormat kv = KvFormat::act;
 };
-const std::vector<Mode> kModes = {{"F32", Dtype::f32, {}},
-                                  {"BF16", Dtype::bf16, {}},
-                                  {"int8", Dtype::bf16, {WeightFormat::Kind::int8, 0, false}},
-                                  {"int4", Dtype::bf16, {WeightFormat::Kind::int4, 32, false}},
-                                  {"fp8", Dtype::bf16, {WeightFormat::Kind::fp8, 0, false}}};
+const std::vector<Mode> kModes = {
+    {"F32", Dtype::f32, {}},
+    {"BF16", Dtype::bf16, {}},
+    {"int8", Dtype::bf16, {WeightFormat::Kind::int8, 0, false}},
+    {"int4", Dtype::bf16, {WeightFormat::Kind::int4, 32, false}},
+    {"fp8", Dtype::bf16, {WeightFormat::Kind::fp8, 0, false}},
+    {"BF16_kv_int8", Dtype::bf16, {}, KvFormat::int8},
+    {"int4_kv_int8", Dtype::bf16, {WeightFormat::Kind::int4, 32, false}, KvFormat::int8}};
 
 class Invariance : public testing::TestWithParam<std::tuple<size_t, size_t>> {
  protected:
@@ -64,6 +69,7 @@ class Invariance : public testing::TestWithParam<std::tuple<size_t, size_t>> {
     const Mode& mode = kModes[std::get<1>(GetParam())];
     o.dtype = mode.dtype;
     o.formats.linears = mode.format;
+    o.kv_format = mode.kv;
     return o;
   }
   static const Case& model_case() { return kCases[std::get<0>(GetParam())]; }

@@ -38,7 +38,7 @@ TEST_P(Ranks, golden_logits_as_one_mixed_batch_with_equal_bits_twice) {
   for (int round = 0; round < 2; ++round) {
     RankedEngine engine(c.options(Dtype::f32), count());
     const auto got = engine->run(logits_requests(c));
-    expect_golden(c, Dtype::f32, got);
+    expect_golden(c, kGoldenF32, got);
     round == 0 ? void(first = got) : expect_equal(first, got);
   }
 }
@@ -50,7 +50,7 @@ TEST_P(RanksWithWholeExperts, golden_logits_as_one_mixed_batch) {
   EngineOptions o = c.options(Dtype::f32);
   o.expert_parallel = true;
   RankedEngine engine(o, count());
-  expect_golden(c, Dtype::f32, engine->run(logits_requests(c)));
+  expect_golden(c, kGoldenF32, engine->run(logits_requests(c)));
 }
 
 std::string name_of(const testing::TestParamInfo<std::tuple<std::string, int>>& p) {
@@ -100,8 +100,8 @@ TEST(RanksOfAnEngine, adapters_that_do_not_fit_together_take_turns) {
   o.adapter_memory = 500 << 10;
   o.adapter_cycle_seconds = 0;
   RankedEngine engine(o, 3);
-  expect_golden(c, Dtype::f32, engine->run(logits_requests(c)));
-  expect_golden(c, Dtype::f32, engine->run(logits_requests(c)));
+  expect_golden(c, kGoldenF32, engine->run(logits_requests(c)));
+  expect_golden(c, kGoldenF32, engine->run(logits_requests(c)));
   EXPECT_GT((*engine)->stats().adapters_device.evictions, 0);
 }
 

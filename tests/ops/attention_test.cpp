@@ -34,6 +34,15 @@ Cache make_cache(Ops& ops, int64_t blocks, const AttentionSpec& spec) {
   return cache;
 }
 
+// What element c of row r becomes in int8, in heads of d.
+double quantised(const Tensor& m, int64_t r, int64_t c, int64_t d) {
+  const float* head = m.row<const float>(r) + c / d * d;
+  float most = 0;
+  for (int64_t i = 0; i < d; ++i) most = std::max(most, std::abs(head[i]));
+  const float scale = most / 127.0F;
+  return double{std::nearbyint(m.row<const float>(r)[c] * (127.0F / most))} * double{scale};
+}
+
 // Sequences with block tables, and calls over any ranges of their positions.
 class Batch {
  public:
@@ -105,8 +114,9 @@ class Batch {
   void expect_row(const Tensor& o, int64_t row, size_t s, int32_t p) const {
     const int32_t d = spec_.head_dim;
     const Sequence& seq = sequences_[s];
+    const bool int8 = spec_.kv == KvFormat::int8;
     const auto stored = [&](const Matrix& m, int64_t r, int64_t c) {
-      return rounded(o.dtype, get(m(), r, c));
+      return int8 ? quantised(m(), r, c, d) : rounded(o.dtype, get(m(), r, c));
     };
     for (int32_t h = 0; h < spec_.heads; ++h) {
       const int64_t kv = h / (spec_.heads / spec_.kv_heads) * d;
@@ -116,7 +126,8 @@ class Batch {
       for (int32_t j = low; j <= p; ++j) {
         double score = 0;
         for (int32_t i = 0; i < d; ++i) {
-          score += stored(seq.q, p, h * d + i) * stored(seq.k, j, kv + i);
+          const double q = get(seq.q(), p, h * d + i);
+          score += (int8 ? q : rounded(o.dtype, q)) * stored(seq.k, j, kv + i);
         }
         e.push_back(score / std::sqrt(double{static_cast<double>(d)}));
       }
@@ -145,7 +156,14 @@ class Batch {
   std::vector<Sequence> sequences_;
 };
 
-class AttentionTest : public testing::TestWithParam<Dtype> {};
+class AttentionTest : public testing::TestWithParam<std::tuple<Dtype, KvFormat>> {
+ protected:
+  static Dtype act() { return std::get<0>(GetParam()); }
+  static AttentionSpec with_format(AttentionSpec spec) {
+    spec.kv = std::get<1>(GetParam());
+    return spec;
+  }
+};
 
 TEST_P(AttentionTest, equals_the_reference_on_every_instruction_set) {
   struct Case {
@@ -159,16 +177,19 @@ TEST_P(AttentionTest, equals_the_reference_on_every_instruction_set) {
       {{6, 1, 128}, {20, 300}, {1, 2}},
       {{2, 1, 6}, {19}, {19}},
       {{2, 1, 40}, {21, 16}, {1, 1}},
+      {{2, 1, 256}, {260, 30}, {2, 1}},
       {{6, 2, 16, 7}, {1, 40, 50}, {1, 40, 1}},
       {{6, 2, 16, 100}, {290, 513}, {290, 30}},
+      {{6, 2, 96, 100}, {290, 513}, {290, 1}},
   };
   unsigned seed = 50;
-  for (const Case& c : cases) {
+  for (Case c : cases) {
+    c.spec = with_format(c.spec);
     SCOPED_TRACE(testing::Message() << c.spec.heads << "/" << c.spec.kv_heads << " heads of "
                                     << c.spec.head_dim << " window " << c.spec.window);
     const Batch batch(c.spec, c.lengths, seed += 100);
-    Matrix o(GetParam(), 1, 1);
-    same_everywhere(GetParam(), [&](Ops& ops) {
+    Matrix o(act(), 1, 1);
+    const auto attend = [&](Ops& ops) {
       const Cache cache = make_cache(ops, batch.blocks(), c.spec);
       std::vector<Batch::Range> ranges;
       for (size_t s = 0; s < c.lengths.size(); ++s) {
@@ -177,12 +198,23 @@ TEST_P(AttentionTest, equals_the_reference_on_every_instruction_set) {
       }
       o = batch.attend(ops, cache, ranges);
       return bytes_of(o());
-    });
-    int64_t row = 0;
-    for (size_t s = 0; s < c.lengths.size(); ++s) {
-      for (int32_t i = 0; i < c.n[s]; ++i) {
-        batch.expect_row(o(), row++, s, c.lengths[s] - c.n[s] + i);
+    };
+    same_everywhere(act(), attend, c.spec.kv == KvFormat::int8);
+    const auto expect_reference = [&] {
+      int64_t row = 0;
+      for (size_t s = 0; s < c.lengths.size(); ++s) {
+        for (int32_t i = 0; i < c.n[s]; ++i) {
+          batch.expect_row(o(), row++, s, c.lengths[s] - c.n[s] + i);
+        }
       }
+    };
+    expect_reference();
+    // AMX has bits of its own over keys in bf16.
+    ThreadPool pool(2);
+    for (const Isa isa : usable_isas()) {
+      if (portable(isa)) continue;
+      attend(*checked_cpu_ops(act(), pool, isa));
+      expect_reference();
     }
   }
 }
@@ -190,10 +222,11 @@ TEST_P(AttentionTest, equals_the_reference_on_every_instruction_set) {
 // A prompt in one piece, in chunks, and token by token, alone and beside others, must give the
 // same bits: what later tokens leave in the cache does not matter, nor what was there before.
 TEST_P(AttentionTest, chunks_and_batch_mates_do_not_change_a_bit) {
-  for (const AttentionSpec& spec : {AttentionSpec{6, 2, 32}, AttentionSpec{6, 2, 32, 21}}) {
+  for (const int32_t window : {0, 21}) {
+    const AttentionSpec spec = with_format({6, 2, 32, window});
     const Batch batch(spec, {270, 40}, 900);
     ThreadPool pool(3);
-    const auto ops = checked_cpu_ops(GetParam(), pool);
+    const auto ops = checked_cpu_ops(act(), pool);
     Bytes whole;
     for (const int32_t chunk : {270, 1, 16, 37, 100}) {
       const Cache cache = make_cache(*ops, batch.blocks(), spec);
@@ -217,12 +250,12 @@ TEST_P(AttentionTest, chunks_and_batch_mates_do_not_change_a_bit) {
 
 // One row over a long context works by splits when there are threads to spare.
 TEST_P(AttentionTest, long_contexts_have_the_same_bits_on_any_number_of_threads) {
-  const AttentionSpec spec{2, 1, 16};
+  const AttentionSpec spec = with_format({2, 1, 16});
   const Batch batch(spec, {9000, 1100}, 1000);
   Bytes first;
   for (const int threads : {1, 2, 5}) {
     ThreadPool pool(threads);
-    const auto ops = checked_cpu_ops(GetParam(), pool);
+    const auto ops = checked_cpu_ops(act(), pool);
     const Cache cache = make_cache(*ops, batch.blocks(), spec);
     batch.store(*ops, cache, 0, 0, 9000);
     batch.store(*ops, cache, 1, 0, 1100);
@@ -240,11 +273,11 @@ TEST_P(AttentionTest, long_contexts_have_the_same_bits_on_any_number_of_threads)
 
 // Only the window's tokens are stored; the blocks hold NaN of another request before and after.
 TEST_P(AttentionTest, another_requests_nan_is_never_seen) {
-  const AttentionSpec spec{4, 2, 32, 20};
+  const AttentionSpec spec = with_format({4, 2, 32, 20});
   const Batch batch(spec, {75}, 1100);
   for (const Isa isa : usable_isas()) {
     ThreadPool pool(2);
-    const auto ops = checked_cpu_ops(GetParam(), pool, isa);
+    const auto ops = checked_cpu_ops(act(), pool, isa);
     const Cache cache = make_cache(*ops, batch.blocks(), spec);
     batch.store(*ops, cache, 0, 70 - 19, 75 - (70 - 19));
     const Matrix o = batch.attend(*ops, cache, {{0, 70, 5}});
@@ -253,23 +286,119 @@ TEST_P(AttentionTest, another_requests_nan_is_never_seen) {
 }
 
 TEST_P(AttentionTest, slots_below_zero_are_not_stored) {
-  const AttentionSpec spec{2, 2, 8};
+  const AttentionSpec spec = with_format({2, 2, 8});
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(GetParam(), pool);
+  const auto ops = checked_cpu_ops(act(), pool);
   const Cache cache = make_cache(*ops, 2, spec);
   const Matrix k = random_matrix(Dtype::f32, 3, 16, 1);
   std::vector<int32_t> slots{-1, 17, -7};
   ops->kv_write(cache.kv, k(), k(), view(slots.data(), Dtype::i32, {3}), spec);
   int64_t written = 0;
   for (const Tensor& t : {cache.kv.k, cache.kv.v}) {
+    if (spec.kv == KvFormat::int8) {
+      // Behind the 16 * 8 values of each block and head: the scales.
+      for (int64_t i = 0; i < 2 * 2 * kBlockTokens; ++i) {
+        const int64_t block = i / kBlockTokens * t.cols();
+        const auto* scales = reinterpret_cast<const float*>(t.data + block + kBlockTokens * 8);
+        written += std::isnan(scales[i % kBlockTokens]) ? 0 : 8;
+      }
+      continue;
+    }
     const Tensor flat = view(t.data, t.dtype, {1, t.shape.size()});
     for (int64_t i = 0; i < flat.cols(); ++i) written += std::isnan(get(flat, 0, i)) ? 0 : 1;
   }
   EXPECT_EQ(written, 2 * 16);
 }
 
-INSTANTIATE_TEST_SUITE_P(Act, AttentionTest, testing::Values(Dtype::bf16, Dtype::f32),
-                         [](const auto& test) { return to_string(test.param); });
+INSTANTIATE_TEST_SUITE_P(Act, AttentionTest,
+                         testing::Combine(testing::Values(Dtype::bf16, Dtype::f32),
+                                          testing::Values(KvFormat::act, KvFormat::int8)),
+                         [](const auto& test) {
+                           const bool int8 = std::get<1>(test.param) == KvFormat::int8;
+                           return std::string(to_string(std::get<0>(test.param))) +
+                                  (int8 ? "_kv_int8" : "");
+                         });
+
+// With V the largest value, K the largest key element and |q| the sum of a query's magnitudes:
+// values are off by V / 254 at most and so is their mean; scores by delta = |q| K / 254 / sqrt(d),
+// probabilities by a factor within e^(2 delta), and the mean by (e^(2 delta) - 1) V for that.
+TEST(AttentionInt8, is_within_the_derived_bound_of_keys_and_values_in_f32) {
+  for (const int32_t d : {16, 64, 128, 256}) {
+    for (const int32_t window : {0, 50}) {
+      AttentionSpec spec{4, 2, d, window};
+      const int32_t n = 400;
+      const Batch batch(spec, {n}, 1300);
+      ThreadPool pool(2);
+      const auto ops = checked_cpu_ops(Dtype::f32, pool);
+      std::vector<Matrix> o;
+      for (const KvFormat kv : {KvFormat::act, KvFormat::int8}) {
+        AttentionSpec with = spec;
+        with.kv = kv;
+        const Batch same(with, {n}, 1300);
+        const Cache cache = make_cache(*ops, same.blocks(), with);
+        same.store(*ops, cache, 0, 0, n);
+        o.push_back(same.attend(*ops, cache, {{0, 0, n}}));
+      }
+      const Sequence& s = batch.sequence(0);
+      const auto largest = [](const Tensor& t) {
+        double most = 0;
+        for (int64_t r = 0; r < t.rows(); ++r) {
+          for (int64_t c = 0; c < t.cols(); ++c) most = std::max(most, std::abs(get(t, r, c)));
+        }
+        return most;
+      };
+      const double v = largest(s.v());
+      const double k = largest(s.k());
+      double error = 0;
+      double size = 0;
+      for (int32_t p = 0; p < n; ++p) {
+        for (int32_t h = 0; h < 4; ++h) {
+          double q = 0;
+          for (int32_t i = 0; i < d; ++i) q += std::abs(get(s.q(), p, h * d + i));
+          const double delta = q * k / 254 / std::sqrt(double{static_cast<double>(d)});
+          const double bound = v / 254 + std::expm1(2 * delta) * v * (1 + 1.0 / 254) + 1e-5;
+          for (int32_t i = 0; i < d; ++i) {
+            const double exact = get(o[0](), p, h * d + i);
+            const double off = get(o[1](), p, h * d + i) - exact;
+            ASSERT_LE(std::abs(off), bound) << "position " << p << " head " << h;
+            error += off * off;
+            size += exact * exact;
+          }
+        }
+      }
+      // Far below the bound, which no error reaches at once: see docs/quantisation.md.
+      EXPECT_LE(std::sqrt(error / size), 0.015) << d << " window " << window;
+      RecordProperty("rms_" + std::to_string(d) + "_" + std::to_string(window),
+                     std::to_string(std::sqrt(error / size)));
+    }
+  }
+}
+
+// A head of a token that is not finite is NaN to whoever sees it, and to nobody else.
+TEST(AttentionInt8, what_is_not_finite_stays_so_and_zeros_stay_zero) {
+  AttentionSpec spec{1, 1, 16};
+  spec.kv = KvFormat::int8;
+  ThreadPool pool(1);
+  const auto ops = checked_cpu_ops(Dtype::f32, pool);
+  const Cache cache = make_cache(*ops, 1, spec);
+  const Matrix zero(Dtype::f32, 3, 16);
+  for (int64_t r = 0; r < 3; ++r) std::fill_n(zero().row<float>(r), 16, 0.0F);
+  zero().row<float>(2)[5] = std::numeric_limits<float>::infinity();
+  std::vector<int32_t> slots{0, 1, 2};
+  ops->kv_write(cache.kv, zero(), zero(), view(slots.data(), Dtype::i32, {3}), spec);
+  const Matrix q = random_matrix(Dtype::f32, 3, 16, 3);
+  Matrix o(Dtype::f32, 3, 16);
+  const std::vector<int32_t> begin{0, 3}, length{3}, table{0};
+  const Buffer scratch(ops->attention_scratch_bytes(3, spec));
+  const auto bytes = static_cast<int64_t>(scratch.size());
+  ops->attention(o(), q(), cache.kv,
+                 {begin, length, table, 1, view(scratch.data(), Dtype::u8, {bytes})}, spec);
+  for (int64_t i = 0; i < 16; ++i) {
+    EXPECT_EQ(get(o(), 0, i), 0);
+    EXPECT_EQ(get(o(), 1, i), 0);
+    EXPECT_TRUE(std::isnan(get(o(), 2, i)));
+  }
+}
 
 }  // namespace
 }  // namespace lorry::test

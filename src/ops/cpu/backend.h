@@ -125,6 +125,7 @@ class CpuOps final : public Ops {
   void adapt_token(Tensor y, float* t, int32_t id, const SitePatch& patch);
   struct Attend;
   void plan_attention(const AttentionPlan& plan, const AttentionSpec& spec);
+  int64_t heads_of_task(int64_t kv_heads, int64_t tasks) const;
   void attend_by_splits(const Attend& a, std::byte* scratch, int64_t rows);
 
   // f(task, thread) for every task in [0, n), on all threads, denormals flushed.
@@ -156,20 +157,20 @@ class CpuOps final : public Ops {
     });
   }
 
-  // f(task, next) with the task that the same thread takes afterwards, or -1: each thread takes
-  // its tasks one ahead, so that it can prefetch. The first ones are set aside for as many threads;
-  // those of threads that do not come are left to the others.
+  // f(task, next, thread) with the task that the same thread takes afterwards, or -1: each thread
+  // takes its tasks one ahead, so that it can prefetch. The first ones are set aside for as many
+  // threads; those of threads that do not come are left to the others.
   template <class F>
   void parallel_ahead(int64_t n, F&& f) {
     const int64_t set_aside = std::min<int64_t>(n, pool_.size());
     std::atomic<int64_t> first{0};
     std::atomic<int64_t> ahead{set_aside};
-    const auto work = [&](int) {
+    const auto work = [&](int thread) {
       const FlushDenormals flush;
       for (int64_t task; (task = first.fetch_add(1, std::memory_order_relaxed)) < set_aside;) {
         while (task >= 0) {
           const int64_t next = ahead.fetch_add(1, std::memory_order_relaxed);
-          f(task, next < n ? next : -1);
+          f(task, next < n ? next : -1, thread);
           task = next < n ? next : -1;
         }
       }
@@ -177,7 +178,7 @@ class CpuOps final : public Ops {
     if (n <= 1 && pool_.size() > 1) {
       if (n == 1) {
         const FlushDenormals flush;
-        f(int64_t{0}, int64_t{-1});
+        f(int64_t{0}, int64_t{-1}, 0);
       }
       return;
     }
@@ -195,10 +196,11 @@ class CpuOps final : public Ops {
       const Chunk& c = chunks_[static_cast<size_t>(task / panels)];
       return w.data + c.group * w.group_bytes + task % panels * bytes;
     };
-    parallel_ahead(static_cast<int64_t>(chunks_.size()) * panels, [&](int64_t task, int64_t next) {
-      f(chunks_[static_cast<size_t>(task / panels)], task % panels * kPanel, panel_of(task),
-        next < 0 ? nullptr : panel_of(next));
-    });
+    parallel_ahead(static_cast<int64_t>(chunks_.size()) * panels,
+                   [&](int64_t task, int64_t next, int) {
+                     f(chunks_[static_cast<size_t>(task / panels)], task % panels * kPanel,
+                       panel_of(task), next < 0 ? nullptr : panel_of(next));
+                   });
   }
 
   // f(row) for rows of `elements` each; short work stays on the calling thread.

@@ -1,7 +1,8 @@
 // The arithmetic of the CPU backend: one table of functions per instruction set. Every table gives
 // the same bits (the algorithms are written once, over a vector of 16 floats; see vector_scalar.h),
 // as long as denormals are flushed (flush_denormals.h), which the callers see to. AMX is the
-// exception: what it does in whole numbers has the same bits, its bf16 matmul has its own.
+// exception: what it does in whole numbers has the same bits, its bf16 matmul and attend have
+// their own.
 // Plain data only: these declarations are shared with files compiled for other instruction sets.
 #pragma once
 #include <stdint.h>
@@ -74,21 +75,31 @@ struct ExpandArgs {
 };
 
 constexpr int32_t kSplitBlocks = 16;  // KV blocks of one attention split
+constexpr int32_t kBlocksAhead = 4;
 
 // One split for query rows of one KV head. Row r sees keys lo[r] ... hi[r], counted from the first
 // key of block 0; a row that sees none of the split's keys gets sum 0 and max -inf.
 struct AttendArgs {
-  const void* q;         // act [rows, d]
-  const void* const* k;  // [blocks]: bf16 [d / 2][16][2], f32 [d][16]
-  const void* const* v;  // [blocks]: bf16 [8][d][2], f32 [16][d]
+  const void* q;         // [rows, d], from load_q
+  const void* const* k;  // [blocks]: bf16 [d / 2][16][2], f32 [d][16], int8 [d][16] and f32 [16]
+  const void* const* v;  // [blocks]: bf16 [8][d][2], f32 [16][d], int8 [16][d] and f32 [16]
+  // [2 * blocks]: what is read kBlocksAhead after k[b], and after v[b], to prefetch.
+  const void* const* ahead;
   const int32_t* lo;
   const int32_t* hi;
   int32_t rows, blocks, d;
-  int32_t k_ahead;  // k has so many more entries: blocks that the next call reads, to prefetch
   float scale;
   float* o;    // [rows, d]: sum of exp(s - max) v
   float* max;  // [rows]
   float* sum;  // [rows]
+};
+
+// Of one way to store keys and values.
+struct AttendKernels {
+  void (*split)(const AttendArgs&);
+  // Rows of q, each n values, to what `split` multiplies by: rounded to bf16 where the keys are, in
+  // bf16 or wider. y: up to 4 bytes a value.
+  void (*load_q)(void* y, const float* q, int64_t q_pitch, int64_t rows, int64_t n);
 };
 
 struct NormArgs {
@@ -107,7 +118,7 @@ struct ActKernels {
   void (*quant_wide)(const QuantArgs&);
   void (*shrink)(const ShrinkArgs&);
   void (*expand)(const ExpandArgs&);
-  void (*attend)(const AttendArgs&);
+  AttendKernels attend;
   void (*norm)(const NormArgs&);
   // y [n] act = activation(gate) * up, gu interleaved by 64; kind is the value of Activation.
   void (*glu)(void* y, const float* gu, int64_t n, int kind);
@@ -129,6 +140,9 @@ struct Kernels {
   void (*weight_range)(const float* w, int64_t n, float* range);
   void (*round_weights)(uint8_t* q, const float* w, int64_t n, float scale, int bound);
   void (*rounding_errors)(const float* w, int64_t n, const float* scales, int count, float* errors);
+  // Keys and values in int8: attention; and y[i * pitch] and the scale of one token of a head.
+  AttendKernels attend_int8;
+  void (*quantise_kv)(int8_t* y, int64_t pitch, float* scale, const float* x, int64_t n);
   void (*add)(float* x, const float* y, int64_t n);
   void (*multiply)(float* x, const float* y, int64_t n);
   void (*clamp)(float* x, float limit, int64_t n);

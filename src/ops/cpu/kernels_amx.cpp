@@ -1,9 +1,10 @@
-// The kernels for AMX: bf16 linears on tiles, everything else as in avx512_fma. Compiled with
-// -mavx512... and -mamx...: see kernels_avx512.cpp.
+// The kernels for AMX: bf16 linears and attention on tiles, everything else as in avx512_fma.
+// Compiled with -mavx512... and -mamx...: see kernels_avx512.cpp.
 //
 // Bits: a tile product of bf16 takes 32 k, as two sums from zero, over the even k and over the odd
-// ones, which are added, and then added to the accumulator. So bf16 linears have other bits than on
-// the other instruction sets: the same ones for every number of rows.
+// ones, which are added, and then added to the accumulator. So bf16 linears, and attention over
+// keys and values in bf16, have other bits than on the other instruction sets: the same ones for
+// every number of rows.
 #if defined(__x86_64__)
 // clang-format off
 #include "ops/cpu/kernels.h"
@@ -12,6 +13,8 @@
 #include "ops/cpu/tiles.h"
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
+#include "ops/cpu/attend.h"
+#include "ops/cpu/attend_tiles.h"
 #include "ops/cpu/rows.h"
 #include "ops/cpu/quant_wide.h"
 #include "ops/cpu/quant_tiles.h"
@@ -158,6 +161,7 @@ const Kernels& amx_kernels() {
     k.tile_rows = 32;
     k.block_rows = 192;
     k.bf16.matmul = matmul_tiles;
+    k.bf16.attend = {attend_tiles, load_q<KvBf16>};
     k.bf16.quant_wide = widened_matmul<Bf16, matmul_tiles>;
     k.quant = quant_rows_or_tiles;
     k.spin = spin_tiles<TileBf16>;

@@ -59,7 +59,6 @@ const Kernels& avx512_fma_kernels() {
   static constexpr Kernels kTable = [] {
     Kernels k = table({spin_fma, kSpinFmaFlops, spin_int8, kSpinChains * 64.0 * 2}, true);
     k.bf16.shrink = shrink<Bf16Fma>;
-    k.bf16.attend = attend<Bf16Fma>;
     return k;
   }();
   return kTable;

@@ -198,8 +198,12 @@ void CpuOps::pack_lora_b(std::byte* dst, Tensor b) const {
   });
 }
 
-// K of a block and head: bf16 [d / 2][16][2], f32 [d][16]; V: bf16 [8][d][2], f32 [16][d].
+// K of a block and head: bf16 [d / 2][16][2], f32 [d][16], int8 [d][16]; V: bf16 [8][d][2], f32
+// [16][d], int8 [16][d]. Behind those in int8 stand the f32 scales of the 16 tokens.
 Tensor CpuOps::kv_layout(int64_t blocks, const AttentionSpec& spec) const {
+  if (spec.kv == KvFormat::int8) {
+    return view(nullptr, Dtype::i8, {blocks, spec.kv_heads, kBlockTokens * (spec.head_dim + 4)});
+  }
   return view(nullptr, act_, {blocks, spec.kv_heads, kBlockTokens * spec.head_dim});
 }
 

@@ -327,19 +327,10 @@ LORRY_INLINE void for_ordered(const QuantiseArgs& q, int64_t begin, int64_t end,
 
 void quantise_row(const QuantiseArgs& q) {
   const uint16_t* x = static_cast<const uint16_t*>(q.x);
-  V16 most = zero();
-  V16 nan = zero();  // 0 while all are finite
-  for_vectors(q.in, [&](int64_t k, int n) LORRY_UNROLLED {
-    const V16 a = widen_some<Bf16>(x + k, n);
-    most = max(most, max(a, sub(zero(), a)));
-    nan = fma(a, zero(), nan);
-  });
-  const bool finite = reduce_add(nan) == 0.0F;
-  const float size = finite ? reduce_max(most) : 0.0F;
-  const float scale = size / 127.0F;
-  *q.scale = finite ? scale : __builtin_nanf("");
-  // No scale is left of denormals.
-  const V16 factor = set1(scale > 0 ? 127.0F / size : 0.0F);
+  const RowScale row = row_scale<Bf16>(x, q.in);
+  *q.scale = row.scale;
+  const bool finite = row.scale == row.scale;
+  const V16 factor = set1(row.factor);
   const V16 shift = set1(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
   int64_t g = 0;
   for (int64_t k = 0; k < q.in; k += q.group, ++g) {

@@ -50,25 +50,41 @@ void write_token(bf16* k, bf16* v, const float* k_row, const float* v_row, int64
   for (int64_t i = 0; i < d; ++i) v[t / 2 * 2 * d + 2 * i + t % 2] = to_bf16(v_row[i]);
 }
 
+template <class T>
+T* block_as(std::byte* block) {
+  return reinterpret_cast<T*>(block);
+}
+
 }  // namespace
 
 void CpuOps::kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
                       const AttentionSpec& spec) {
   const int32_t* slot = slots.row<const int32_t>(0);
   const int64_t d = spec.head_dim;
-  const int64_t block_bytes = kBlockTokens * d * element();
-  const auto write = [&]<class T>(T*, int64_t r) {
-    for (int64_t h = 0; h < spec.kv_heads; ++h) {
-      const int64_t at = (slot[r] / kBlockTokens * int64_t{spec.kv_heads} + h) * block_bytes;
-      write_token(reinterpret_cast<T*>(kv.k.data + at), reinterpret_cast<T*>(kv.v.data + at),
-                  k.row<const float>(r) + h * d, v.row<const float>(r) + h * d, d,
-                  slot[r] % kBlockTokens);
-    }
+  const int64_t block_bytes = kv.k.cols() * size_of(kv.k.dtype);
+  const auto quantise = [&](std::byte* block, int64_t first, int64_t pitch, const float* x,
+                            int64_t t) {
+    kernels_.quantise_kv(block_as<int8_t>(block) + first, pitch,
+                         block_as<float>(block + kBlockTokens * d) + t, x, d);
   };
   parallel_rows(k.rows(), 8 * k.cols(), [&](int64_t r) {
     if (slot[r] < 0) return;
-    act_ == Dtype::bf16 ? write(static_cast<bf16*>(nullptr), r)
-                        : write(static_cast<float*>(nullptr), r);
+    const int64_t t = slot[r] % kBlockTokens;
+    for (int64_t h = 0; h < spec.kv_heads; ++h) {
+      const int64_t at = (slot[r] / kBlockTokens * int64_t{spec.kv_heads} + h) * block_bytes;
+      std::byte* to_k = kv.k.data + at;
+      std::byte* to_v = kv.v.data + at;
+      const float* k_row = k.row<const float>(r) + h * d;
+      const float* v_row = v.row<const float>(r) + h * d;
+      if (spec.kv == KvFormat::int8) {
+        quantise(to_k, t, kBlockTokens, k_row, t);
+        quantise(to_v, t * d, 1, v_row, t);
+      } else if (act_ == Dtype::bf16) {
+        write_token(block_as<bf16>(to_k), block_as<bf16>(to_v), k_row, v_row, d, t);
+      } else {
+        write_token(block_as<float>(to_k), block_as<float>(to_v), k_row, v_row, d, t);
+      }
+    }
   });
 }
 

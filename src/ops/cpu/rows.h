@@ -118,6 +118,38 @@ void narrow_row(void* y, const float* x, int64_t size) {
                         LORRY_UNROLLED { narrow_some<A>(out + i, load_some(x + i, n), n); });
 }
 
+// What a row to be quantised to s8 symmetrically is multiplied by, and the scale that undoes it:
+// NaN for a row that is not finite, both 0 where nothing but denormals is left.
+struct RowScale {
+  float factor, scale;
+};
+template <class A>
+LORRY_INLINE RowScale row_scale(const typename A::Element* x, int64_t size) {
+  V16 most = zero();
+  V16 nan = zero();  // 0 while all are finite
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    const V16 a = widen_some<A>(x + i, n);
+    most = max(most, max(a, sub(zero(), a)));
+    nan = fma(a, zero(), nan);
+  });
+  if (reduce_add(nan) != 0.0F) return {0, __builtin_nanf("")};
+  const float top = reduce_max(most);
+  const float scale = top / 127.0F;
+  return {scale > 0 ? 127.0F / top : 0.0F, scale};
+}
+
+void quantise_kv(int8_t* y, int64_t pitch, float* scale, const float* x, int64_t size) {
+  const RowScale row = row_scale<F32>(x, size);
+  *scale = row.scale;
+  const V16 shift = set1(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
+  for_vectors(size, [&](int64_t i, int n) LORRY_UNROLLED {
+    const V16 a = row.factor > 0 ? mul(load_some(x + i, n), set1(row.factor)) : zero();
+    int8_t q[16];
+    store_low_bytes(q, add(a, shift));
+    for (int lane = 0; lane < n; ++lane) y[(i + lane) * pitch] = q[lane];
+  });
+}
+
 template <class A>
 void divide_row(void* y, const float* x, float by, int64_t size) {
   auto* out = static_cast<typename A::Element*>(y);

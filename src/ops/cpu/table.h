@@ -5,13 +5,14 @@
 namespace lorry::cpu {
 namespace {
 
-template <class A>
+// A: of linears and rows; Kv: of attention.
+template <class A, class Kv>
 constexpr ActKernels act_table() {
   return {.matmul = matmul<A>,
           .quant_wide = widened_matmul<A, matmul<A>>,
           .shrink = shrink<A>,
           .expand = expand<A>,
-          .attend = attend<A>,
+          .attend = attend_kernels<Kv>(),
           .norm = norm<A>,
           .glu = glu<A>,
           .add_silu = add_silu_row<A>,
@@ -29,13 +30,14 @@ struct Probes {
 };
 
 constexpr Kernels table(const Probes& probes, bool wide) {
-  ActKernels bf16 = act_table<Bf16>();
+  ActKernels bf16 = act_table<Bf16, KvBf16>();
   if (wide) {
     bf16.matmul = matmul_wide;
     bf16.quant_wide = widened_matmul<Bf16, matmul_wide>;
+    bf16.attend = attend_kernels<KvBf16Wide>();
   }
   return {.bf16 = bf16,
-          .f32 = act_table<F32>(),
+          .f32 = act_table<F32, KvF32>(),
           .tile_rows = 6,
           .block_rows = 96,  // of 2048 bf16: 384 KiB
           .quantise = quantise_row,
@@ -43,6 +45,8 @@ constexpr Kernels table(const Probes& probes, bool wide) {
           .weight_range = weight_range,
           .round_weights = round_weights,
           .rounding_errors = rounding_errors,
+          .attend_int8 = attend_kernels<KvInt8>(),
+          .quantise_kv = quantise_kv,
           .add = add_row,
           .multiply = multiply_row,
           .clamp = clamp_row,

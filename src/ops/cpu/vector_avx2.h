@@ -157,6 +157,11 @@ LORRY_INLINE V16 as_floats(I16 a) { return {_mm256_castsi256_ps(a.lo), _mm256_ca
 LORRY_INLINE I16 as_ints(V16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 LORRY_INLINE I16 set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 LORRY_INLINE V16 to_floats(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+LORRY_INLINE __m256 eight_signed(const int8_t* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+LORRY_INLINE V16 load_signed(const int8_t* p) { return {eight_signed(p), eight_signed(p + 8)}; }
 LORRY_INLINE __m256i eight_bytes(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }

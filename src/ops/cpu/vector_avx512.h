@@ -128,6 +128,10 @@ LORRY_INLINE I16 multiply_bytes(const uint8_t* p, int32_t by) {
   return {_mm512_mullo_epi32(sixteen_bytes(p), _mm512_set1_epi32(by))};
 }
 LORRY_INLINE V16 load_bytes(const uint8_t* p) { return {_mm512_cvtepi32_ps(sixteen_bytes(p))}; }
+LORRY_INLINE V16 load_signed(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 LORRY_INLINE W64 load_quads(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 LORRY_INLINE W64 load_low(const uint8_t* p) {
   return {_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(15))};

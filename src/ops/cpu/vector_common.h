@@ -39,8 +39,16 @@ LORRY_INLINE float reduce_add(const V16& a) {
 LORRY_INLINE float reduce_max(const V16& a) {
   float t[16];
   store(t, a);
-  for (int i = 1; i < 16; ++i) t[0] = t[i] > t[0] ? t[i] : t[0];
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) t[i] = t[i + half] > t[i] ? t[i + half] : t[i];
+  }
   return t[0];
+}
+
+LORRY_INLINE V16 round_to_bf16(const V16& a) {
+  uint16_t t[16];
+  narrow(t, a);
+  return widen(t);
 }
 
 // e^x to 2 ulp; 0 below -87, where the result would be denormal, and e^88 above 88.

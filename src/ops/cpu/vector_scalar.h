@@ -176,6 +176,9 @@ LORRY_INLINE I16 multiply_bytes(const uint8_t* p, int32_t by) {
 LORRY_INLINE V16 load_bytes(const uint8_t* p) {
   return lanes([&](int i) { return static_cast<float>(p[i]); });
 }
+LORRY_INLINE V16 load_signed(const int8_t* p) {
+  return lanes([&](int i) { return static_cast<float>(p[i]); });
+}
 // The quads of 64 bytes, of their low nibbles, of their high ones.
 LORRY_INLINE W64 load_quads(const uint8_t* p) {
   W64 r;
