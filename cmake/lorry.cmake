@@ -100,7 +100,7 @@ endfunction()
 
 # What runs under ThreadSanitizer: the folders with threads in them. CMakePresets.json names the same.
 add_custom_target(threaded_tests)
-set(LORRY_THREADED_FOLDERS base fetch kv engine serve)
+set(LORRY_THREADED_FOLDERS base fetch kv parallel engine serve)
 
 # lorry_tests(NAME): tests/NAME/*_test.cpp as one binary, test_NAME, each case known to ctest under
 # the label NAME. Tests find files of the repository under LORRY_SOURCE_DIR, and may include headers

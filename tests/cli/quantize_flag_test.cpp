@@ -66,7 +66,7 @@ TEST(KvDtypeFlag, auto_and_bf16_are_the_type_that_is_computed_in) {
 
 TEST(KvDtypeFlag, other_names_and_bf16_beside_float32_are_refused) {
   for (const auto& [name, act, text] :
-       {std::tuple{"fp8_e4m3", Dtype::bf16, "'fp8_e4m3': expected auto, bf16 or int8"},
+       {std::tuple{"fp8_e4m3", Dtype::bf16, "\"fp8_e4m3\": expected auto, bf16 or int8"},
         {"bf16", Dtype::f32, "expected auto (keys and values in float32) or int8"}}) {
     try {
       parse_kv_format(name, act);
