@@ -41,9 +41,20 @@ float largest(std::span<const float> x) {
 
 // The index of the largest value, the lowest on ties; -1 when there is a NaN or no finite maximum.
 int32_t arg_max(std::span<const float> x) {
-  const float top = largest(x);
-  if (!(std::abs(top) < kInfinity)) return -1;
-  return static_cast<int32_t>(std::find(x.begin(), x.end(), top) - x.begin());
+  constexpr size_t kPart = 1024;  // is looked at twice, out of L1
+  float best = -kInfinity;
+  size_t first = 0;
+  for (size_t i = 0; i < x.size(); i += kPart) {
+    const float top = largest(x.subspan(i, std::min(kPart, x.size() - i)));
+    if (top != top || top == kInfinity) return -1;
+    if (top > best) {
+      best = top;
+      first = i;
+    }
+  }
+  if (best == -kInfinity) return -1;
+  const auto from = x.begin() + static_cast<std::ptrdiff_t>(first);
+  return static_cast<int32_t>(std::find(from, x.end(), best) - x.begin());
 }
 
 using Lanes = std::array<float, kLanes>;

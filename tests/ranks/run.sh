@@ -53,13 +53,19 @@ on_first() { tests/ranks/hosts.sh ssh 10.97.0.1 "$(echo $*)"; }
 on_first "$over_hosts,10.97.0.3,10.97.0.4 -np 4 $lorry ${logits[*]} --out $work/hosts" 2>/dev/null
 same "$work/shared4" "$work/hosts" "four hosts"
 
-on_first "$over_hosts -np 2 $lorry serve $model --port 3999 --threads 1" >"$work/log" 2>&1 &
-for _ in $(seq 100); do grep -q "Try: " "$work/log" && break; sleep 0.1; done
-ip netns exec lorry-h1 curl -sf http://127.0.0.1:3999/generate -H 'Content-Type: application/json' \
-  -d '{"inputs": "Hello", "parameters": {"max_new_tokens": 4}}' >/dev/null
-begin=$(date +%s%N)
-ip netns pids lorry-h2 | xargs -r kill -9
-wait $! && { echo "ranks: a lost host: mpirun ended well"; exit 1; }
-ms=$((($(date +%s%N) - begin) / 1000000))
-[ $ms -lt 5000 ] || { echo "ranks: a lost host ended all after $ms ms"; exit 1; }
-echo "ranks: a lost host ends all, after $ms ms"
+# Serves on the first `$1` hosts, answers, and ends when the second one is lost.
+serve_on() {
+  local n=$1 more=$2 begin ms
+  on_first "$over_hosts$more -np $n $lorry serve $model --port 3999 --threads 1" >"$work/log$n" 2>&1 &
+  for _ in $(seq 300); do grep -q "Try: " "$work/log$n" 2>/dev/null && break; sleep 0.1; done
+  ip netns exec lorry-h1 curl -sf http://127.0.0.1:3999/generate -H 'Content-Type: application/json' \
+    -d '{"inputs": "Hello", "parameters": {"max_new_tokens": 4}}' | grep -q generated_text
+  begin=$(date +%s%N)
+  ip netns pids lorry-h2 | xargs -r kill -9
+  wait $! && { echo "ranks: a lost host: mpirun ended well"; exit 1; }
+  ms=$((($(date +%s%N) - begin) / 1000000))
+  [ $ms -lt 5000 ] || { echo "ranks: a lost host of $n ended all after $ms ms"; exit 1; }
+  echo "ranks: $n hosts answer, and a lost one ends all, after $ms ms"
+}
+serve_on 2 ""
+serve_on 4 ",10.97.0.3,10.97.0.4"
