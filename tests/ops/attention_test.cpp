@@ -1,5 +1,6 @@
 // Paged attention against softmax(q k^T / sqrt(d)) v in double, and its invariances.
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <tuple>
 
@@ -34,13 +35,23 @@ Cache make_cache(Ops& ops, int64_t blocks, const AttentionSpec& spec) {
   return cache;
 }
 
-// What element c of row r becomes in int8, in heads of d.
-double quantised(const Tensor& m, int64_t r, int64_t c, int64_t d) {
-  const float* head = m.row<const float>(r) + c / d * d;
-  float most = 0;
-  for (int64_t i = 0; i < d; ++i) most = std::max(most, std::abs(head[i]));
-  const float scale = most / 127.0F;
-  return double{std::nearbyint(m.row<const float>(r)[c] * (127.0F / most))} * double{scale};
+// Rows [first, last] of m [*, heads d] as a cache keeps them, in double.
+std::vector<double> stored_rows(const Tensor& m, int64_t first, int64_t last, int64_t d,
+                                const std::function<double(double)>& rounded, bool int8) {
+  std::vector<double> out;
+  for (int64_t r = first; r <= last; ++r) {
+    for (int64_t c = 0; c < m.cols(); c += d) {
+      const float* head = m.row<const float>(r) + c;
+      float most = 0;
+      for (int64_t i = 0; i < d; ++i) most = std::max(most, std::abs(head[i]));
+      const float scale = most / 127.0F;
+      for (int64_t i = 0; i < d; ++i) {
+        const double q = double{std::nearbyint(head[i] * (127.0F / most))} * double{scale};
+        out.push_back(int8 ? q : rounded(double{head[i]}));
+      }
+    }
+  }
+  return out;
 }
 
 // Sequences with block tables, and calls over any ranges of their positions.
@@ -115,19 +126,22 @@ class Batch {
     const int32_t d = spec_.head_dim;
     const Sequence& seq = sequences_[s];
     const bool int8 = spec_.kv == KvFormat::int8;
-    const auto stored = [&](const Matrix& m, int64_t r, int64_t c) {
-      return int8 ? quantised(m(), r, c, d) : rounded(o.dtype, get(m(), r, c));
+    const int32_t low = spec_.window > 0 ? std::max(0, p - spec_.window + 1) : 0;
+    const auto round = [&](double x) { return rounded(o.dtype, x); };
+    const std::vector<double> keys = stored_rows(seq.k(), low, p, d, round, int8);
+    const std::vector<double> values = stored_rows(seq.v(), low, p, d, round, int8);
+    const auto at = [&](int64_t j, int64_t c) {
+      return static_cast<size_t>((j - low) * int64_t{spec_.kv_heads} * d + c);
     };
     for (int32_t h = 0; h < spec_.heads; ++h) {
       const int64_t kv = h / (spec_.heads / spec_.kv_heads) * d;
-      const int32_t low = spec_.window > 0 ? std::max(0, p - spec_.window + 1) : 0;
       std::vector<double> e;
       double sum = 0;
       for (int32_t j = low; j <= p; ++j) {
         double score = 0;
         for (int32_t i = 0; i < d; ++i) {
           const double q = get(seq.q(), p, h * d + i);
-          score += (int8 ? q : rounded(o.dtype, q)) * stored(seq.k, j, kv + i);
+          score += (int8 ? q : round(q)) * keys[at(j, kv + i)];
         }
         e.push_back(score / std::sqrt(double{static_cast<double>(d)}));
       }
@@ -136,7 +150,7 @@ class Batch {
       for (int32_t i = 0; i < d; ++i) {
         double expected = 0;
         for (int32_t j = low; j <= p; ++j) {
-          expected += e[static_cast<size_t>(j - low)] / sum * stored(seq.v, j, kv + i);
+          expected += e[static_cast<size_t>(j - low)] / sum * values[at(j, kv + i)];
         }
         ASSERT_NEAR(get(o, row, h * d + i), expected, o.dtype == Dtype::bf16 ? 2e-2 : 1e-5)
             << "sequence " << s << " position " << p << " head " << h << " dimension " << i;
