@@ -370,8 +370,9 @@ ModelWeights load_weights(const Architecture& architecture, const ModelShare& sh
 
 void each_piece(const Architecture& architecture, const Spec& spec, TensorSource& source, Ops& ops,
                 PieceSink& sink, bool data, const LoadProgress& progress) {
-  Loader loader(spec, source, ops, sink, data);
-  load_layers(loader, architecture, spec, source, progress);
+  const ModelShare share(spec);  // the loader looks at it all the while
+  Loader loader(share, source, ops, sink, data);
+  load_layers(loader, architecture, share, source, progress);
 }
 
 namespace {
