@@ -8,6 +8,7 @@
 #include "adapters/names.h"
 #include "base/error.h"
 #include "serve/errors.h"
+#include "serve/request_json.h"
 
 namespace lorry {
 
@@ -15,15 +16,6 @@ namespace {
 
 [[noreturn]] void refuse(std::string_view field, const std::string& message) {
   throw RequestError(Problem::bad_value, message, std::string(field));
-}
-
-const json::value* member(const json::object& object, std::string_view name) {
-  const json::value* found = object.if_contains({name.data(), name.size()});
-  return found == nullptr || found->is_null() ? nullptr : found;
-}
-
-std::string text_of(const json::value& value) {
-  return {value.as_string().data(), value.as_string().size()};
 }
 
 // S3 prefixes have more parts than other names; what they are, the source itself checks.

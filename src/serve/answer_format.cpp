@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "serve/errors.h"
 #include "serve/fields.h"
+#include "serve/request_json.h"
 
 namespace lorry {
 
@@ -14,33 +15,20 @@ namespace {
 
 constexpr std::string_view kAnyObject = R"({"type":"object"})";
 
-[[noreturn]] void refuse(const std::string& field, const std::string& what) {
-  throw RequestError(Problem::bad_value, fmt::format("`{}` {}", field, what), field);
-}
-
-std::string text_of(const json::value& value) {
-  return {value.as_string().data(), value.as_string().size()};
-}
-
-// Null is as good as absent.
-const json::value* member(const json::object& object, std::string_view name) {
-  const json::value* found = object.if_contains(name);
-  return found == nullptr || found->is_null() ? nullptr : found;
-}
-
 // A schema, or JSON text that is one.
 AnswerFormat json_schema(const json::value& schema, const std::string& field) {
   if (schema.is_string()) return {{GrammarKind::json_schema, text_of(schema)}, field};
   if (!schema.is_object() && !schema.is_bool()) {
-    refuse(field, fmt::format("needs a JSON schema that is an object, found {}", kind_of(schema)));
+    refuse_field(field,
+                 fmt::format("needs a JSON schema that is an object, found {}", kind_of(schema)));
   }
   return {{GrammarKind::json_schema, json::serialize(schema)}, field};
 }
 
 AnswerFormat text_grammar(const json::value* text, GrammarKind kind, const std::string& field) {
   if (text == nullptr || !text->is_string() || text->as_string().empty()) {
-    refuse(field, fmt::format("needs it as a string that is not empty, found {}",
-                              text == nullptr ? "no such field" : kind_of(*text)));
+    refuse_field(field, fmt::format("needs it as a string that is not empty, found {}",
+                                    text == nullptr ? "no such field" : kind_of(*text)));
   }
   return {{kind, text_of(*text)}, field};
 }
@@ -48,19 +36,19 @@ AnswerFormat text_grammar(const json::value* text, GrammarKind kind, const std::
 // OpenAI's: {name, description, schema, strict}. It is exact whether it is called strict or not.
 AnswerFormat named_schema(const json::value& value, const std::string& field) {
   if (!value.is_object()) {
-    refuse(field, fmt::format("needs an object as `json_schema`, found {}", kind_of(value)));
+    refuse_field(field, fmt::format("needs an object as `json_schema`, found {}", kind_of(value)));
   }
   const json::object& object = value.as_object();
   const json::value* name = member(object, "name");
   if (name != nullptr && !name->is_string()) {
-    refuse(field, "needs a string as `json_schema.name`");
+    refuse_field(field, "needs a string as `json_schema.name`");
   }
   const json::value* strict = member(object, "strict");
   if (strict != nullptr && !strict->is_bool()) {
-    refuse(field, "needs true or false as `json_schema.strict`");
+    refuse_field(field, "needs true or false as `json_schema.strict`");
   }
   const json::value* schema = member(object, "schema");
-  if (schema == nullptr) refuse(field, "needs a `json_schema.schema`");
+  if (schema == nullptr) refuse_field(field, "needs a `json_schema.schema`");
   return json_schema(*schema, field);
 }
 
@@ -83,7 +71,8 @@ std::string literal(std::string_view text) {
 std::optional<AnswerFormat> read_response_format(const json::value& value,
                                                  const std::string& name) {
   const json::value* type = value.is_object() ? value.as_object().if_contains("type") : nullptr;
-  if (type == nullptr || !type->is_string()) refuse(name, "must be an object with a string `type`");
+  if (type == nullptr || !type->is_string())
+    refuse_field(name, "must be an object with a string `type`");
   const json::object& object = value.as_object();
   const json::value* schema = member(object, "schema");
   const std::string wanted = text_of(*type);
@@ -96,14 +85,14 @@ std::optional<AnswerFormat> read_response_format(const json::value& value,
     if (const json::value* openai = member(object, "json_schema")) {
       return named_schema(*openai, name);
     }
-    if (schema == nullptr) refuse(name, "of the type json_schema needs a `schema`");
+    if (schema == nullptr) refuse_field(name, "of the type json_schema needs a `schema`");
     return json_schema(*schema, name);
   }
   if (wanted == "regex") return text_grammar(schema, GrammarKind::regex, name);
   if (wanted == "grammar") return text_grammar(schema, GrammarKind::lark, name);
-  refuse(name, fmt::format("of the type {} is not supported: expected text, json_object, "
-                           "json_schema, regex or grammar",
-                           quote(wanted, 40)));
+  refuse_field(name, fmt::format("of the type {} is not supported: expected text, json_object, "
+                                 "json_schema, regex or grammar",
+                                 quote(wanted, 40)));
 }
 
 std::optional<AnswerFormat> read_guided_json(const json::value& value, const std::string& name) {
@@ -116,14 +105,14 @@ std::optional<AnswerFormat> read_guided_regex(const json::value& value, const st
 
 std::optional<AnswerFormat> read_guided_choice(const json::value& value, const std::string& name) {
   if (!value.is_array() || value.as_array().empty()) {
-    refuse(name, fmt::format("must be a list of strings that is not empty, found {}",
-                             value.is_array() ? "an empty list" : kind_of(value)));
+    refuse_field(name, fmt::format("must be a list of strings that is not empty, found {}",
+                                   value.is_array() ? "an empty list" : kind_of(value)));
   }
   std::string all;
   for (const json::value& choice : value.as_array()) {
     if (!choice.is_string() || choice.as_string().empty()) {
-      refuse(name, fmt::format("holds {}, not a string with text",
-                               choice.is_string() ? "an empty string" : kind_of(choice)));
+      refuse_field(name, fmt::format("holds {}, not a string with text",
+                                     choice.is_string() ? "an empty string" : kind_of(choice)));
     }
     if (!all.empty()) all += '|';
     all += literal(text_of(choice));
@@ -133,11 +122,12 @@ std::optional<AnswerFormat> read_guided_choice(const json::value& value, const s
 
 std::optional<AnswerFormat> read_structured_outputs(const json::value& value,
                                                     const std::string& name) {
-  if (!value.is_object()) refuse(name, fmt::format("must be an object, found {}", kind_of(value)));
+  if (!value.is_object())
+    refuse_field(name, fmt::format("must be an object, found {}", kind_of(value)));
   std::optional<AnswerFormat> found;
   for (const auto& [key, what] : value.as_object()) {
     if (what.is_null() || (what.is_bool() && !what.as_bool())) continue;
-    if (found) refuse(name, "asks for more than one form of the answer");
+    if (found) refuse_field(name, "asks for more than one form of the answer");
     if (key == "json") {
       found = read_guided_json(what, name);
     } else if (key == "regex") {
@@ -147,9 +137,9 @@ std::optional<AnswerFormat> read_structured_outputs(const json::value& value,
     } else if (key == "json_object") {
       found = AnswerFormat{{GrammarKind::json_schema, std::string(kAnyObject)}, name};
     } else {
-      refuse(name, fmt::format("with {} is not supported: expected json, regex, choice or "
-                               "json_object",
-                               quote({key.data(), key.size()}, 40)));
+      refuse_field(name, fmt::format("with {} is not supported: expected json, regex, choice or "
+                                     "json_object",
+                                     quote({key.data(), key.size()}, 40)));
     }
   }
   return found;

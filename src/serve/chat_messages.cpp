@@ -12,6 +12,7 @@
 #include "serve/errors.h"
 #include "serve/fields.h"
 #include "serve/json_writer.h"
+#include "serve/request_json.h"
 
 namespace lorry {
 
@@ -28,37 +29,27 @@ struct Message {
   std::vector<Call> calls;
 };
 
-[[noreturn]] void refuse(const std::string& field, const std::string& what) {
-  throw RequestError(Problem::bad_value, fmt::format("`{}` {}", field, what), field);
-}
-
-std::string text_of(const json::value& value) {
-  return {value.as_string().data(), value.as_string().size()};
-}
-
-const json::value* member(const json::object& object, std::string_view name) {
-  const json::value* found = object.if_contains(name);
-  return found == nullptr || found->is_null() ? nullptr : found;
-}
-
 std::optional<std::string> string_member(const json::object& object, std::string_view name,
                                          const std::string& where) {
   const json::value* found = member(object, name);
   if (found == nullptr) return std::nullopt;
-  if (!found->is_string()) refuse(fmt::format("{}.{}", where, name), "must be a string");
+  if (!found->is_string()) refuse_field(fmt::format("{}.{}", where, name), "must be a string");
   return text_of(*found);
 }
 
 std::string part_text(const json::value& part, const std::string& where) {
-  if (!part.is_object()) refuse(where, fmt::format("holds {}, not a part", kind_of(part)));
+  if (!part.is_object()) refuse_field(where, fmt::format("holds {}, not a part", kind_of(part)));
   const json::value* type = part.as_object().if_contains("type");
-  if (type == nullptr || !type->is_string()) refuse(where, "holds a part without a string `type`");
+  if (type == nullptr || !type->is_string())
+    refuse_field(where, "holds a part without a string `type`");
   if (text_of(*type) != "text") {
-    refuse(where, fmt::format("holds a part of the type {}: modality not supported, only text is",
-                              quote(text_of(*type), 40)));
+    refuse_field(where,
+                 fmt::format("holds a part of the type {}: modality not supported, only text is",
+                             quote(text_of(*type), 40)));
   }
   const json::value* text = part.as_object().if_contains("text");
-  if (text == nullptr || !text->is_string()) refuse(where, "holds a text part without `text`");
+  if (text == nullptr || !text->is_string())
+    refuse_field(where, "holds a text part without `text`");
   return text_of(*text);
 }
 
@@ -66,9 +57,9 @@ std::string content_of(const json::object& message, const std::string& where) {
   const json::value* content = message.if_contains("content");
   if (content != nullptr && content->is_string()) return text_of(*content);
   if (content == nullptr || !content->is_array()) {
-    refuse(where + ".content",
-           fmt::format("must be a string or a list of parts, found {}",
-                       content == nullptr ? "no such field" : kind_of(*content)));
+    refuse_field(where + ".content",
+                 fmt::format("must be a string or a list of parts, found {}",
+                             content == nullptr ? "no such field" : kind_of(*content)));
   }
   std::string joined;
   for (const json::value& part : content->as_array()) {
@@ -81,12 +72,12 @@ std::string content_of(const json::object& message, const std::string& where) {
 std::string role_of(const json::object& message, const std::string& where) {
   const json::value* role = message.if_contains("role");
   constexpr std::array kRoles = {"system", "developer", "user", "assistant", "tool"};
-  if (role == nullptr || !role->is_string()) refuse(where + ".role", "must be a string");
+  if (role == nullptr || !role->is_string()) refuse_field(where + ".role", "must be a string");
   std::string name = text_of(*role);
   if (std::find(kRoles.begin(), kRoles.end(), name) == kRoles.end()) {
-    refuse(where + ".role",
-           fmt::format("must be one of system, developer, user, assistant, tool. Given: {}",
-                       quote(name, 40)));
+    refuse_field(where + ".role",
+                 fmt::format("must be one of system, developer, user, assistant, tool. Given: {}",
+                             quote(name, 40)));
   }
   return name;
 }
@@ -97,16 +88,16 @@ json::value arguments_of(const json::object& function, const std::string& where)
   if (given == nullptr) return json::object();
   if (given->is_object()) return *given;
   const std::string what = "needs `function.arguments` that are a JSON object as text";
-  if (!given->is_string()) refuse(where, what);
+  if (!given->is_string()) refuse_field(where, what);
   if (given->as_string().empty()) return json::object();
   try {
     json::value value = parse_json(text_of(*given), "the arguments");
-    if (!value.is_object()) refuse(where, what);
+    if (!value.is_object()) refuse_field(where, what);
     return value;
   } catch (const RequestError&) {
     throw;
   } catch (const Error&) {
-    refuse(where, what);
+    refuse_field(where, what);
   }
 }
 
@@ -115,18 +106,19 @@ std::vector<Call> calls_of(const json::object& message, const std::string& messa
   const json::value* list = member(message, "tool_calls");
   if (list == nullptr) return calls;
   const std::string where = message_place + ".tool_calls";
-  if (!list->is_array()) refuse(where, fmt::format("must be a list, found {}", kind_of(*list)));
+  if (!list->is_array())
+    refuse_field(where, fmt::format("must be a list, found {}", kind_of(*list)));
   for (const json::value& value : list->as_array()) {
     const json::value* function =
         value.is_object() ? member(value.as_object(), "function") : nullptr;
     if (function == nullptr || !function->is_object()) {
-      refuse(where, "needs an object `function` in each call");
+      refuse_field(where, "needs an object `function` in each call");
     }
     Call call;
     call.id = string_member(value.as_object(), "id", where).value_or("");
     call.name = string_member(function->as_object(), "name", where).value_or("");
     if (call.id.empty() || call.name.empty()) {
-      refuse(where, "needs an `id` and a `function.name` in each call");
+      refuse_field(where, "needs an `id` and a `function.name` in each call");
     }
     call.arguments = arguments_of(function->as_object(), where);
     calls.push_back(std::move(call));
@@ -135,16 +127,17 @@ std::vector<Call> calls_of(const json::object& message, const std::string& messa
 }
 
 Message read_message(const json::value& value, const std::string& where) {
-  if (!value.is_object()) refuse(where, fmt::format("must be an object, found {}", kind_of(value)));
+  if (!value.is_object())
+    refuse_field(where, fmt::format("must be an object, found {}", kind_of(value)));
   const json::object& object = value.as_object();
   for (const char* field : {"function_call", "audio"}) {
-    if (member(object, field) != nullptr) refuse(where + "." + field, "is not supported");
+    if (member(object, field) != nullptr) refuse_field(where + "." + field, "is not supported");
   }
   Message message;
   message.role = role_of(object, where);
   message.calls = calls_of(object, where);
   if (!message.calls.empty() && message.role != "assistant") {
-    refuse(where + ".tool_calls", "can only be those of an assistant");
+    refuse_field(where + ".tool_calls", "can only be those of an assistant");
   }
   if (message.calls.empty() || member(object, "content") != nullptr) {
     message.content = content_of(object, where);
@@ -152,7 +145,7 @@ Message read_message(const json::value& value, const std::string& where) {
   message.name = string_member(object, "name", where);
   message.tool_call_id = string_member(object, "tool_call_id", where);
   if (message.role == "tool" && !message.tool_call_id) {
-    refuse(where + ".tool_call_id", "must say which call this is the result of");
+    refuse_field(where + ".tool_call_id", "must say which call this is the result of");
   }
   return message;
 }
@@ -224,8 +217,8 @@ void write(JsonWriter& json, const Message& message) {
 std::string canonical_messages(const json::object& body, const ToolRequest& tools, bool native) {
   const json::value* list = body.if_contains("messages");
   if (list == nullptr || !list->is_array() || list->as_array().empty()) {
-    refuse("messages", fmt::format("must be a list of messages that is not empty, found {}",
-                                   list == nullptr ? "no such field" : kind_of(*list)));
+    refuse_field("messages", fmt::format("must be a list of messages that is not empty, found {}",
+                                         list == nullptr ? "no such field" : kind_of(*list)));
   }
   std::vector<Message> messages;
   for (const json::value& value : list->as_array()) {

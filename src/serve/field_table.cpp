@@ -7,49 +7,43 @@
 #include "serve/adapter_choice.h"
 #include "serve/errors.h"
 #include "serve/fields.h"
+#include "serve/request_json.h"
 
 namespace lorry {
 
 namespace {
 
-[[noreturn]] void refuse(const FieldRule& rule, const std::string& what) {
-  throw RequestError(Problem::bad_value, fmt::format("`{}` {}", rule.name, what),
-                     std::string(rule.name));
-}
-
-std::string string_of(const json::value& value) {
-  return {value.as_string().data(), value.as_string().size()};
-}
-
 void read_stop(const json::value& value, const FieldRule& rule, const Limits& limits, Fields& out) {
   if (value.is_string()) {
-    out.stop = {string_of(value)};
+    out.stop = {text_of(value)};
   } else if (value.is_array()) {
     const json::array& list = value.as_array();
     if (list.size() > static_cast<size_t>(limits.max_stop_sequences)) {
-      refuse(rule, fmt::format("supports up to {} stop sequences. Given: {}",
-                               limits.max_stop_sequences, list.size()));
+      refuse_field(rule.name, fmt::format("supports up to {} stop sequences. Given: {}",
+                                          limits.max_stop_sequences, list.size()));
     }
     for (const json::value& item : list) {
-      if (!item.is_string()) refuse(rule, fmt::format("holds {}, not a string", kind_of(item)));
-      out.stop.push_back(string_of(item));
+      if (!item.is_string())
+        refuse_field(rule.name, fmt::format("holds {}, not a string", kind_of(item)));
+      out.stop.push_back(text_of(item));
     }
   } else {
-    refuse(rule, fmt::format("must be a string or a list of strings, found {}", kind_of(value)));
+    refuse_field(rule.name,
+                 fmt::format("must be a string or a list of strings, found {}", kind_of(value)));
   }
   for (const std::string& stop : out.stop) {
-    if (stop.empty()) refuse(rule, "sequences cannot be empty");
+    if (stop.empty()) refuse_field(rule.name, "sequences cannot be empty");
     if (stop.size() > static_cast<size_t>(limits.max_stop_bytes)) {
-      refuse(rule, fmt::format("sequences have at most {} bytes. Given: {}", limits.max_stop_bytes,
-                               stop.size()));
+      refuse_field(rule.name, fmt::format("sequences have at most {} bytes. Given: {}",
+                                          limits.max_stop_bytes, stop.size()));
     }
   }
 }
 
 int32_t token_id(const FieldRule& rule, int64_t id, const Limits& limits) {
   if (id < 0 || id >= limits.vocab) {
-    refuse(rule, fmt::format("names the token {}, which is out of vocabulary (0 to {})", id,
-                             limits.vocab - 1));
+    refuse_field(rule.name, fmt::format("names the token {}, which is out of vocabulary (0 to {})",
+                                        id, limits.vocab - 1));
   }
   return static_cast<int32_t>(id);
 }
@@ -57,14 +51,16 @@ int32_t token_id(const FieldRule& rule, int64_t id, const Limits& limits) {
 void read_stop_token_ids(const json::value& value, const FieldRule& rule, const Limits& limits,
                          Fields& out) {
   if (!value.is_array()) {
-    refuse(rule, fmt::format("must be a list of token ids, found {}", kind_of(value)));
+    refuse_field(rule.name, fmt::format("must be a list of token ids, found {}", kind_of(value)));
   }
   constexpr size_t kMost = 128;
   if (value.as_array().size() > kMost) {
-    refuse(rule, fmt::format("supports up to {} ids. Given: {}", kMost, value.as_array().size()));
+    refuse_field(rule.name,
+                 fmt::format("supports up to {} ids. Given: {}", kMost, value.as_array().size()));
   }
   for (const json::value& item : value.as_array()) {
-    if (!item.is_int64()) refuse(rule, fmt::format("holds {}, not a token id", kind_of(item)));
+    if (!item.is_int64())
+      refuse_field(rule.name, fmt::format("holds {}, not a token id", kind_of(item)));
     out.stop_token_ids.push_back(token_id(rule, item.as_int64(), limits));
   }
 }
@@ -72,29 +68,33 @@ void read_stop_token_ids(const json::value& value, const FieldRule& rule, const 
 void read_logit_bias(const json::value& value, const FieldRule& rule, const Limits& limits,
                      Fields& out) {
   if (!value.is_object()) {
-    refuse(rule, fmt::format("must be an object from token id to bias, found {}", kind_of(value)));
+    refuse_field(rule.name,
+                 fmt::format("must be an object from token id to bias, found {}", kind_of(value)));
   }
   if (value.as_object().size() > static_cast<size_t>(limits.max_logit_bias)) {
-    refuse(rule, fmt::format("supports up to {} entries. Given: {}", limits.max_logit_bias,
-                             value.as_object().size()));
+    refuse_field(rule.name, fmt::format("supports up to {} entries. Given: {}",
+                                        limits.max_logit_bias, value.as_object().size()));
   }
   for (const auto& [key, bias] : value.as_object()) {
     int64_t id = 0;
     const auto end = key.data() + key.size();
     const auto parsed = std::from_chars(key.data(), end, id);
     if (parsed.ec != std::errc() || parsed.ptr != end) {
-      refuse(rule, fmt::format("has the key {}, which is not a token id",
-                               quote({key.data(), key.size()}, 40)));
+      refuse_field(rule.name, fmt::format("has the key {}, which is not a token id",
+                                          quote({key.data(), key.size()}, 40)));
     }
-    if (!bias.is_number()) refuse(rule, fmt::format("maps to {}, not a number", kind_of(bias)));
+    if (!bias.is_number())
+      refuse_field(rule.name, fmt::format("maps to {}, not a number", kind_of(bias)));
     const double number = bias.to_number<double>();
-    if (!(number >= -100 && number <= 100)) refuse(rule, "values must be between -100 and 100");
+    if (!(number >= -100 && number <= 100))
+      refuse_field(rule.name, "values must be between -100 and 100");
     out.logit_bias.emplace_back(token_id(rule, id, limits), static_cast<float>(number));
   }
 }
 
 void set_merge(AdapterRef merge, const FieldRule& rule, Fields& out) {
-  if (out.merge) refuse(rule, "says a second time which adapters are merged; give one of them");
+  if (out.merge)
+    refuse_field(rule.name, "says a second time which adapters are merged; give one of them");
   out.merge = std::move(merge);
 }
 
@@ -114,7 +114,8 @@ void read_format(const json::value& value, const FieldRule& rule, const Limits&,
   std::optional<AnswerFormat> format = read(value, std::string(rule.name));
   if (!format) return;
   if (out.format) {
-    refuse(rule, fmt::format("and `{}` both say what the answer must match; give one of them",
+    refuse_field(rule.name,
+                 fmt::format("and `{}` both say what the answer must match; give one of them",
                              out.format->field));
   }
   out.format = std::move(format);
@@ -122,11 +123,12 @@ void read_format(const json::value& value, const FieldRule& rule, const Limits&,
 
 void read_stream_options(const json::value& value, const FieldRule& rule, const Limits&,
                          Fields& out) {
-  if (!value.is_object()) refuse(rule, fmt::format("must be an object, found {}", kind_of(value)));
+  if (!value.is_object())
+    refuse_field(rule.name, fmt::format("must be an object, found {}", kind_of(value)));
   const auto flag = [&](std::string_view name) {
     const json::value* found = value.as_object().if_contains({name.data(), name.size()});
     if (found == nullptr || found->is_null()) return false;
-    if (!found->is_bool()) refuse(rule, fmt::format(".{} must be true or false", name));
+    if (!found->is_bool()) refuse_field(rule.name, fmt::format(".{} must be true or false", name));
     return found->as_bool();
   };
   out.include_usage = flag("include_usage");

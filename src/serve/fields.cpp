@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "serve/errors.h"
+#include "serve/request_json.h"
 
 namespace lorry {
 
@@ -132,27 +133,6 @@ void check_best_of(const Fields& fields, Api api, const Limits& limits) {
 }
 
 }  // namespace
-
-std::string_view kind_of(const json::value& value) {
-  switch (value.kind()) {
-    case json::kind::null:
-      return "null";
-    case json::kind::bool_:
-      return "a boolean";
-    case json::kind::int64:
-    case json::kind::uint64:
-      return "an integer";
-    case json::kind::double_:
-      return "a number with a fraction or exponent";
-    case json::kind::string:
-      return "a string";
-    case json::kind::array:
-      return "a list";
-    case json::kind::object:
-      break;
-  }
-  return "an object";
-}
 
 Fields read_fields(const json::object& object, Api api, const Limits& limits,
                    std::vector<std::string>* unknown) {

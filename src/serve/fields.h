@@ -100,7 +100,4 @@ void check_fields(const Fields& fields, Api api, const Limits& limits);
 // How tokens are to be chosen. `random_seed` is used when sampling and none was given.
 SamplingParams sampling_of(const Fields& fields, Api api, uint64_t random_seed);
 
-// What a JSON value is, for messages: "a string".
-std::string_view kind_of(const json::value& value);
-
 }  // namespace lorry

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "serve/errors.h"
 #include "serve/json_writer.h"
+#include "serve/request_json.h"
 
 namespace lorry {
 

@@ -4,6 +4,7 @@
 #include "serve/adapter_choice.h"
 #include "serve/errors.h"
 #include "serve/json_writer.h"
+#include "serve/request_json.h"
 
 namespace lorry {
 

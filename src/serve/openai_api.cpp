@@ -8,6 +8,7 @@
 #include "serve/chat_messages.h"
 #include "serve/errors.h"
 #include "serve/json_writer.h"
+#include "serve/request_json.h"
 #include "serve/tools.h"
 
 namespace lorry {
@@ -16,10 +17,6 @@ namespace {
 
 // OpenAI's default of max_tokens on completions.
 constexpr int64_t kCompletionTokens = 16;
-
-[[noreturn]] void refuse(std::string_view field, const std::string& what) {
-  throw RequestError(Problem::bad_value, fmt::format("`{}` {}", field, what), std::string(field));
-}
 
 std::string text_of(const json::value& value) {
   return {value.as_string().data(), value.as_string().size()};
@@ -39,14 +36,15 @@ Prompt chat_prompt(const json::object& body, const ToolRequest& tools, const Int
   const std::string list = tools.tools.empty() || !native ? "" : tools_json(tools);
   check_bytes(messages.size() + list.size(), Api::chat, intake);
   Prompt prompt = render_chat(messages, intake, list.empty() ? "{}" : "{\"tools\":" + list + "}");
-  if (prompt.ids.empty()) refuse("messages", "give an empty prompt");
+  if (prompt.ids.empty()) refuse_field("messages", "give an empty prompt");
   return prompt;
 }
 
 void add_tools(Job& job, const ToolRequest& tools, const Intake& intake) {
   if (tools.tools.empty()) return;
   if (job.fields.format) {
-    refuse(job.fields.format->field, "and `tools` cannot both say what the answer must match");
+    refuse_field(job.fields.format->field,
+                 "and `tools` cannot both say what the answer must match");
   }
   for (const Tool& tool : tools.tools) job.tools.names.push_back(tool.name);
   job.tools.parallel = tools.parallel;
@@ -60,10 +58,10 @@ void add_tools(Job& job, const ToolRequest& tools, const Intake& intake) {
 Prompt text_prompt(const json::value& value, const Intake& intake) {
   Prompt prompt;
   prompt.text = text_of(value);
-  if (prompt.text.empty()) refuse("prompt", "cannot be empty");
+  if (prompt.text.empty()) refuse_field("prompt", "cannot be empty");
   check_bytes(prompt.text.size(), Api::completions, intake);
   prompt.ids = intake.tokenizer.encode(prompt.text);
-  if (prompt.ids.empty()) refuse("prompt", "cannot be empty");
+  if (prompt.ids.empty()) refuse_field("prompt", "cannot be empty");
   return prompt;
 }
 
@@ -71,15 +69,15 @@ Prompt ids_prompt(const json::array& list, const Intake& intake) {
   Prompt prompt;
   for (const json::value& item : list) {
     const bool integer = item.is_int64() || item.is_uint64();
-    if (!integer) refuse("prompt", fmt::format("holds {}, not a token id", kind_of(item)));
+    if (!integer) refuse_field("prompt", fmt::format("holds {}, not a token id", kind_of(item)));
     const int64_t id = item.is_int64() ? item.as_int64() : -1;
     if (id < 0 || id >= intake.limits.vocab) {
-      refuse("prompt", fmt::format("holds a token id that is out of vocabulary (0 to {})",
-                                   intake.limits.vocab - 1));
+      refuse_field("prompt", fmt::format("holds a token id that is out of vocabulary (0 to {})",
+                                         intake.limits.vocab - 1));
     }
     prompt.ids.push_back(static_cast<int32_t>(id));
   }
-  if (prompt.ids.empty()) refuse("prompt", "cannot be empty");
+  if (prompt.ids.empty()) refuse_field("prompt", "cannot be empty");
   return prompt;
 }
 
@@ -87,16 +85,17 @@ std::vector<Prompt> completion_prompts(const json::object& body, const Intake& i
   const json::value* value = body.if_contains("prompt");
   if (value != nullptr && value->is_string()) return {text_prompt(*value, intake)};
   if (value == nullptr || !value->is_array()) {
-    refuse("prompt", fmt::format("must be a string, a list of strings, a list of token ids or a "
-                                 "list of such lists, found {}",
-                                 value == nullptr ? "no such field" : kind_of(*value)));
+    refuse_field("prompt",
+                 fmt::format("must be a string, a list of strings, a list of token ids or a "
+                             "list of such lists, found {}",
+                             value == nullptr ? "no such field" : kind_of(*value)));
   }
   const json::array& list = value->as_array();
-  if (list.empty()) refuse("prompt", "cannot be empty");
+  if (list.empty()) refuse_field("prompt", "cannot be empty");
   if (list[0].is_number()) return {ids_prompt(list, intake)};
   if (list.size() > static_cast<size_t>(intake.limits.max_n)) {
-    refuse("prompt", fmt::format("holds {} prompts; at most {} are taken in one request",
-                                 list.size(), intake.limits.max_n));
+    refuse_field("prompt", fmt::format("holds {} prompts; at most {} are taken in one request",
+                                       list.size(), intake.limits.max_n));
   }
   std::vector<Prompt> prompts;
   for (const json::value& item : list) {
@@ -105,7 +104,7 @@ std::vector<Prompt> completion_prompts(const json::object& body, const Intake& i
     } else if (item.is_array()) {
       prompts.push_back(ids_prompt(item.as_array(), intake));
     } else {
-      refuse("prompt", fmt::format("holds {}, not a prompt", kind_of(item)));
+      refuse_field("prompt", fmt::format("holds {}, not a prompt", kind_of(item)));
     }
   }
   return prompts;

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "serve/errors.h"
 #include "serve/fields.h"
+#include "serve/request_json.h"
 
 namespace lorry {
 
@@ -15,19 +16,6 @@ namespace {
 
 constexpr size_t kMostTools = 128;  // OpenAI's
 constexpr size_t kLongestName = 64;
-
-[[noreturn]] void refuse(const std::string& field, const std::string& what) {
-  throw RequestError(Problem::bad_value, fmt::format("`{}` {}", field, what), field);
-}
-
-std::string text_of(const json::value& value) {
-  return {value.as_string().data(), value.as_string().size()};
-}
-
-const json::value* member(const json::object& object, std::string_view name) {
-  const json::value* found = object.if_contains(name);
-  return found == nullptr || found->is_null() ? nullptr : found;
-}
 
 bool is_function_name(std::string_view name) {
   return !name.empty() && name.size() <= kLongestName &&
@@ -39,21 +27,23 @@ bool is_function_name(std::string_view name) {
 
 // The function of {"type": "function", "function": {...}}.
 const json::object& function_of(const json::value& value, const std::string& where) {
-  if (!value.is_object()) refuse(where, fmt::format("must be an object, found {}", kind_of(value)));
+  if (!value.is_object())
+    refuse_field(where, fmt::format("must be an object, found {}", kind_of(value)));
   const json::value* type = member(value.as_object(), "type");
   if (type == nullptr || !type->is_string() || text_of(*type) != "function") {
-    refuse(where, "must have the `type` \"function\": other tools are not supported");
+    refuse_field(where, "must have the `type` \"function\": other tools are not supported");
   }
   const json::value* function = member(value.as_object(), "function");
-  if (function == nullptr || !function->is_object()) refuse(where, "needs an object `function`");
+  if (function == nullptr || !function->is_object())
+    refuse_field(where, "needs an object `function`");
   return function->as_object();
 }
 
 std::string name_of(const json::object& function, const std::string& where) {
   const json::value* name = member(function, "name");
   if (name == nullptr || !name->is_string() || !is_function_name(text_of(*name))) {
-    refuse(where, fmt::format("needs a `function.name` of 1 to {} letters, digits, _, - or .",
-                              kLongestName));
+    refuse_field(where, fmt::format("needs a `function.name` of 1 to {} letters, digits, _, - or .",
+                                    kLongestName));
   }
   return text_of(*name);
 }
@@ -65,23 +55,23 @@ Tool read_tool(const json::value& value, const std::string& where) {
   tool.given = value;
   tool.parameters = json::object{{"type", "object"}};
   if (const json::value* text = member(function, "description"); text && !text->is_string()) {
-    refuse(where, "needs a string as `function.description`");
+    refuse_field(where, "needs a string as `function.description`");
   }
   if (const json::value* strict = member(function, "strict")) {
-    if (!strict->is_bool()) refuse(where, "needs true or false as `function.strict`");
+    if (!strict->is_bool()) refuse_field(where, "needs true or false as `function.strict`");
     tool.strict = strict->as_bool();
   }
   const json::value* parameters = member(function, "parameters");
   if (parameters == nullptr) return tool;
   if (!parameters->is_object()) {
-    refuse(where, fmt::format("needs a JSON schema as `function.parameters`, found {}",
-                              kind_of(*parameters)));
+    refuse_field(where, fmt::format("needs a JSON schema as `function.parameters`, found {}",
+                                    kind_of(*parameters)));
   }
   tool.parameters = *parameters;
   json::object& schema = tool.parameters.as_object();
   const json::value* type = member(schema, "type");
   if (type != nullptr && *type != "object") {
-    refuse(where, "needs `function.parameters` of the type object");
+    refuse_field(where, "needs `function.parameters` of the type object");
   }
   schema["type"] = "object";
   return tool;
@@ -90,7 +80,8 @@ Tool read_tool(const json::value& value, const std::string& where) {
 void keep_only(ToolRequest& request, const std::string& name) {
   std::erase_if(request.tools, [&](const Tool& tool) { return tool.name != name; });
   if (request.tools.empty()) {
-    refuse("tool_choice", fmt::format("names {}, which is not among the `tools`", quote(name, 70)));
+    refuse_field("tool_choice",
+                 fmt::format("names {}, which is not among the `tools`", quote(name, 70)));
   }
   request.use = ToolUse::required;
   request.parallel = false;
@@ -101,8 +92,8 @@ void read_choice(const json::value& choice, ToolRequest& request) {
     return keep_only(request, name_of(function_of(choice, "tool_choice"), "tool_choice"));
   }
   if (!choice.is_string()) {
-    refuse("tool_choice",
-           fmt::format("must be none, auto, required or a function, found {}", kind_of(choice)));
+    refuse_field("tool_choice", fmt::format("must be none, auto, required or a function, found {}",
+                                            kind_of(choice)));
   }
   const std::string word = text_of(choice);
   if (word == "none") {
@@ -169,24 +160,25 @@ ToolRequest read_tools(const json::object& body, bool parallel) {
   request.parallel = parallel;
   const json::value* tools = member(body, "tools");
   if (tools != nullptr && !tools->is_array()) {
-    refuse("tools", fmt::format("must be a list, found {}", kind_of(*tools)));
+    refuse_field("tools", fmt::format("must be a list, found {}", kind_of(*tools)));
   }
   const json::array none;
   const json::array& list = tools == nullptr ? none : tools->as_array();
   if (list.size() > kMostTools) {
-    refuse("tools", fmt::format("supports up to {} of them. Given: {}", kMostTools, list.size()));
+    refuse_field("tools",
+                 fmt::format("supports up to {} of them. Given: {}", kMostTools, list.size()));
   }
   for (const json::value& value : list) {
     Tool tool = read_tool(value, fmt::format("tools[{}]", request.tools.size()));
     const bool twice = std::any_of(request.tools.begin(), request.tools.end(),
                                    [&](const Tool& other) { return other.name == tool.name; });
-    if (twice) refuse("tools", fmt::format("has two functions named {}", quote(tool.name)));
+    if (twice) refuse_field("tools", fmt::format("has two functions named {}", quote(tool.name)));
     request.tools.push_back(std::move(tool));
   }
   const json::value* choice = member(body, "tool_choice");
   if (!request.tools.empty()) request.use = ToolUse::automatic;
   if (choice != nullptr && (!request.tools.empty() || (*choice != "none" && *choice != "auto"))) {
-    if (request.tools.empty()) refuse("tool_choice", "needs `tools`");
+    if (request.tools.empty()) refuse_field("tool_choice", "needs `tools`");
     read_choice(*choice, request);
   }
   if (request.use == ToolUse::none) request.tools.clear();

@@ -30,15 +30,6 @@ class Keys : public ServerTest {
     client.send("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n" + headers + "\r\n");
     return client.read_reply();
   }
-  void run_for_ever() {
-    backend.set_round(std::chrono::milliseconds(5));
-    backend.set_plan([this](const Request& request) {
-      Script script = backend.say("a b", request);
-      script.tokens.pop_back();
-      script.never_ends = true;
-      return script;
-    });
-  }
 };
 
 TEST_F(Keys, H1_wrong_or_missing_keys_are_401_and_both_headers_are_taken) {

@@ -5,6 +5,7 @@
 #include "serve/http_client.h"
 #include "serve/scripted_backend.h"
 #include "serve/server.h"
+#include "serve/server_test_base.h"
 #include "text/edited_model.h"
 
 namespace lorry {
@@ -119,15 +120,7 @@ TEST_F(MistralTools, calls_behind_the_marker_are_found_whole_and_in_streams) {
   EXPECT_EQ(call.at("function").as_object().at("arguments").as_string(), R"({"city": "Oslo"})");
 
   std::string content, arguments;
-  for (const std::string& event : events_of(ask(R"(,"stream":true)").body)) {
-    if (event == "[DONE]") break;
-    const json::object delta = parse_json(event, "chunk")
-                                   .as_object()
-                                   .at("choices")
-                                   .as_array()[0]
-                                   .as_object()
-                                   .at("delta")
-                                   .as_object();
+  for (const json::object& delta : deltas_of(ask(R"(,"stream":true)").body)) {
     if (delta.contains("content")) content += std::string(delta.at("content").as_string());
     if (!delta.contains("tool_calls")) continue;
     for (const json::value& piece : delta.at("tool_calls").as_array()) {

@@ -105,15 +105,7 @@ TEST_F(OpenAi, stop_text_is_cut) {
   EXPECT_THAT(reply.body, HasSubstr(R"("finish_reason":"stop")"));
   const Reply stream = chat(R"(,"stop":["STOP"],"stream":true)");
   std::string text;
-  for (const std::string& event : events_of(stream.body)) {
-    if (event == "[DONE]") break;
-    const json::object delta = parse_json(event, "chunk")
-                                   .as_object()
-                                   .at("choices")
-                                   .as_array()[0]
-                                   .as_object()
-                                   .at("delta")
-                                   .as_object();
+  for (const json::object& delta : deltas_of(stream.body)) {
     if (delta.contains("content")) text += std::string(delta.at("content").as_string());
   }
   EXPECT_EQ(text, "one two ");

@@ -10,19 +10,7 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-class ServerLife : public ServerTest {
- protected:
-  // Requests run until they are cancelled.
-  void run_for_ever() {
-    backend.set_round(std::chrono::milliseconds(5));
-    backend.set_plan([this](const Request& request) {
-      Script script = backend.say("a b", request);
-      script.tokens.pop_back();
-      script.never_ends = true;
-      return script;
-    });
-  }
-};
+using ServerLife = ServerTest;
 
 constexpr const char* kLong = R"({"inputs":"hi","parameters":{"max_new_tokens":200}})";
 

@@ -13,6 +13,17 @@
 
 namespace lorry {
 
+// The deltas of a chat's stream.
+inline std::vector<json::object> deltas_of(const std::string& stream) {
+  std::vector<json::object> deltas;
+  for (const std::string& event : events_of(stream)) {
+    if (event == "[DONE]") break;
+    const json::value chunk = parse_json(event, "chunk");
+    deltas.push_back(chunk.at("choices").as_array()[0].at("delta").as_object());
+  }
+  return deltas;
+}
+
 class ServerTest : public testing::Test {
  protected:
   static std::string model_folder() {
@@ -39,6 +50,17 @@ class ServerTest : public testing::Test {
   Reply get(const std::string& path) { return Client(port()).get(path); }
   std::vector<std::string> stream(const std::string& path, const std::string& body) {
     return events_of(post(path, body).body);
+  }
+
+  // Requests run until they are cancelled.
+  void run_for_ever() {
+    backend.set_round(std::chrono::milliseconds(5));
+    backend.set_plan([this](const Request& request) {
+      Script script = backend.say("a b", request);
+      script.tokens.pop_back();
+      script.never_ends = true;
+      return script;
+    });
   }
 
   static bool eventually(const std::function<bool()>& condition) {
