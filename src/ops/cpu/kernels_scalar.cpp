@@ -8,6 +8,7 @@
 #include "ops/cpu/attend.h"
 #include "ops/cpu/rows.h"
 #include "ops/cpu/quant.h"
+#include "ops/cpu/quant_rows.h"
 #include "ops/cpu/quant_fit.h"
 #include "ops/cpu/quant_wide.h"
 #include "ops/cpu/table.h"

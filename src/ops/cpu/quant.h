@@ -3,6 +3,7 @@
 #pragma once
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/quant_layout.h"
+#include "ops/cpu/quant_unpack.h"
 
 namespace lorry::cpu {
 namespace {
@@ -10,6 +11,10 @@ namespace {
 // Panels are read in parts of about this size, so that a part stays in L2 while all rows pass over
 // it. Parts that stay in L1 were slower: sums would leave the registers more often.
 constexpr int64_t kQuantPartBytes = 256 << 10;
+// Of four-bit weights that many passes share, as much is unpacked to bytes at a time, twice the
+// size.
+constexpr int64_t kUnpackBytes = 36 << 10;
+constexpr int kUnpackPasses = 4;
 // How far ahead of its own reading a single pass prefetches.
 constexpr int64_t kQuantAhead = 6 << 10;
 // Several passes share the prefetching of what is read one panel later, but not further ahead than
@@ -18,7 +23,7 @@ constexpr int64_t kQuantFarAhead = 256 << 10;
 // Steps that are unrolled, and the cache lines in them. Up to so many passes share: the more evenly
 // prefetches come, the less they hold up the loads of the part.
 constexpr int kQuantSteps = 4;
-constexpr int kQuantLines = kQuantSteps * 256 / 64;
+constexpr int64_t kQuantLines = kQuantSteps * 256 / 64;
 
 struct Int8 {
   static constexpr int kQuads = 1;  // quads of inputs in a step
@@ -43,6 +48,7 @@ constexpr int kTilePitch = 64;
 // The inputs of one scale, or some of them, for a tile.
 struct QuantPiece {
   const uint8_t* data;
+  int64_t at;  // where that is in the panel
   int64_t steps;
   int64_t first_input;
   int64_t g;
@@ -151,35 +157,16 @@ LORRY_INLINE void quant_tile(const QuantPass& p, int first) {
   end_sums<MR, NV>(p, first, c);
 }
 
-template <class Q, int MR, int PF>
-void quant_pass(const QuantPass& p) {
-  constexpr int kVectors = tile_vectors(MR);
-  quant_tile<Q, MR, kVectors, PF>(p, 0);
-  for (int j = kVectors; 16 * j < p.cols; j += kVectors) quant_tile<Q, MR, kVectors, 0>(p, j);
-}
-
-template <class Q, int MR>
-LORRY_INLINE void quant_rows(const QuantPass& p, int rows, int64_t lines) {
-  if constexpr (MR > 1) {
-    if (rows < MR) return quant_rows<Q, MR - 1>(p, rows, lines);
-  }
-  if (lines == 16) return quant_pass<Q, MR, 16>(p);
-  if (lines == 8) return quant_pass<Q, MR, 8>(p);
-  if (lines == 4) return quant_pass<Q, MR, 4>(p);
-  if (lines == 2) return quant_pass<Q, MR, 2>(p);
-  if (lines == 1) return quant_pass<Q, MR, 1>(p);
-  quant_pass<Q, MR, 0>(p);
-}
-
-// Pieces and parts of a panel: the pieces are the scales, many to a part; or where there is only
-// one scale, they are the parts.
+// Pieces and parts of a panel: the pieces are the scales, many to a part of `bytes`; or where there
+// is only one scale, they are the parts.
 struct QuantParts {
-  explicit QuantParts(const QuantArgs& args)
+  QuantParts(const QuantArgs& args, int64_t bytes)
       : m(args), l(args.layout), size(quant_panel_bytes(l)), one(l.group >= l.in) {
-    const int64_t bytes = one ? 256 : group_offset(l, 1);
-    const int64_t fit = kQuantPartBytes / bytes;
-    per_part = fit > 0 ? fit : 1;
-    pieces = one ? (steps_of(l, l.in) + per_part - 1) / per_part : scales_of(l);
+    const int64_t units = one ? steps_of(l, l.in) : scales_of(l);
+    const int64_t fit = bytes / (one ? 256 : group_offset(l, 1));
+    const int64_t parts = fit > 0 ? (units + fit - 1) / fit : units;
+    per_part = (units + parts - 1) / parts;  // parts of nearly equal size
+    pieces = one ? (units + per_part - 1) / per_part : units;
   }
   int64_t parts() const { return one ? pieces : (pieces + per_part - 1) / per_part; }
   int64_t end_of(int64_t part) const {
@@ -188,12 +175,13 @@ struct QuantParts {
   }
   int64_t begin_of(int64_t part) const { return part * (one ? 1 : per_part); }
   QuantPiece piece(int64_t i) const {
-    const auto* panel = static_cast<const uint8_t*>(m.panel);
     const int64_t g = one ? 0 : i;
     const int64_t steps = steps_of(l, group_inputs(l, g));
     const int64_t begin = one ? i * per_part : 0;
     const int64_t end = one && begin + per_part < steps ? begin + per_part : steps;
-    return {panel + group_offset(l, g) + begin * 256,
+    const int64_t at = group_offset(l, g) + begin * 256;
+    return {static_cast<const uint8_t*>(m.panel) + at,
+            at,
             end - begin,
             g * l.group + begin * step_inputs(l.kind),
             g,
@@ -208,44 +196,73 @@ struct QuantParts {
   int64_t per_part, pieces;
 };
 
-// How a pass prefetches: `lines` for each kQuantSteps, of what is read `distance` bytes later; pass
-// `pass` of those that share it.
+// How a pass prefetches: some of every `of` lines, of what is read `distance` bytes later; pass
+// `pass` of those that share it. kQuantSteps read `of` lines of the panel.
 struct QuantAhead {
-  int64_t distance, lines, pass;
+  int64_t distance, of, pass;
 };
 
+// PF: lines of every `of`.
+template <int PF>
 LORRY_INLINE void plan_quant_ahead(QuantPass& p, const QuantParts& parts, const QuantAhead& a) {
   const char* panel = static_cast<const char*>(parts.m.panel);
   const char* next = parts.m.next != nullptr ? static_cast<const char*>(parts.m.next) : panel;
-  const int64_t tail =
-      p.piece.close ? (tail_bytes(parts.l) / 64 * a.lines + kQuantLines - 1) / kQuantLines : 0;
-  const int64_t share = 64 * (p.piece.steps / kQuantSteps * a.lines + tail);
-  const int64_t at =
-      (p.piece.data - static_cast<const uint8_t*>(parts.m.panel)) + a.distance + a.pass * share;
+  const int64_t tail = p.piece.close ? (tail_bytes(parts.l) / 64 * PF + a.of - 1) / a.of : 0;
+  const int64_t share = 64 * (p.piece.steps / kQuantSteps * PF + tail);
+  const int64_t at = p.piece.at + a.distance + a.pass * share;
   p.tail_lines = static_cast<int>(tail);
   if (at >= parts.size) {
     p.ahead = {next + (at - parts.size), next, p.piece.steps};
   } else {
-    p.ahead = {panel + at, next, (parts.size - at) / (64 * a.lines) * kQuantSteps};
+    p.ahead = {panel + at, next, (parts.size - at) / (64 * PF) * kQuantSteps};
   }
 }
 
-// One tile over the pieces [begin, end).
-template <class Q>
-LORRY_INLINE void quant_pieces(QuantPass& p, const QuantParts& parts, int64_t part, int rows,
-                               const QuantAhead& ahead) {
+// A part of a panel that all rows pass over; where it is unpacked, in `bytes`.
+struct QuantPart {
+  int64_t begin, end;  // pieces
+  const uint8_t* bytes;
+};
+
+// MR rows over a part.
+template <class Q, int MR, int PF>
+void quant_pass(QuantPass p, const QuantParts& parts, const QuantPart& part,
+                const QuantAhead& ahead) {
+  constexpr int kVectors = tile_vectors(MR);
   const QuantLayout& l = parts.l;
   const int32_t* sums = p.x_sum;
-  for (int64_t i = parts.begin_of(part); i < parts.end_of(part); ++i) {
+  const uint8_t* bytes = part.bytes;
+  for (int64_t i = part.begin; i < part.end; ++i) {
     p.piece = parts.piece(i);
+    if (bytes != nullptr) {
+      p.piece.data = bytes;
+      p.piece.steps *= 2;
+      bytes += 256 * p.piece.steps;
+    }
     p.x_sum = sums + p.piece.g;
     p.scales = static_cast<const uint8_t*>(parts.m.panel) + group_offset(l, p.piece.g) +
                data_bytes(l, group_inputs(l, p.piece.g));
     p.zeros = l.zeros ? p.scales + scale_bytes(l) : nullptr;
-    if (ahead.lines > 0) plan_quant_ahead(p, parts, ahead);
-    quant_rows<Q, kMaxRows>(p, rows, ahead.lines);
+    if constexpr (PF > 0) plan_quant_ahead<PF>(p, parts, ahead);
+    quant_tile<Q, MR, kVectors, PF>(p, 0);
+    if constexpr (kVectors < 4) {
+      for (int j = kVectors; 16 * j < p.cols; j += kVectors) quant_tile<Q, MR, kVectors, 0>(p, j);
+    }
   }
-  p.x_sum = sums;
+}
+
+template <class Q, int MR>
+LORRY_INLINE void quant_rows(const QuantPass& p, const QuantParts& parts, const QuantPart& part,
+                             const QuantAhead& ahead, int rows, int64_t lines) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return quant_rows<Q, MR - 1>(p, parts, part, ahead, rows, lines);
+  }
+  if (lines == 16) return quant_pass<Q, MR, 16>(p, parts, part, ahead);
+  if (lines == 8) return quant_pass<Q, MR, 8>(p, parts, part, ahead);
+  if (lines == 4) return quant_pass<Q, MR, 4>(p, parts, part, ahead);
+  if (lines == 2) return quant_pass<Q, MR, 2>(p, parts, part, ahead);
+  if (lines == 1) return quant_pass<Q, MR, 1>(p, parts, part, ahead);
+  quant_pass<Q, MR, 0>(p, parts, part, ahead);
 }
 
 // The tile of rows r, r + 1 ... to y, or back from there.
@@ -266,84 +283,83 @@ LORRY_INLINE void load_tile(const QuantArgs& m, float* tile, int r, int rows) {
   }
 }
 
+// All rows over the part, in passes of nearly equal height: 4 + 4 rather than 6 + 2.
+template <class Q>
+LORRY_INLINE void quant_part(QuantPass& p, const QuantParts& parts, const QuantPart& part,
+                             int64_t lines, QuantAhead ahead) {
+  const QuantArgs& m = parts.m;
+  const int passes = (m.rows + kMaxRows - 1) / kMaxRows;
+  int r = 0;
+  for (int pass = 0; pass < passes; ++pass) {
+    const int rows = m.rows / passes + (pass < m.rows % passes ? 1 : 0);
+    const bool shares = pass * lines < ahead.of && (passes == 1 || m.next != nullptr);
+    ahead.pass = pass;
+    p.x = static_cast<const int8_t*>(m.x) + r * m.x_pitch;
+    p.x_sum = m.x_sum + r * p.sum_pitch;
+    if (part.begin > 0) load_tile(m, p.tile, r, rows);
+    quant_rows<Q, kMaxRows>(p, parts, part, ahead, rows, shares ? lines : 0);
+    store_tile(m, p.tile, r, rows, part.end == parts.pieces);
+    r += rows;
+  }
+}
+
+LORRY_INLINE QuantPass quant_pass_of(const QuantArgs& m, float* tile) {
+  return {.x = nullptr,
+          .x_pitch = m.x_pitch,
+          .x_sum = nullptr,
+          .sum_pitch = scales_of(m.layout),
+          .zeros = nullptr,
+          .zero_point = zero_point(m.layout.kind),
+          .scales = nullptr,
+          .half = m.layout.half,
+          .piece = {},
+          .tile = tile,
+          .cols = m.cols,
+          .ahead = {},
+          .tail_lines = 0};
+}
+
 template <class Q>
 LORRY_INLINE void quant_panel(const QuantArgs& m) {
   alignas(64) float tile[kMaxRows * kTilePitch];
-  const QuantParts parts(m);
-  QuantPass p{.x = nullptr,
-              .x_pitch = m.x_pitch,
-              .x_sum = nullptr,
-              .sum_pitch = scales_of(m.layout),
-              .zeros = nullptr,
-              .zero_point = zero_point(m.layout.kind),
-              .scales = nullptr,
-              .half = m.layout.half,
-              .piece = {},
-              .tile = tile,
-              .cols = m.cols,
-              .ahead = {},
-              .tail_lines = 0};
+  QuantPass p = quant_pass_of(m, tile);
+  const QuantParts parts(m, kQuantPartBytes);
   const int passes = (m.rows + kMaxRows - 1) / kMaxRows;
   const int64_t lines = passes == 1 ? 16 : passes < 4 ? 8 : passes < 8 ? 4 : passes < 16 ? 2 : 1;
   const int64_t far = parts.size < kQuantFarAhead ? parts.size : kQuantFarAhead;
-  for (int64_t part = 0; part < parts.parts(); ++part) {
-    int r = 0;
-    for (int pass = 0; pass < passes; ++pass) {
-      // Passes of nearly equal height: 4 + 4 rather than 6 + 2.
-      const int rows = m.rows / passes + (pass < m.rows % passes ? 1 : 0);
-      const bool shares = pass * lines < kQuantLines && (passes == 1 || m.next != nullptr);
-      p.x = static_cast<const int8_t*>(m.x) + r * m.x_pitch;
-      p.x_sum = m.x_sum + r * p.sum_pitch;
-      if (part > 0) load_tile(m, tile, r, rows);
-      quant_pieces<Q>(p, parts, part, rows,
-                      {passes == 1 ? kQuantAhead : far, shares ? lines : 0, pass});
-      store_tile(m, tile, r, rows, part + 1 == parts.parts());
-      r += rows;
+  const QuantAhead ahead = {passes == 1 ? kQuantAhead : far, kQuantLines, 0};
+  for (int64_t i = 0; i < parts.parts(); ++i) {
+    quant_part<Q>(p, parts, {parts.begin_of(i), parts.end_of(i), nullptr}, lines, ahead);
+  }
+}
+
+// Of four bits: unpacked once for all passes.
+void unpacked_panel(const QuantArgs& m) {
+  alignas(64) float tile[kMaxRows * kTilePitch];
+  alignas(64) uint8_t bytes[2 * kUnpackBytes];
+  QuantPass p = quant_pass_of(m, tile);
+  const QuantParts parts(m, kUnpackBytes);
+  const int64_t lines = m.rows > 8 * kMaxRows ? 1 : 2;
+  for (int64_t i = 0; i < parts.parts(); ++i) {
+    const QuantPart part = {parts.begin_of(i), parts.end_of(i), bytes};
+    uint8_t* to = bytes;
+    for (int64_t j = part.begin; j < part.end; ++j) {
+      const QuantPiece piece = parts.piece(j);
+      unpack_quads(to, piece.data, piece.steps);
+      to += 512 * piece.steps;
     }
+    // What is read next: the next part, or the first of the next panel.
+    const int64_t first = parts.piece(part.begin).at;
+    const int64_t end = part.end < parts.pieces ? parts.piece(part.end).at : parts.size;
+    quant_part<Int8>(p, parts, part, lines, {end - first, kQuantLines / 2, 0});
   }
 }
 
 void quant_matmul(const QuantArgs& m) {
-  m.layout.kind == QuantKind::int8 ? quant_panel<Int8>(m) : quant_panel<Int4>(m);
-}
-
-// ---- x to s8 ----
-
-// f(k, values, n) for the vectors of a row, its inputs taken in the order of the weight.
-template <class F>
-LORRY_INLINE void for_ordered(const QuantiseArgs& q, int64_t begin, int64_t end, F&& f) {
-  const uint16_t* x = static_cast<const uint16_t*>(q.x);
-  for (int64_t k = begin; k < end; k += 16) {
-    const int n = end - k < 16 ? static_cast<int>(end - k) : 16;
-    if (q.order == nullptr) {
-      f(k, widen_some<Bf16>(x + k, n));
-    } else {
-      uint16_t ordered[16] = {};
-      for (int i = 0; i < n; ++i) ordered[i] = x[q.order[k + i]];
-      f(k, widen(ordered));
-    }
-  }
-}
-
-void quantise_row(const QuantiseArgs& q) {
-  const uint16_t* x = static_cast<const uint16_t*>(q.x);
-  const RowScale row = row_scale<Bf16>(x, q.in);
-  *q.scale = row.scale;
-  const bool finite = row.scale == row.scale;
-  const V16 factor = set1(row.factor);
-  const V16 shift = set1(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
-  int64_t g = 0;
-  for (int64_t k = 0; k < q.in; k += q.group, ++g) {
-    const int64_t end = k + q.group < q.in ? k + q.group : q.in;
-    V16 sum = zero();  // exact: whole numbers below 2^24
-    for_ordered(q, k, end, [&](int64_t at, const V16& a) LORRY_UNROLLED {
-      const V16 rounded = add(finite ? mul(a, factor) : zero(), shift);
-      sum = add(sum, sub(rounded, shift));
-      store_low_bytes(q.y + at, rounded);
-    });
-    q.sum[g] = static_cast<int32_t>(reduce_add(sum));
-  }
-  for (int64_t k = (q.in + 15) / 16 * 16; k < q.y_size; ++k) q.y[k] = 0;
+  const QuantLayout& l = m.layout;
+  if (l.kind == QuantKind::int8) return quant_panel<Int8>(m);
+  const bool fits = l.group >= l.in || group_offset(l, 1) <= kUnpackBytes;
+  fits&& m.rows > (kUnpackPasses - 1) * kMaxRows ? unpacked_panel(m) : quant_panel<Int4>(m);
 }
 
 }  // namespace

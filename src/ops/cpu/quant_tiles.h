@@ -3,6 +3,7 @@
 #pragma once
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/quant_layout.h"
+#include "ops/cpu/quant_unpack.h"
 #include "ops/cpu/tiles.h"
 
 namespace lorry::cpu {
@@ -30,22 +31,6 @@ struct TileGroup {
 
 LORRY_INLINE int64_t products_of(int64_t inputs) {
   return (inputs + kTileInputs - 1) / kTileInputs;
-}
-
-// Four-bit weights as bytes.
-LORRY_INLINE void unpack_quads(uint8_t* to, const uint8_t* from, int64_t steps, int64_t end) {
-  const __m512i low = _mm512_set1_epi8(15);
-  for (int64_t i = 0; i < steps; ++i, from += kQuadBytes, to += 2 * kQuadBytes) {
-    unroll<4>([&](auto j) LORRY_UNROLLED {
-      const __m512i q = _mm512_loadu_si512(from + 64 * j);
-      _mm512_store_si512(to + 64 * j, _mm512_and_si512(q, low));
-      _mm512_store_si512(to + kQuadBytes + 64 * j, _mm512_and_si512(_mm512_srli_epi16(q, 4), low));
-    });
-  }
-  for (int64_t i = 2 * steps; i < end; ++i, to += kQuadBytes) {
-    unroll<4>([&](auto j)
-                  LORRY_UNROLLED { _mm512_store_si512(to + 64 * j, _mm512_setzero_si512()); });
-  }
 }
 
 struct QuantBlock {
@@ -158,9 +143,12 @@ LORRY_INLINE int64_t tile_groups(const QuantLayout& l, const uint8_t* panel, int
     t = {data, data + data_bytes(l, inputs), g * l.group, steps};
     products += steps;
     if (l.kind == QuantKind::int4) {
-      unpack_quads(memory, data, steps_of(l, inputs), steps * 16);
+      const int64_t unpacked = 2 * steps_of(l, inputs) * kQuadBytes;
+      const int64_t size = steps * kTileInputs * 64;
+      unpack_quads(memory, data, steps_of(l, inputs));
+      __builtin_memset(memory + unpacked, 0, static_cast<size_t>(size - unpacked));
       t.quads = memory;
-      memory += steps * 16 * kQuadBytes;
+      memory += size;
     }
   }
   return products;

@@ -196,6 +196,13 @@ LORRY_INLINE W64 load_high(const uint8_t* p) {
   return {_mm256_and_si256(_mm256_srli_epi16(a, 4), low), _mm256_srli_epi16(a, 12),
           _mm256_and_si256(_mm256_srli_epi16(b, 4), low), _mm256_srli_epi16(b, 12)};
 }
+LORRY_INLINE void store_quads(uint8_t* p, const W64& w) {
+  const auto bytes = [](__m256i even, __m256i odd) {
+    return _mm256_or_si256(even, _mm256_slli_epi16(odd, 8));
+  };
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bytes(w.even_lo, w.odd_lo));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), bytes(w.even_hi, w.odd_hi));
+}
 LORRY_INLINE X4 broadcast_quad(const int8_t* p) {
   int quad;
   __builtin_memcpy(&quad, p, 4);

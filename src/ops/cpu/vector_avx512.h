@@ -140,6 +140,7 @@ LORRY_INLINE W64 load_high(const uint8_t* p) {
   const __m512i shifted = _mm512_srli_epi16(_mm512_loadu_si512(p), 4);
   return {_mm512_and_si512(shifted, _mm512_set1_epi8(15))};
 }
+LORRY_INLINE void store_quads(uint8_t* p, W64 w) { _mm512_storeu_si512(p, w.v); }
 LORRY_INLINE X4 broadcast_quad(const int8_t* p) {
   int quad;
   __builtin_memcpy(&quad, p, 4);

@@ -195,6 +195,7 @@ LORRY_INLINE W64 load_high(const uint8_t* p) {
   for (int i = 0; i < 64; ++i) r.v[i] = p[i] >> 4;
   return r;
 }
+LORRY_INLINE void store_quads(uint8_t* p, const W64& w) { memcpy(p, w.v, sizeof w.v); }
 LORRY_INLINE X4 broadcast_quad(const int8_t* p) {
   X4 r;
   memcpy(r.v, p, sizeof r.v);
