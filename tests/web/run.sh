@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The web page in a real browser (Debian's headless Chromium), against the real binary. Arguments go
+# The web page in a real browser (Debian's headless Chromium; half a minute), against the real binary. Arguments go
 # to pytest; `tests/web/run.sh --screenshots DIR` makes the pictures of docs/images instead.
 # Where Chromium cannot be installed this says so, and fails in CI only.
 set -euo pipefail
