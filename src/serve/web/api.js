@@ -59,7 +59,7 @@ async function ask(path, options = {}) {
 
 const getJson = async (path) => (await ask(path)).json();
 
-// {base, adapters: [id, ...], limit, examples, version}
+// {base, adapters: [id, ...], examples, version}
 export async function about() {
   const [models, info] = await Promise.all([getJson("/v1/models"), getJson("/info")]);
   const base = models.data.find((model) => model.parent === null) ?? models.data[0];
