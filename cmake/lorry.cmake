@@ -98,6 +98,22 @@ function(lorry_binary target folder)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 endfunction()
 
+# lorry_embed(NAME SYMBOL FILES file...): the library lorry_NAME with these files (full
+# paths) as an array of EmbeddedFile (base/embedded.h) from SYMBOL_begin to SYMBOL_end, in the given order.
+function(lorry_embed name symbol)
+  cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "FILES")
+  set(script ${CMAKE_SOURCE_DIR}/cmake/embed.cmake)
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/${name}.S)
+  add_custom_command(
+    OUTPUT ${source}
+    COMMAND ${CMAKE_COMMAND} -D SYMBOL=${symbol} -D SOURCE=${source} -D "FILES=${arg_FILES}" -P ${script}
+    DEPENDS ${arg_FILES} ${script}
+    VERBATIM
+    COMMENT "Embedding ${name}")
+  set_source_files_properties(${source} PROPERTIES OBJECT_DEPENDS "${arg_FILES}")
+  add_library(lorry_${name} STATIC ${source})
+endfunction()
+
 # What runs under ThreadSanitizer: the folders with threads in them. CMakePresets.json names the same.
 add_custom_target(threaded_tests)
 set(LORRY_THREADED_FOLDERS base fetch kv parallel engine serve)

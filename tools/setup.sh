@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what Lorry needs to build and to test, and nothing that is already there:
-#   - the Debian packages of tools/packages.txt,
+#   - the Debian packages of tools/packages.txt, and of further such lists that are named as arguments,
 #   - a Rust tool chain of at least $rust_min, if there is none: from Debian where a package is new
 #     enough (Debian 12: cargo-web), else by the official rustup installer into ~/.cargo.
 # When nothing is missing it asks the network nothing and ends in a fraction of a second.
@@ -17,7 +17,7 @@ die() {
   exit 1
 }
 
-wanted_packages() { sed -e 's/#.*//' -e '/^[[:space:]]*$/d' tools/packages.txt; }
+wanted_packages() { sed -e 's/#.*//' -e 's/[[:space:]]*$//' -e '/^$/d' "${lists[@]}"; }
 
 missing_packages() {
   local installed
@@ -121,6 +121,7 @@ if [ "${1:-}" = --as-root ]; then
   install_as_root "$@"
   exit
 fi
+lists=(tools/packages.txt "$@")
 
 if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then
   mapfile -t missing < <(missing_packages)

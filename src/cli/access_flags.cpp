@@ -35,6 +35,7 @@ void add_access_flags(CLI::App& app, AccessFlags& f) {
                               "several keys half of --max-concurrent-requests)")
                    ->group(group),
                1, std::numeric_limits<int32_t>::max());
+  app.add_flag("--no-web", f.no_web, "No web page at /")->group(group);
   app.add_flag("--metrics-public", f.metrics_public, "/metrics needs no key")->group(group);
   app.add_option("--cors-allow-origin", f.cors_origins,
                  "Origins whose pages may read answers, as https://chat.example.org, or * "
@@ -69,6 +70,7 @@ void set_access(ServerOptions& o, const AccessFlags& f) {
   o.http.ssl_certfile = f.ssl_certfile;
   o.http.ssl_keyfile = f.ssl_keyfile;
   o.metrics_public = f.metrics_public;
+  o.web = !f.no_web;
   o.cors_origins = f.cors_origins;
   o.allowed_hosts = f.allowed_hosts;
 }

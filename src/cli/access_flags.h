@@ -17,6 +17,7 @@ struct AccessFlags {
   std::vector<std::string> key_files;
   int64_t max_requests_per_key = 0;
   bool metrics_public = false;
+  bool no_web = false;
   std::vector<std::string> cors_origins;
   std::vector<std::string> allowed_hosts;
   std::string uds;

@@ -11,14 +11,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/embedded.h"
 #include "base/error.h"
 #include "cli/tar.h"
 
-extern "C" {
-extern const std::byte lorry_demo_begin[];
-extern const std::byte lorry_demo_end[];
-extern const char lorry_demo_digest[];
-}
+extern "C" const lorry::EmbeddedFile lorry_demo_begin[];  // one: a tar
 
 namespace lorry {
 
@@ -126,7 +123,7 @@ fs::path unpack(const fs::path& parent, const char* name, const std::vector<TarF
 std::optional<std::string> use_cache(const std::string& cache, const std::vector<TarFile>& files) {
   if (cache.empty()) return std::nullopt;
   const fs::path root = fs::path(cache) / "lorry";
-  const fs::path folder = root / ("demo-" + std::string(lorry_demo_digest, 16));
+  const fs::path folder = root / ("demo-" + std::string(lorry_demo_begin->digest, 16));
   if (is_intact(folder, files)) return folder;
   try {
     fs::create_directories(cache);
@@ -155,7 +152,8 @@ std::optional<std::string> use_cache(const std::string& cache, const std::vector
 }  // namespace
 
 DemoFiles::DemoFiles(const std::string& cache, const std::string& temporary) {
-  const std::vector<TarFile> files = read_tar({lorry_demo_begin, lorry_demo_end});
+  const std::vector<TarFile> files =
+      read_tar(std::as_bytes(std::span(lorry_demo_begin->content())));
   if (const auto folder = use_cache(cache, files)) {
     folder_ = *folder;
     return;

@@ -6,6 +6,8 @@
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
+#include "base/files.h"
+#include "base/json.h"
 #include "cli/compat_flags.h"
 #include "cli/values.h"
 
@@ -16,6 +18,7 @@ namespace {
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
 constexpr int32_t kBatchTokens = 512;
 constexpr int32_t kLogitRows = 128;
+constexpr size_t kMaxExamples = 16384;  // bytes
 
 void add_network(CLI::App& app, ServeFlags& f) {
   const char* group = "Network";
@@ -80,6 +83,21 @@ void add_operation(CLI::App& app, ServeFlags& f) {
       ->group(group);
 }
 
+// What to ask the model, in its own words: example_prompts.json in its folder, a list of texts.
+std::vector<std::string> example_prompts(const std::string& folder) {
+  const std::string path = join_path(folder, "example_prompts.json");
+  std::vector<std::string> prompts;
+  if (!file_exists(path)) return prompts;
+  const json::value list = parse_json_file(path, kMaxExamples);
+  for (const json::value& prompt : list.is_array() ? list.get_array() : json::array{nullptr}) {
+    if (!prompt.is_string() || prompt.get_string().empty()) {
+      fail(Code::bad_file, "{}: expected a list of texts", quote(path));
+    }
+    prompts.emplace_back(prompt.get_string());
+  }
+  return prompts;
+}
+
 }  // namespace
 
 void add_serve_flags(CLI::App& app, ServeFlags& flags) {
@@ -124,6 +142,7 @@ ServerOptions server_options(const ServeFlags& f, const ModelPlace& place) {
   o.adapters = adapter_policy(f.adapters);
   o.adapter_root = f.adapters.root;
   o.log_requests = !f.no_request_log;
+  o.example_prompts = example_prompts(place.folder);
   set_access(o, f.access);
   return o;
 }

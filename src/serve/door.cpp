@@ -6,6 +6,7 @@
 
 #include "base/text.h"
 #include "serve/http_head.h"
+#include "serve/web_page.h"
 
 namespace lorry {
 
@@ -51,6 +52,8 @@ bool Door::is_foreign(std::string_view host) const {
 
 bool Door::is_open(const HttpRequest& request) const {
   if (request.method != "GET" && request.method != "HEAD") return false;
+  // The page holds nothing of the server's; what it asks for needs the key that is typed into it.
+  if (options_.web && is_web_request(request)) return true;
   const std::string& path = request.path;
   return path == "/health" || path == "/ping" || path == "/startup" ||
          (path == "/metrics" && options_.metrics_public);

@@ -66,6 +66,8 @@ std::string_view reason_phrase(int status) {
       return "OK";
     case 204:
       return "No Content";
+    case 304:
+      return "Not Modified";
     case 400:
       return "Bad Request";
     case 401:
@@ -110,7 +112,8 @@ std::string write_head(const HttpResponse& response, Framing framing, bool keep_
     out += fmt::format("content-type: {}\r\n", response.content_type);
   }
   for (const auto& [name, value] : response.headers) out += fmt::format("{}: {}\r\n", name, value);
-  if (framing == Framing::length && response.status != 204) {
+  const bool has_length = response.status != 204 && response.status != 304;
+  if (framing == Framing::length && has_length) {
     out += fmt::format("content-length: {}\r\n", response.body.size());
   } else if (framing == Framing::chunked) {
     out += "transfer-encoding: chunked\r\n";

@@ -126,7 +126,8 @@ constexpr std::string_view kSchemas = R"json({
 
 // request: a schema; answer: a schema, or a type of content; stream: it may be events instead.
 constexpr std::string_view kRoutes = R"json({
-"GET /": {"says": "What this is", "answer": "text/plain", "errors": []},
+"GET /": {"says": "The web page for those who accept text/html; else 200 with what this is, or 503, as /health",
+  "answer": "text/plain", "errors": [503]},
 "POST /": {"says": "LoRAX's compatible form: the answer in a list, or events with `stream`",
   "request": "CompatRequest", "answer": "GenerateResponses", "stream": true, "generates": true},
 "POST /invocations": {"says": "As `POST /`, for SageMaker", "request": "CompatRequest",

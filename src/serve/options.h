@@ -29,8 +29,10 @@ struct ServerOptions {
   bool log_requests = true;          // a line for each, at its end
   Tracing* tracing = nullptr;        // outlives the server; null: no spans
   bool metrics_public = false;       // /metrics needs no key
-  std::vector<std::string> cors_origins;   // whose pages may read answers; "*": all; empty: none
-  std::vector<std::string> allowed_hosts;  // beside loopback's, when bound to loopback
+  bool web = true;                   // the web page at /
+  std::vector<std::string> example_prompts;  // that the page offers and /info lists
+  std::vector<std::string> cors_origins;     // whose pages may read answers; "*": all; empty: none
+  std::vector<std::string> allowed_hosts;    // beside loopback's, when bound to loopback
 };
 
 }  // namespace lorry

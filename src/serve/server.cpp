@@ -11,6 +11,7 @@
 #include "serve/errors.h"
 #include "serve/http_server.h"
 #include "serve/service.h"
+#include "serve/web_page.h"
 
 namespace lorry {
 
@@ -61,6 +62,14 @@ struct Server::Impl {
 void Server::Impl::handle(HttpRequest request, std::shared_ptr<Responder> responder) {
   if (Service* to = ready.load()) {
     to->handle(std::move(request), std::move(responder));
+    return;
+  }
+  if (options.web && is_web_request(request)) {  // it says itself that the model is being loaded
+    const Door::Visit visit = door.visit(request);
+    HttpResponse page = visit.refusal ? error_response(*visit.refusal, dialect_of(request.path))
+                                      : *web_answer(request);
+    page.headers.emplace_back("x-request-id", random_id());
+    responder->respond(std::move(page));
     return;
   }
   const bool probe =

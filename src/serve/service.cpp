@@ -11,6 +11,7 @@
 #include "serve/http_head.h"
 #include "serve/openai_api.h"
 #include "serve/tagged_responder.h"
+#include "serve/web_page.h"
 
 namespace lorry {
 
@@ -143,6 +144,8 @@ void Service::handle(HttpRequest request, std::shared_ptr<Responder> responder) 
   try {
     if (visit.refusal) return refuse(*call, *visit.refusal);
     if (visit.preflight) return reply(*call, std::move(*visit.preflight));
+    auto page = options_.web ? web_answer(call->request) : std::nullopt;
+    if (page) return reply(*call, std::move(*page));
     dispatch(call);
   } catch (const std::exception& e) {
     refuse(*call, to_api_error(e, Stage::parsing));

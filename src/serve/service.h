@@ -91,6 +91,7 @@ class Service {
   void completions(const CallPtr& call);
   void chat_completions(const CallPtr& call);
 
+  bool is_healthy() const;
   Asked asked_by(const Call& call) const;
   void lorax(const CallPtr& call, LoraxForm form);
   void openai(const CallPtr& call, Api api);

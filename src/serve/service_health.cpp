@@ -22,10 +22,12 @@ class ProbeSink final : public RequestSink {
 
 }  // namespace
 
+bool Service::is_healthy() const {
+  return !draining_.load() && backend_.stuck_seconds() < options_.unhealthy_after_seconds;
+}
+
 void Service::health(const CallPtr& call) {
-  const bool healthy =
-      !draining_.load() && backend_.stuck_seconds() < options_.unhealthy_after_seconds;
-  if (healthy) return reply(*call, HttpResponse{});
+  if (is_healthy()) return reply(*call, HttpResponse{});
   refuse(*call, {Problem::unhealthy, "unhealthy", {}});
 }
 

@@ -25,7 +25,9 @@ HttpResponse json_response(JsonWriter& json) {
 
 }  // namespace
 
+// For programs (web_page.h has what people get): healthy or not, as in LoRAX.
 void Service::home(const CallPtr& call) {
+  if (!is_healthy()) return refuse(*call, {Problem::unhealthy, "unhealthy", {}});
   reply(*call,
         text_response(fmt::format("Lorry {} serves {}\n", options_.version, intake_.served_name)));
 }
@@ -52,7 +54,7 @@ void Service::openapi_json(const CallPtr& call) {
   reply(*call, std::move(response));
 }
 
-// Names as LoRAX's; null where Lorry has no such thing.
+// Names as LoRAX's, but for example_prompts; null where Lorry has no such thing.
 void Service::info(const CallPtr& call) {
   const ModelInfo& model = backend_.info();
   JsonWriter json;
@@ -72,6 +74,9 @@ void Service::info(const CallPtr& call) {
   json.member("eager_prefill", false);
   json.member("version", options_.version);
   json.key("sha").null().key("docker_label").null().key("request_logger_url").null();
+  json.key("example_prompts").begin_array();
+  for (const std::string& prompt : options_.example_prompts) json.value(prompt);
+  json.end_array();
   json.end_object();
   reply(*call, json_response(json));
 }

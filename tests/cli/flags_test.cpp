@@ -85,6 +85,8 @@ constexpr auto kKnown = std::to_array<Known>({
     {"disable-log-requests", "true"},
     {"ssl-certfile", "/c.pem"},
     {"ssl-keyfile", "/k.pem"},
+    // ours
+    {"no-web", "true"},
 });
 
 std::string variable(std::string name) {
@@ -126,6 +128,33 @@ INSTANTIATE_TEST_SUITE_P(All, Flags, testing::ValuesIn(kKnown), [](const auto& o
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 });
+
+TEST(ServeFlags, TheWebPageCanBeSwitchedOff) {
+  ServeFlags flags;
+  EXPECT_TRUE(server_options(flags, {}).web);
+  flags.access.no_web = true;
+  EXPECT_FALSE(server_options(flags, {}).web);
+}
+
+TEST(ServeFlags, AModelsFolderSuggestsPrompts) {
+  const TestFolder folder;
+  ModelPlace place;
+  place.folder = folder.path(".");
+  EXPECT_TRUE(server_options({}, place).example_prompts.empty());
+  folder.write("example_prompts.json", R"(["Who are you?", "a\"b"])");
+  EXPECT_EQ(server_options({}, place).example_prompts,
+            (std::vector<std::string>{"Who are you?", "a\"b"}));
+  for (const std::string wrong : {"{}", "[1]", R"([""])", "[", R"("a")"}) {
+    folder.write("example_prompts.json", wrong);
+    try {
+      server_options({}, place);
+      ADD_FAILURE() << wrong;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), Code::bad_file);
+      EXPECT_THAT(e.what(), HasSubstr("example_prompts.json"));
+    }
+  }
+}
 
 TEST(CompatFlags, WithoutEffectAreNamedInTheLog) {
   const ProcessResult r =
