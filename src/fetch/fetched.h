@@ -14,7 +14,7 @@ struct Fetched {
   std::string folder;
   // What `folder` is a copy of: the commit (hub), the digest of names, sizes and ETags (S3).
   std::string revision;
-  int64_t downloaded_bytes = 0;  // by this call; 0 when the cache had everything
+  int64_t downloaded_bytes = 0;           // by this call; 0 when the cache had everything
   RemoteKind kind = RemoteKind::adapter;  // or model
 };
 

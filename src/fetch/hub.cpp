@@ -8,11 +8,11 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "base/text.h"
-#include "fetch/remote_files.h"
 #include "fetch/cache_files.h"
 #include "fetch/download.h"
 #include "fetch/http_client.h"
 #include "fetch/hub_cache.h"
+#include "fetch/remote_files.h"
 
 namespace lorry {
 
@@ -105,9 +105,8 @@ class Resolve {
     RemoteFiles selected = select_files(info->files, wanted_, label_);
     std::vector<ListedFile>& files = selected.files;
     check_sizes(files, options_.limits, label_);
-    Fetched result{.folder = cache_.snapshot(info->commit),
-                   .revision = info->commit,
-                   .kind = selected.kind};
+    Fetched result{
+        .folder = cache_.snapshot(info->commit), .revision = info->commit, .kind = selected.kind};
     if (info->is_public && cache_.holds(info->commit, files)) {
       remember(*info);
       return result;

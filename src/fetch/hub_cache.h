@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "fetch/remote_files.h"
 #include "fetch/options.h"
+#include "fetch/remote_files.h"
 
 namespace lorry {
 

@@ -85,7 +85,8 @@ Sorted sort_files(const std::vector<ListedFile>& listing, RemoteKind kind, std::
 }
 
 bool lists(const std::vector<ListedFile>& files, std::string_view name) {
-  return std::any_of(files.begin(), files.end(), [&](const ListedFile& f) { return f.name == name; });
+  return std::any_of(files.begin(), files.end(),
+                     [&](const ListedFile& f) { return f.name == name; });
 }
 
 bool looks_like_adapter(const std::vector<ListedFile>& listing) {
@@ -139,8 +140,8 @@ int64_t total_bytes(const std::vector<ListedFile>& files) {
 
 void tell_plan(const FetchControl& control, const RemoteFiles& files, int64_t missing) {
   if (!control.plan) return;
-  control.plan({files.kind, static_cast<int64_t>(files.files.size()), total_bytes(files.files),
-                missing});
+  control.plan(
+      {files.kind, static_cast<int64_t>(files.files.size()), total_bytes(files.files), missing});
 }
 
 FetchControl control_of_file(const FetchControl& control, int64_t before, int64_t total) {

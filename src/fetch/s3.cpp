@@ -8,11 +8,11 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text.h"
-#include "fetch/remote_files.h"
 #include "fetch/cache_files.h"
 #include "fetch/download.h"
 #include "fetch/file_hash.h"
 #include "fetch/http_client.h"
+#include "fetch/remote_files.h"
 #include "fetch/s3_xml.h"
 
 namespace lorry {
@@ -83,8 +83,7 @@ class Resolve {
     const std::string bucket = "s3--" + name_.bucket;
     const std::string parent = join_path(options_.cache_folder, bucket);
     const std::string locks = join_path(join_path(options_.cache_folder, ".locks"), bucket);
-    Fetched result{
-        .folder = join_path(parent, digest), .revision = digest, .kind = selected.kind};
+    Fetched result{.folder = join_path(parent, digest), .revision = digest, .kind = selected.kind};
     if (holds(result.folder, files)) return result;
     make_folders(parent);
     make_folders(locks);

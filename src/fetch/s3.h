@@ -1,5 +1,5 @@
-// S3Source: adapters and models from a bucket of Amazon S3 or of anything that speaks its protocol (path-style
-// addresses, Signature Version 4).
+// S3Source: adapters and models from a bucket of Amazon S3 or of anything that speaks its protocol
+// (path-style addresses, Signature Version 4).
 //
 // Each resolve() lists the objects below the prefix. Names, sizes and ETags together name the
 // folder in the cache, so that a changed object gets a new folder and an old one never changes:
