@@ -32,9 +32,21 @@ std::vector<std::pair<std::string, std::string>> adapters_in(const std::string& 
   return adapters;
 }
 
+// A mistyped path is no name on a hub: where its first folder is here, the rest should be as well.
+bool is_elsewhere(const std::string& name) {
+  return is_remote_name(name) && !is_directory(name.substr(0, name.find('/')));
+}
+
 // Where a folder is missing, says which kinds of names there are.
 void check_folder(const std::string& folder) {
   if (is_synthetic(folder) || is_directory(folder)) return;
+  if (is_remote_name(folder)) {
+    fail(
+        Code::not_found,
+        "{} is no folder here, though its first part is; if the hub's model of that name is meant: "
+        "lorry pull {}",
+        quote(folder), folder);
+  }
   fail(Code::not_found,
        "{} is no folder; a model is a folder with config.json and model.safetensors, OWNER/NAME on "
        "the hub, s3://BUCKET/PREFIX, 'demo' or 'demo:dbrx'{}",
@@ -134,7 +146,7 @@ ModelPlace find_model(const std::string& name, const ModelDownload& download) {
   place.folder = name;
   const std::string prefix = std::string(kDemoModel) + ":";
   if (name != kDemoModel && !name.starts_with(prefix)) {
-    if (!is_synthetic(name) && !is_directory(name) && is_remote_name(name)) {
+    if (!is_synthetic(name) && !is_directory(name) && is_elsewhere(name)) {
       place.folder = download_model(name, download);
     }
     check_folder(place.folder);

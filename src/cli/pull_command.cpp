@@ -32,7 +32,7 @@ int run(const Flags& f) {
   if (!is_remote_name(f.what.name)) {
     fail(Code::invalid_argument,
          "{}: expected what the hub calls it, OWNER/NAME or OWNER/NAME@REVISION, or "
-         "s3://BUCKET/PREFIX, and no folder that is here",
+         "s3://BUCKET/PREFIX",
          quote(f.what.name));
   }
   const PullTalk talk = f.quiet         ? PullTalk::silent

@@ -89,8 +89,6 @@ bool is_remote_name(const std::string& text) {
   if (text.starts_with(kS3)) return true;
   const std::string repo = text.substr(0, text.find('@'));
   if (std::count(repo.begin(), repo.end(), '/') != 1 || repo.starts_with('~')) return false;
-  // A mistyped path is no name: where its first folder is here, the rest should be as well.
-  if (is_directory(repo.substr(0, repo.find('/')))) return false;
   try {
     static_cast<void>(HubName::parse(text));
   } catch (const Error&) {

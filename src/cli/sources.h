@@ -30,7 +30,7 @@ struct RemoteName {
   std::string cache;     // folder; empty: the usual ones
 };
 
-// Whether `text` can be such a name, and no path of this disk.
+// Whether `text` can be such a name.
 bool is_remote_name(const std::string& text);
 
 // Fetches it, of any size. Throws Error as HubSource and S3Source do, and invalid_argument for two
