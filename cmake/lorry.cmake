@@ -134,6 +134,8 @@ function(lorry_tests name)
   if(name STREQUAL "cli")  # its tests run the real binary
     add_dependencies(test_cli lorry)
     target_compile_definitions(test_cli PRIVATE LORRY_BINARY="$<TARGET_FILE:lorry>")
+    target_sources(test_cli PRIVATE ${CMAKE_SOURCE_DIR}/tests/fetch/fake_hub.cpp
+      ${CMAKE_SOURCE_DIR}/tests/fetch/fake_server.cpp)
   endif()
   if(name STREQUAL "fetch")  # its tests hold a TLS server
     target_link_libraries(test_fetch PRIVATE OpenSSL::SSL)

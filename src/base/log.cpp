@@ -54,7 +54,8 @@ std::string escape_control(std::string_view text) {
 }
 
 Log::Log(Options options) : level_(options.level), sink_(std::make_unique<Sink>()) {
-  auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+  auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>(
+      options.colour ? spdlog::color_mode::automatic : spdlog::color_mode::never);
   sink_->logger = std::make_shared<spdlog::logger>("lorry", std::move(sink));
   sink_->logger->set_level(spdlog::level::trace);
   sink_->logger->set_pattern(

@@ -20,6 +20,7 @@ class Log {
   struct Options {
     LogLevel level = LogLevel::info;
     bool json = false;
+    bool colour = true;  // of levels, on a terminal
   };
   explicit Log(Options options);
   ~Log();

@@ -6,7 +6,6 @@
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "cli/values.h"
 
 namespace lorry {
@@ -19,17 +18,26 @@ constexpr size_t kMaxKeyFile = size_t{1} << 20;
 
 void add_access_flags(CLI::App& app, AccessFlags& f) {
   const char* group = "Access";
-  app.add_option("--uds", f.uds, "Path of a Unix socket to listen on, instead of --host and --port")
-      ->group(group);
+  app.add_option("--uds", f.uds,
+                 "Unix socket to listen on, instead of --host and --port (default: none)")
+      ->group(group)
+      ->type_name(kFile);
   app.add_option("--ssl-certfile", f.ssl_certfile,
-                 "Certificate chain (PEM): TLS 1.2 or later is spoken, and nothing else")
-      ->group(group);
-  app.add_option("--ssl-keyfile", f.ssl_keyfile, "Its key (PEM, not encrypted)")->group(group);
+                 "Certificate chain (PEM): TLS 1.2 or later is spoken, and nothing else (default: "
+                 "none, no TLS)")
+      ->group(group)
+      ->type_name(kFile);
+  app.add_option("--ssl-keyfile", f.ssl_keyfile, "Its key (PEM, not encrypted; default: none)")
+      ->group(group)
+      ->type_name(kFile);
   app.add_option("--api-key", f.keys,
                  "KEY, NAME:KEY or NAME:KEY:admin, any number: requests need one of them (default: "
                  "none is needed). A file keeps them out of the list of processes")
-      ->group(group);
-  app.add_option("--api-key-file", f.key_files, "Files with one such key per line")->group(group);
+      ->group(group)
+      ->type_name("KEY");
+  app.add_option("--api-key-file", f.key_files, "Files with one such key per line (default: none)")
+      ->group(group)
+      ->type_name(kFile);
   accept_units(app.add_option("--max-requests-per-key", f.max_requests_per_key,
                               "Of one key in work or waiting; more are refused (default: with "
                               "several keys half of --max-concurrent-requests)")
@@ -41,12 +49,14 @@ void add_access_flags(CLI::App& app, AccessFlags& f) {
                  "Origins whose pages may read answers, as https://chat.example.org, or * "
                  "(default: none)")
       ->delimiter(',')
-      ->group(group);
+      ->group(group)
+      ->type_name("ORIGIN");
   app.add_option("--allowed-hosts", f.allowed_hosts,
                  "Names that the Host header may have beside this machine's own, when listening on "
-                 "it alone")
+                 "it alone (default: none)")
       ->delimiter(',')
-      ->group(group);
+      ->group(group)
+      ->type_name("HOST");
 }
 
 void set_access(ServerOptions& o, const AccessFlags& f) {
@@ -54,7 +64,8 @@ void set_access(ServerOptions& o, const AccessFlags& f) {
     o.keys.push_back(parse_api_key(text, o.keys.size() + 1));
   }
   for (const std::string& path : f.key_files) {
-    const auto more = parse_api_keys(read_file(path, kMaxKeyFile), path, o.keys.size() + 1);
+    const auto more = parse_api_keys(read_flag_file("--api-key-file", path, kMaxKeyFile), path,
+                                     o.keys.size() + 1);
     o.keys.insert(o.keys.end(), more.begin(), more.end());
   }
   o.max_requests_per_key = f.max_requests_per_key;

@@ -90,33 +90,39 @@ void add_default(EngineOptions& o, const AdapterFlags& f) {
 
 void add_adapter_flags(CLI::App& app, AdapterFlags& f) {
   const char* group = "Adapters";
-  app.add_option("--lora-modules", f.lora_modules, "NAME=FOLDER, any number")->group(group);
-  app.add_option("--adapter-root", f.root, "Requests may name any folder below this one")
-      ->group(group);
+  app.add_option("--lora-modules", f.lora_modules, "Adapters by name, any number (default: none)")
+      ->group(group)
+      ->type_name(kNamedFolder);
+  app.add_option("--adapter-root", f.root,
+                 "Requests may name any folder below this one (default: none)")
+      ->group(group)
+      ->type_name(kFolder);
   app.add_option("--adapter-id", f.adapter_id,
-                 "Adapter of requests that name none: NAME or NAME=FOLDER (default: none, the base "
-                 "model)")
-      ->group(group);
+                 "Adapter of requests that name none (default: none, the base model)")
+      ->group(group)
+      ->type_name("NAME|NAME=FOLDER");
   app.add_flag("--merge-adapter-weights", f.merge_weights,
                "Merge --adapter-id into the base weights at start")
       ->group(group);
-  app.add_option("--preloaded-adapter-ids", f.preloaded, "Adapters to load at start, any number")
+  app.add_option("--preloaded-adapter-ids", f.preloaded,
+                 "Adapters to load at start, any number (default: none)")
       ->delimiter(',')
-      ->group(group);
+      ->group(group)
+      ->type_name("NAME");
   app.add_option("--default-adapter-source,--adapter-source", f.default_source,
-                 "Where names are looked up that are not registered: local (default), hub or s3")
-      ->group(group);
+                 "Where names are looked up that are not registered (default: local)")
+      ->group(group)
+      ->type_name("local|hub|s3");
   app.add_option("--adapter-sources", f.sources,
                  "Sources that requests may name (default: local hub s3)")
       ->delimiter(',')
-      ->group(group);
+      ->group(group)
+      ->type_name("local|hub|s3");
   app.add_option("--allowed-adapters", f.allowed,
                  "Names that requests may ask for, as 'org/*' (default: all)")
       ->delimiter(',')
-      ->group(group);
-  app.add_option("--huggingface-hub-cache", f.hub_cache,
-                 "Folder for what the hub gives (default: HF_HUB_CACHE, or huggingface_hub's)")
-      ->group(group);
+      ->group(group)
+      ->type_name("PATTERN");
   accept_units(app.add_option("--max-active-adapters,--max-loras", f.max_active,
                               "Adapters that run at once (default: 1024)")
                    ->group(group),
@@ -133,11 +139,11 @@ bool has_adapter(const EngineOptions& o, const std::string& name) {
                      [&](const auto& known) { return known.first == name; });
 }
 
-void set_adapters(EngineOptions& o, const AdapterFlags& f) {
+void set_adapters(EngineOptions& o, const AdapterFlags& f, const std::string& hub_cache) {
   o.adapter_root = f.root;
   o.max_active_adapters = f.max_active;
   o.adapter_cycle_seconds = f.cycle_time_s;
-  o.adapter_fetch = make_fetch(f.hub_cache);
+  o.adapter_fetch = make_fetch(hub_cache);
   if (!o.adapter_root.empty()) need_folder("--adapter-root", o.adapter_root);
   for (const std::string& id : f.preloaded) o.preloaded_adapters.push_back(ref_of(id, f));
   add_modules(o, f);

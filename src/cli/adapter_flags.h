@@ -22,7 +22,6 @@ struct AdapterFlags {
   std::string default_source = "local";
   std::vector<std::string> sources = {"local", "hub", "s3"};
   std::vector<std::string> allowed;
-  std::string hub_cache;
   int32_t max_active = EngineOptions{}.max_active_adapters;
   double cycle_time_s = EngineOptions{}.adapter_cycle_seconds;
 };
@@ -31,9 +30,9 @@ void add_adapter_flags(CLI::App& app, AdapterFlags& flags);
 
 bool has_adapter(const EngineOptions& options, const std::string& name);
 
-// Adds to `options`; with merge_weights fetches the adapter that is merged. Both throw Error for a
-// value that makes no sense.
-void set_adapters(EngineOptions& options, const AdapterFlags& flags);
+// Adds to `options`; with merge_weights fetches the adapter that is merged. `hub_cache`: a folder
+// that a flag names, or empty. Both throw Error for a value that makes no sense.
+void set_adapters(EngineOptions& options, const AdapterFlags& flags, const std::string& hub_cache);
 AdapterPolicy adapter_policy(const AdapterFlags& flags);
 
 }  // namespace lorry

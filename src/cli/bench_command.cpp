@@ -10,8 +10,11 @@
 #include "base/system.h"
 #include "cli/bench.h"
 #include "cli/commands.h"
+#include "cli/model_flags.h"
+#include "cli/progress_line.h"
 #include "cli/quantize_flag.h"
 #include "cli/ranks.h"
+#include "cli/values.h"
 #include "models/synthetic.h"
 
 namespace lorry {
@@ -54,9 +57,10 @@ std::vector<BenchCase> cases_of(const BenchFlags& f) {
   return cases;
 }
 
-EngineOptions options_for(const BenchFlags& f, const std::vector<BenchCase>& cases) {
+EngineOptions options_for(const BenchFlags& f, const std::string& folder,
+                          const std::vector<BenchCase>& cases) {
   EngineOptions o;
-  o.model = f.model;
+  o.model = folder;
   o.dtype = f.dtype == "float32" ? Dtype::f32 : Dtype::bf16;
   o.formats = parse_quantize(f.quantize, o.format_note);
   o.kv_format = parse_kv_format(f.kv_dtype, o.dtype);
@@ -132,7 +136,8 @@ int run_bench(const BenchFlags& f) {
   const std::vector<BenchCase> cases = cases_of(f);
   Log log({f.as_json ? LogLevel::warn : LogLevel::info});
   OpTimes times;
-  EngineOptions options = options_for(f, cases);
+  const ModelPlace place = find_model(f.model);
+  EngineOptions options = options_for(f, place.folder, cases);
   if (f.profile) options.op_times = &times;
   // Every rank runs the benchmark; what it has to say is said once.
   Ranks ranks(f.ranks);
@@ -142,7 +147,10 @@ int run_bench(const BenchFlags& f) {
          "--adapters with --num-shard: the benchmark's own adapters are of one "
          "rank; leave one of the two out");
   }
+  ProgressLine line(progress_place(ranks.leads()));
+  options.progress = line.sink();
   const auto model = load_model(options, log);
+  line.end();
   if (!ranks.leads()) {
     for (const BenchCase& c : cases) run_case(*model, c, options.op_times);
     options.comm->end();
@@ -180,51 +188,67 @@ int run_bench(const BenchFlags& f) {
 
 }  // namespace
 
+namespace {
+
+void add_what(CLI::App& app, BenchFlags& f) {
+  const char* group = "Steps";
+  app.add_option("--kind", f.kind, "What a step does (default: all)")
+      ->check(CLI::IsMember({"all", "prefill", "decode"}).description(""))
+      ->group(group)
+      ->type_name("all|prefill|decode");
+  const auto number = [&](const char* name, auto& value, const char* help, int32_t min,
+                          int32_t max) {
+    accept_range(app.add_option(name, value, help)->group(group), min, max);
+  };
+  number("--batch", f.batches,
+         "Sequences in a step; several allowed (default: prefill 1; decode 1 4 16 64)", 1, 4096);
+  number("--adapters", f.adapters,
+         "Distinct adapters over all linears; several allowed (default: 0)", 0, 4096);
+  number("--rank", f.rank, "Rank of each adapter (default: 16)", 1, 512);
+  number("--tokens", f.tokens, "Rows of a prefill step, over all sequences (default: 512)", 1,
+         65536);
+  number("--context", f.context,
+         "Tokens of a sequence before the decode steps, in random keys and values (default: 64)", 1,
+         131072);
+  number("--reps", f.reps, "Steps measured; the median counts (default: 7)", 1, 1000);
+}
+
+}  // namespace
+
 Command add_bench(CLI::App& lorry) {
   auto flags = std::make_shared<BenchFlags>();
-  CLI::App* app = lorry.add_subcommand(
-      "bench",
-      "Measure speed, as a fraction of what the machine can do at that moment.\n"
-      "Example: lorry bench --kind decode --batch 16 --adapters 16 --rank 16");
-  app->add_option("--model", flags->model, "Folder, or synthetic:mini-mixtral")
-      ->capture_default_str();
-  app->add_option("--kind", flags->kind, "What a step does")
-      ->check(CLI::IsMember({"all", "prefill", "decode"}))
-      ->capture_default_str();
-  app->add_option("--batch", flags->batches,
-                  "Sequences in a step; several allowed (default: prefill 1; decode 1 4 16 64)")
-      ->check(CLI::Range(1, 4096));
-  app->add_option("--adapters", flags->adapters,
-                  "Distinct adapters over all linears; several allowed")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
-  app->add_option("--rank", flags->rank, "Rank of each adapter")
-      ->check(CLI::Range(1, 512))
-      ->capture_default_str();
-  app->add_option("--tokens", flags->tokens, "Rows of a prefill step, over all sequences")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
-  app->add_option("--context", flags->context,
-                  "Tokens of a sequence before the decode steps, in random keys and values")
-      ->check(CLI::Range(1, 131072))
-      ->capture_default_str();
-  app->add_option("--reps", flags->reps, "Steps measured; the median counts")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  app->add_option("--dtype", flags->dtype, "Weights and activations")
-      ->check(CLI::IsMember({"bfloat16", "float32"}))
-      ->capture_default_str();
-  add_rank_flags(*app, flags->ranks);
-  add_quantize_flags(*app, flags->quantize, "Options");
-  add_kv_dtype_flag(*app, flags->kv_dtype, "Options");
-  add_map_flag(*app, flags->map_weights, "Options");
-  app->add_option("--threads", flags->threads, "Compute threads (default: physical cores)")
-      ->check(CLI::Range(0, 4096));
-  app->add_option("--isa", flags->isa,
-                  "amx, avx512_fma, avx512, avx2 or scalar (default: the best there is)");
-  app->add_flag("--profile", flags->profile, "Print what the kinds of operations take of a step");
-  app->add_flag("--json", flags->as_json, "One JSON object on standard output");
-  return {app, [flags] { return run_bench(*flags); }};
+  CLI::App& app = *lorry.add_subcommand(
+      "bench", "Measure speed, as a fraction of what the machine can do at that moment");
+  const char* group = "Model and machine";
+  app.add_option("--model", flags->model,
+                 "Folder, or one with random weights (default: synthetic:mini-mixtral)")
+      ->group(group)
+      ->type_name(kModel);
+  app.add_option("--dtype", flags->dtype, "Weights and activations (default: bfloat16)")
+      ->check(CLI::IsMember({"bfloat16", "float32"}).description(""))
+      ->group(group)
+      ->type_name(kDtypes);
+  add_quantize_flags(app, flags->quantize, group);
+  add_kv_dtype_flag(app, flags->kv_dtype, group);
+  add_map_flag(app, flags->map_weights, group);
+  accept_range(
+      app.add_option("--threads", flags->threads, "Compute threads (default: physical cores)")
+          ->group(group),
+      0, 4096);
+  app.add_option("--isa", flags->isa, "Instructions to compute with (default: the best there is)")
+      ->group(group)
+      ->type_name(kIsas);
+  add_what(app, *flags);
+  add_rank_flags(app, flags->ranks);
+  const char* output = "Output";
+  app.add_flag("--profile", flags->profile, "Print what the kinds of operations take of a step")
+      ->group(output);
+  app.add_flag("--json", flags->as_json, "One JSON object on standard output")->group(output);
+  app.footer(
+      "Examples\n"
+      "  lorry bench --kind decode --batch 16 --adapters 16 --rank 16\n"
+      "  lorry bench --model /models/mixtral --quantize int8 --json");
+  return {&app, [flags] { return run_bench(*flags); }};
 }
 
 }  // namespace lorry

@@ -141,14 +141,15 @@ class Conversation {
 };
 
 int run(const Flags& flags) {
-  Log log({.level = LogLevel::warn});
-  const ModelPlace place = find_model(flags.model.model);
+  Log log({.level = LogLevel::warn, .colour = may_colour()});
+  const ModelPlace place = find_model(flags.model.model, flags.model.download);
   EngineOptions options = engine_options(flags.model, place);
   std::string adapter;
   for (auto at = flags.adapters.rbegin(); at != flags.adapters.rend(); ++at) {
     adapter = add_adapter(options, *at);  // the first of them is used first
   }
-  TalkSession session(place, std::move(options), log);
+  ProgressLine line(progress_place(!flags.model.download.no_progress));
+  TalkSession session(place, std::move(options), log, line);
   Conversation(flags, session.talk(), std::move(adapter)).run();
   return 0;
 }
@@ -158,12 +159,20 @@ int run(const Flags& flags) {
 Command add_chat(CLI::App& lorry) {
   const auto flags = std::make_shared<Flags>();
   CLI::App& app = *lorry.add_subcommand("chat", "Talk to a model here, switching adapters");
+  const char* group = "Conversation";
+  app.add_option(
+         "--adapter", flags->adapters,
+         "Adapter: a folder, or one of the demo's by its name; may be given again (default: "
+         "none)")
+      ->allow_extra_args(false)
+      ->group(group)
+      ->type_name("NAME|NAME=FOLDER");
+  app.add_option("--system", flags->system, "System message of the conversation (default: none)")
+      ->group(group)
+      ->type_name("TEXT");
   add_model_flags(app, flags->model, false);
-  app.add_option("--adapter", flags->adapters,
-                 "Adapter: NAME=FOLDER, or the NAME of one of the demo's (may be given again)")
-      ->allow_extra_args(false);
-  app.add_option("--system", flags->system, "System message of the conversation");
   add_sampling_flags(app, flags->sampling);
+  add_progress_flag(app, flags->model.download.no_progress, "Logging");
   app.footer(std::string("Examples\n"
                          "  lorry chat\n"
                          "  lorry chat /models/mixtral --adapter sql=/adapters/sql\n"

@@ -23,18 +23,17 @@ struct CompatFlag {
 
 constexpr auto kFlags = std::to_array<CompatFlag>({
     // LoRAX
-    {"--revision", Takes::value, nullptr, "the model is a folder"},
-    {"--source", Takes::value, nullptr, "the model is a folder"},
+    {"--source", Takes::value, nullptr, "the name of the MODEL says where it is"},
     {"--sharded", Takes::value, "false", "--num-shard says how many processes there are"},
     {"--waiting-served-ratio", Takes::value, nullptr, "waiting requests join at every step"},
     {"--max-waiting-tokens", Takes::value, nullptr, "waiting requests join at every step"},
     {"--eager-prefill", Takes::value, nullptr, "waiting requests join at every step"},
     {"--chunked-prefill", Takes::value, nullptr, "prompts always run in chunks"},
-    {"--weights-cache-override", Takes::value, nullptr, "the model is a folder"},
+    {"--weights-cache-override", Takes::value, nullptr, "--huggingface-hub-cache is the cache"},
     {"--cuda-memory-fraction", Takes::value, nullptr,
      "there is no GPU; --kv-tokens sets the cache"},
     {"--tokenizer-config-path", Takes::value, "", "put the file into the model's folder"},
-    {"--download-only", Takes::nothing, "", "the model is a folder, and nothing is downloaded"},
+    {"--download-only", Takes::nothing, "", "use lorry pull"},
     {"--env", Takes::nothing, nullptr, "`lorry env` tells about the machine"},
     {"--compile", Takes::nothing, nullptr, "kernels are compiled in"},
     {"--eager", Takes::nothing, nullptr, "kernels are compiled in"},

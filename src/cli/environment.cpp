@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 namespace lorry {
@@ -23,5 +24,17 @@ std::string cache_folder() {
 std::string temporary_folder() { return environment("TMPDIR").value_or("/tmp"); }
 
 bool stdin_is_terminal() { return isatty(STDIN_FILENO) == 1; }
+
+bool stderr_is_terminal() {
+  return isatty(STDERR_FILENO) == 1 && environment("TERM").value_or("dumb") != "dumb";
+}
+
+int terminal_columns() {
+  winsize size{};
+  const bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return known ? size.ws_col : 80;
+}
+
+bool may_colour() { return !environment("NO_COLOR"); }
 
 }  // namespace lorry

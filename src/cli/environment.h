@@ -14,5 +14,10 @@ std::string temporary_folder();  // "/tmp" when nothing else is said
 
 // Whether standard input is a person's terminal.
 bool stdin_is_terminal();
+// Whether standard error is a terminal on which a line can be written over.
+bool stderr_is_terminal();
+int terminal_columns();  // of standard error; 80 where nothing says
+// Whether what is written to a terminal may be coloured (no-color.org).
+bool may_colour();
 
 }  // namespace lorry

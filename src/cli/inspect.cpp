@@ -15,6 +15,7 @@
 #include "cli/commands.h"
 #include "cli/model_flags.h"
 #include "cli/preview.h"
+#include "cli/report.h"
 #include "cli/values.h"
 
 namespace lorry {
@@ -54,12 +55,6 @@ json::object spec_json(const Spec& s) {
           {"ffn", s.ffn},
           {"max_positions", s.max_positions},
           {"tied_head", s.tied_head}};
-}
-
-json::object memory_json(const MemoryPlan& m) {
-  return {{"weights", m.weights},    {"kv_cache", m.kv_cache},           {"kv_tokens", m.kv_tokens},
-          {"adapters", m.adapters},  {"adapters_host", m.adapters_host}, {"scratch", m.scratch},
-          {"available", m.available}};
 }
 
 json::object model_json(const Preview& p, const ModelPlace& place) {
@@ -165,18 +160,27 @@ Command add_inspect(CLI::App& lorry) {
   flags->model.model.clear();
   CLI::App& app = *lorry.add_subcommand(
       "inspect", "Show what of a model or an adapter would load, its sizes and its sites");
+  const char* group = "Model";
   app.add_option("what", flags->what,
                  "Folder of a model or an adapter, 'demo', or the name of a demo's adapter")
       ->required()
-      ->option_text("MODEL|ADAPTER");
-  app.add_option("--model", flags->model.model, "The model that the adapter is for");
-  app.add_option("--dtype", flags->model.dtype, "bfloat16 (default) or float32");
+      ->group(group)
+      ->type_name("MODEL|ADAPTER");
+  app.add_option("--model", flags->model.model,
+                 "The model that the adapter is for (default: none; an adapter needs it)")
+      ->group(group)
+      ->type_name(kModel);
+  app.add_option("--dtype", flags->model.dtype, "Weights and activations (default: bfloat16)")
+      ->group(group)
+      ->type_name(kDtypes);
   accept_units(app.add_option("--max-lora-rank", flags->model.max_lora_rank,
-                              "Largest rank of an adapter (default: 64)"),
+                              "Largest rank of an adapter, 1 to 512 (default: 64)")
+                   ->group(group),
                1, 512);
   app.add_flag("--check", flags->check,
-               "Read all weights that lorry quantize packed and compare their checksums");
-  app.add_flag("--json", flags->as_json, "As one JSON object");
+               "Read all weights that lorry quantize packed and compare their checksums")
+      ->group("Output");
+  app.add_flag("--json", flags->as_json, "As one JSON object")->group("Output");
   app.footer(
       "Examples\n"
       "  lorry inspect demo\n"

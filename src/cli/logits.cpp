@@ -18,6 +18,7 @@
 #include "base/json.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
+#include "cli/progress_line.h"
 #include "cli/ranks.h"
 #include "cli/values.h"
 #include "engine/engine.h"
@@ -248,7 +249,7 @@ class LogitsRun {
 int run(const Flags& flags) {
   Log log({.level = LogLevel::warn});
   const std::vector<Prompt> prompts = read_prompts(flags.prompts);
-  const ModelPlace place = find_model(flags.model.model);
+  const ModelPlace place = find_model(flags.model.model, flags.model.download);
   EngineOptions options = engine_options(flags.model, place);
   for (const std::string& adapter : flags.adapters) {
     parse_named_path(adapter);  // here a name alone means nothing
@@ -259,7 +260,10 @@ int run(const Flags& flags) {
   ranks.set(options);
   if (!ranks.leads()) return ranks.follow(options);
   {
+    ProgressLine line(progress_place(!flags.model.download.no_progress));
+    options.progress = line.sink();
     Engine engine(std::move(options), log);
+    line.end();
     LogitsRun logits(engine, prompts);
     flags.one_by_one ? logits.one_by_one() : logits.together();
     write_safetensors(flags.out, logits.tensors());
@@ -273,17 +277,26 @@ int run(const Flags& flags) {
 Command add_logits(CLI::App& lorry) {
   const auto flags = std::make_shared<Flags>();
   CLI::App& app = *lorry.add_subcommand("logits", "Write the logits of given tokens to a file");
-  add_model_flags(app, flags->model, true);
-  add_rank_flags(app, flags->ranks);
+  const char* group = "Prompts";
   app.add_option("--prompts", flags->prompts,
                  "JSON: [{\"tokens\": [1, 2, ...], \"adapter\": NAME, null or a merge}, ...]")
-      ->required();
-  app.add_option("--adapter", flags->adapters, "NAME=FOLDER (may be given again)")
-      ->allow_extra_args(false);
+      ->required()
+      ->group(group)
+      ->type_name(kFile);
+  app.add_option("--adapter", flags->adapters, "Adapter, may be given again (default: none)")
+      ->allow_extra_args(false)
+      ->group(group)
+      ->type_name(kNamedFolder);
   app.add_option("--out", flags->out,
                  "safetensors file: logits.0, logits.1, ..., each float32 [tokens, vocabulary]")
-      ->required();
-  app.add_flag("--one-by-one", flags->one_by_one, "One prompt after the other, not as one batch");
+      ->required()
+      ->group(group)
+      ->type_name(kFile);
+  app.add_flag("--one-by-one", flags->one_by_one, "One prompt after the other, not as one batch")
+      ->group(group);
+  add_model_flags(app, flags->model, true);
+  add_rank_flags(app, flags->ranks);
+  add_progress_flag(app, flags->model.download.no_progress, "Logging");
   app.footer(
       "Example\n"
       "  lorry logits /models/mixtral --adapter sql=/adapters/sql --dtype float32 \\\n"

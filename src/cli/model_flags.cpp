@@ -9,6 +9,8 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "cli/environment.h"
+#include "cli/progress_line.h"
+#include "cli/pull.h"
 #include "cli/values.h"
 #include "models/synthetic.h"
 
@@ -30,41 +32,39 @@ std::vector<std::pair<std::string, std::string>> adapters_in(const std::string& 
   return adapters;
 }
 
+// A mistyped path is no name on a hub: where its first folder is here, the rest should be as well.
+bool is_elsewhere(const std::string& name) {
+  return is_remote_name(name) && !is_directory(name.substr(0, name.find('/')));
+}
+
 // Where a folder is missing, says which kinds of names there are.
 void check_folder(const std::string& folder) {
   if (is_synthetic(folder) || is_directory(folder)) return;
+  if (is_remote_name(folder)) {
+    fail(
+        Code::not_found,
+        "{} is no folder here, though its first part is; if the hub's model of that name is meant: "
+        "lorry pull {}",
+        quote(folder), folder);
+  }
   fail(Code::not_found,
-       "{} is no folder; a model is a folder with config.json and model.safetensors, or 'demo' or "
-       "'demo:dbrx'{}",
+       "{} is no folder; a model is a folder with config.json and model.safetensors, OWNER/NAME on "
+       "the hub, s3://BUCKET/PREFIX, 'demo' or 'demo:dbrx'{}",
        quote(folder), file_exists(folder) ? " (this is a file: name the folder it is in)" : "");
 }
 
-}  // namespace
+std::string download_model(const std::string& name, const ModelDownload& d) {
+  const PullTalk talk = d.silent        ? PullTalk::silent
+                        : d.no_progress ? PullTalk::lines_only
+                                        : PullTalk::all;
+  try {
+    return pull({name, d.revision, d.cache}, RemoteKind::model, talk).folder;
+  } catch (const Error& e) {
+    fail(e.code(), "{} is no folder here; as a name elsewhere: {}", quote(name), e.what());
+  }
+}
 
-void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
-  app.add_option("model,--model-id", f.model,
-                 required ? "Folder of the model, 'demo' or 'demo:dbrx'"
-                          : "Folder of the model, 'demo' (the default) or 'demo:dbrx'")
-      ->required(required);
-  const char* group = "Model and machine";
-  app.add_option("--dtype", f.dtype, "bfloat16 (default), or float32: exact, slower")->group(group);
-  add_quantize_flags(app, f.quantize, group);
-  add_map_flag(app, f.map_weights, group);
-  accept_units(app.add_option("--threads", f.threads, "Compute threads (default: physical cores)")
-                   ->group(group),
-               0, 4096);
-  app.add_option("--isa", f.isa,
-                 "amx, avx512_fma, avx512, avx2 or scalar (default: the best of this CPU)")
-      ->group(group);
-  accept_units(app.add_option("--prefill-chunk", f.prefill_chunk,
-                              "Tokens of one prompt in one step (default: no limit of its own)")
-                   ->group(group),
-               0, kMaxInt);
-  accept_units(app.add_option("--speculative-tokens", f.speculative_tokens,
-                              "Tokens to guess ahead of a text that repeats itself; they are "
-                              "verified, so no text changes (default: 0, none)")
-                   ->group(group),
-               0, 64);
+void add_memory_flags(CLI::App& app, ModelFlags& f) {
   const char* memory = "Memory";
   add_kv_dtype_flag(app, f.kv_dtype, memory);
   accept_units(app.add_option("--kv-tokens,--max-batch-total-tokens", f.kv_tokens,
@@ -85,10 +85,10 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
                               "use: worth it where those are on a device (default: none)")
                    ->group(memory),
                0, int64_t{1} << 50);
-  accept_units(
-      app.add_option("--max-lora-rank", f.max_lora_rank, "Largest rank of an adapter (default: 64)")
-          ->group(memory),
-      1, 512);
+  accept_units(app.add_option("--max-lora-rank", f.max_lora_rank,
+                              "Largest rank of an adapter, 1 to 512 (default: 64)")
+                   ->group(memory),
+               1, 512);
   accept_units(app.add_option("--max-medusa-heads", f.max_medusa_heads,
                               "Most Medusa heads of an adapter, whose guesses are verified like "
                               "--speculative-tokens (default: 0, such adapters are refused)")
@@ -96,13 +96,60 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
                0, 16);
 }
 
-ModelPlace find_model(const std::string& name) {
+}  // namespace
+
+void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
+  const char* group = "Model and machine";
+  app.add_option(
+         "model,--model-id", f.model,
+         std::string("Folder of the model, OWNER/NAME on the hub, s3://BUCKET/PREFIX, 'demo' "
+                     "or 'demo:dbrx'") +
+             (required ? "" : " (default: demo)"))
+      ->required(required)
+      ->group(group)
+      ->type_name(kModel);
+  app.add_option("--revision", f.download.revision,
+                 "Of a MODEL on the hub: branch, tag or commit (default: main)")
+      ->group(group)
+      ->type_name("NAME");
+  app.add_option("--huggingface-hub-cache", f.download.cache,
+                 "Folder for what the hub gives (default: HF_HUB_CACHE, or huggingface_hub's)")
+      ->group(group)
+      ->type_name(kFolder);
+  app.add_option("--dtype", f.dtype,
+                 "Weights and activations; float32: exact, slower (default: bfloat16)")
+      ->group(group)
+      ->type_name(kDtypes);
+  add_quantize_flags(app, f.quantize, group);
+  add_map_flag(app, f.map_weights, group);
+  accept_units(app.add_option("--threads", f.threads, "Compute threads (default: physical cores)")
+                   ->group(group),
+               0, 4096);
+  app.add_option("--isa", f.isa, "Instructions to compute with (default: the best of this CPU)")
+      ->group(group)
+      ->type_name(kIsas);
+  accept_units(app.add_option("--prefill-chunk", f.prefill_chunk,
+                              "Tokens of one prompt in one step (default: no limit of its own)")
+                   ->group(group),
+               0, kMaxInt);
+  accept_units(app.add_option("--speculative-tokens", f.speculative_tokens,
+                              "Tokens to guess ahead of a text that repeats itself; they are "
+                              "verified, so no text changes (default: 0, none)")
+                   ->group(group),
+               0, 64);
+  add_memory_flags(app, f);
+}
+
+ModelPlace find_model(const std::string& name, const ModelDownload& download) {
   ModelPlace place;
   place.name = name;
   place.folder = name;
   const std::string prefix = std::string(kDemoModel) + ":";
   if (name != kDemoModel && !name.starts_with(prefix)) {
-    check_folder(name);
+    if (!is_synthetic(name) && !is_directory(name) && is_elsewhere(name)) {
+      place.folder = download_model(name, download);
+    }
+    check_folder(place.folder);
     return place;
   }
   const std::string which = name == kDemoModel ? "mixtral" : name.substr(prefix.size());
@@ -142,6 +189,10 @@ std::string add_adapter(EngineOptions& options, const std::string& text) {
   const auto at = std::find_if(options.adapters.begin(), options.adapters.end(),
                                [&](const auto& known) { return known.first == adapter.name; });
   if (!adapter.path.empty()) {
+    if (!is_directory(adapter.path)) {
+      fail(Code::not_found, "adapter {}: {} is no folder", quote(adapter.name),
+           quote(adapter.path));
+    }
     if (at != options.adapters.end()) {
       at->second = std::move(adapter.path);
     } else {

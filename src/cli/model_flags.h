@@ -17,8 +17,17 @@ namespace lorry {
 
 inline constexpr const char* kDemoModel = "demo";
 
+// How a model comes that is not here.
+struct ModelDownload {
+  std::string revision;  // of the hub
+  std::string cache;     // folder; empty: the usual ones
+  bool no_progress = false;
+  bool silent = false;  // of several ranks one speaks
+};
+
 struct ModelFlags {
   std::string model = kDemoModel;
+  ModelDownload download;
   std::string dtype = "bfloat16";
   QuantizeFlags quantize;
   std::string kv_dtype;
@@ -46,14 +55,16 @@ struct ModelPlace {
   std::unique_ptr<DemoFiles> demo;                            // keeps the files while in use
 };
 
-// "demo", "demo:mixtral", "demo:dbrx", a folder, or a synthetic model's name.
-// Throws Error(not_found) for another demo.
-ModelPlace find_model(const std::string& name);
+// "demo", "demo:mixtral", "demo:dbrx", a folder, a synthetic model's name; or a name on the hub or
+// of S3, which is downloaded. Throws Error(not_found) for another demo or a folder that is not
+// there, and what the download throws.
+ModelPlace find_model(const std::string& name, const ModelDownload& download = {});
 
 EngineOptions engine_options(const ModelFlags& flags, const ModelPlace& place);
 
 // Adds `text` (NAME=FOLDER, or the NAME of an adapter that is there) to the adapters of `options`
-// where it brings a folder; returns the name. Throws Error(not_found) listing the names there are.
+// where it brings a folder; returns the name. Throws Error(not_found) for a folder that is not
+// there, and for another name listing those there are.
 std::string add_adapter(EngineOptions& options, const std::string& text);
 
 }  // namespace lorry

@@ -14,8 +14,8 @@
 #include "base/files.h"
 #include "base/system.h"
 #include "cli/commands.h"
-#include "cli/environment.h"
 #include "cli/model_flags.h"
+#include "cli/progress_line.h"
 #include "cli/signals.h"
 #include "cli/talk.h"
 #include "cli/values.h"
@@ -33,7 +33,7 @@ constexpr uintmax_t kMaxCopied = uintmax_t{256} << 20;  // bytes of one file bes
 struct Flags {
   std::string model, to, out;
   int32_t group = 0, threads = 0;
-  bool head = false, force = false;
+  bool head = false, force = false, no_progress = false;
 };
 
 WeightFormats formats_of(const Flags& f) {
@@ -125,14 +125,6 @@ void copy_files(const std::string& from, const NewFolder& to) {
   }
 }
 
-// A line that is written over, where somebody watches.
-LoadProgress progress_line() {
-  if (isatty(STDERR_FILENO) != 1) return {};
-  return [](int32_t done, int32_t all) {
-    std::fprintf(stderr, "\rlayer %d of %d%s", done, all, done == all ? "\n" : "");
-  };
-}
-
 // Not a folder of safetensors with weights that are floats.
 void check_source(const std::string& model, const ModelFiles& files) {
   if (files.config_sha256.empty()) {
@@ -147,7 +139,9 @@ void check_source(const std::string& model, const ModelFiles& files) {
 
 int run(const Flags& flags) {
   const WeightFormats formats = formats_of(flags);
-  const ModelPlace place = find_model(flags.model);
+  ModelDownload download;
+  download.no_progress = flags.no_progress;
+  const ModelPlace place = find_model(flags.model, download);
   const ModelFiles files = open_model(place.folder);
   check_source(flags.model, files);
   const Architecture& architecture = architecture_of(files.config.text("model_type"));
@@ -155,7 +149,9 @@ int run(const Flags& flags) {
   spec.formats = formats;
 
   NewFolder out(flags.out, flags.force);
+  ProgressLine line(progress_place(!flags.no_progress));
   const Signals signals([&] {
+    line.end();
     out.remove();
     std::_Exit(kInterrupted);
   });
@@ -164,7 +160,8 @@ int run(const Flags& flags) {
   const auto ops = make_cpu_ops(Dtype::bf16, pool);
   copy_files(place.folder, out);
   const int64_t bytes =
-      write_packed(out.path(kPackedName), architecture, spec, files, *ops, progress_line());
+      write_packed(out.path(kPackedName), architecture, spec, files, *ops, line.sink());
+  line.end();
   out.commit();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   fmt::print("{}: {} as {}, {} in {:.1f} s\n", flags.out, flags.model, to_string(formats.linears),
@@ -178,19 +175,33 @@ Command add_quantize(CLI::App& lorry) {
   const auto flags = std::make_shared<Flags>();
   CLI::App& app = *lorry.add_subcommand(
       "quantize", "Write a model with quantised weights, in a form that starts in seconds");
-  app.add_option("model", flags->model, "Folder of the model, 'demo' or 'demo:dbrx'")->required();
-  app.add_option("--to", flags->to, "int8, int4 or fp8: what attention and experts are stored as")
-      ->check(CLI::IsMember({"int8", "int4", "fp8"}))
-      ->required();
+  const char* group = "Model";
+  app.add_option("model", flags->model,
+                 "Folder of the model, OWNER/NAME on the hub, 'demo' or 'demo:dbrx'")
+      ->required()
+      ->group(group)
+      ->type_name(kModel);
+  app.add_option("--to", flags->to, "What attention and experts are stored as")
+      ->check(CLI::IsMember({"int8", "int4", "fp8"}).description(""))
+      ->required()
+      ->group(group)
+      ->type_name("int8|int4|fp8");
   app.add_option("--group", flags->group,
-                 "int4: inputs that share a scale, 128 (default) or 32 (larger, more exact)")
-      ->check(CLI::IsMember({128, 32}));
-  app.add_flag("--quantize-head", flags->head, "Store the output matrix so as well");
-  app.add_option("--out", flags->out, "The folder to write")->required();
-  app.add_flag("--force", flags->force, "Replace a packed model that is there");
+                 "int4: inputs that share a scale; 32 is larger and more exact (default: 128)")
+      ->check(CLI::IsMember({128, 32}).description(""))
+      ->group(group)
+      ->type_name("128|32");
+  app.add_flag("--quantize-head", flags->head, "Store the output matrix so as well")->group(group);
+  app.add_option("--out", flags->out, "The folder to write")
+      ->required()
+      ->group(group)
+      ->type_name(kFolder);
+  app.add_flag("--force", flags->force, "Replace a packed model that is there")->group(group);
   accept_units(
-      app.add_option("--threads", flags->threads, "Compute threads (default: physical cores)"), 0,
-      4096);
+      app.add_option("--threads", flags->threads, "Compute threads (default: physical cores)")
+          ->group("Machine"),
+      0, 4096);
+  add_progress_flag(app, flags->no_progress, "Logging");
   app.footer(
       "Example\n"
       "  lorry quantize /models/mixtral --to int8 --out /models/mixtral-int8\n"

@@ -70,11 +70,13 @@ WeightFormat named_format(const std::string& text, std::string& note) {
 }  // namespace
 
 void add_quantize_flags(CLI::App& app, QuantizeFlags& flags, const char* group) {
-  app.add_option("--quantize", flags.format,
-                 "Store attention and experts as int8 (half the memory, twice the speed), int4 "
-                 "(scales of 128 weights), int4-32 (of 32, more exact) or fp8 (default: as they "
-                 "are; LoRAX's names are understood)")
-      ->group(group);
+  app.add_option(
+         "--quantize", flags.format,
+         "How attention and experts are stored: int8 is half the memory and twice the speed, "
+         "int4 has scales of 128 weights, int4-32 of 32 and is more exact (default: as they "
+         "are; LoRAX's names are understood)")
+      ->group(group)
+      ->type_name("int8|int4|int4-32|fp8");
   app.add_flag("--quantize-head", flags.head, "Store the output matrix so as well")->group(group);
 }
 
@@ -98,7 +100,8 @@ void add_kv_dtype_flag(CLI::App& app, std::string& text, const char* group) {
   app.add_option("--kv-cache-dtype", text,
                  "Store keys and values as int8: about half the memory, and faster over long texts "
                  "(default: auto, in --dtype)")
-      ->group(group);
+      ->group(group)
+      ->type_name("auto|bf16|int8");
 }
 
 KvFormat parse_kv_format(const std::string& text, Dtype act) {

@@ -27,42 +27,48 @@ void add_sampling_flags(CLI::App& app, SamplingFlags& f) {
                               "Longest answer in tokens (default: 256, or what the model admits)")
                    ->group(group),
                1, std::numeric_limits<int32_t>::max());
-  app.add_option("--stop", f.stop, "Text that ends the answer (may be given again)")
+  app.add_option("--stop", f.stop, "Text that ends the answer, may be given again (default: none)")
       ->group(group)
+      ->type_name("TEXT")
       ->allow_extra_args(false);
   app.add_flag("--ignore-eos", f.ignore_eos, "Go on after the token that ends an answer")
       ->group(group);
   const char* sampling = "Sampling (without any of these: always the likeliest token)";
-  accept_range(
-      app.add_option("--temperature", f.temperature, "0: the likeliest token; 1: as the model says")
-          ->group(sampling),
-      0.0, 100.0);
-  accept_range(app.add_option("--top-k", f.top_k, "Only the k likeliest tokens")->group(sampling),
+  accept_range(app.add_option("--temperature", f.temperature,
+                              "0: the likeliest token; 1: as the model says (default: 1)")
+                   ->group(sampling),
+               0.0, 100.0);
+  accept_range(app.add_option("--top-k", f.top_k, "Only the k likeliest tokens (default: all)")
+                   ->group(sampling),
                1, std::numeric_limits<int32_t>::max());
-  accept_range(app.add_option("--top-p", f.top_p, "Only the likeliest tokens that make up p")
-                   ->group(sampling),
-               1e-6, 1.0);
-  accept_range(app.add_option("--min-p", f.min_p, "Only tokens p times as likely as the likeliest")
-                   ->group(sampling),
-               0.0, 1.0);
   accept_range(
-      app.add_option("--typical-p", f.typical_p, "Only tokens of typical surprise that make up p")
+      app.add_option("--top-p", f.top_p, "Only the likeliest tokens that make up p (default: 1)")
           ->group(sampling),
       1e-6, 1.0);
+  accept_range(app.add_option("--min-p", f.min_p,
+                              "Only tokens p times as likely as the likeliest (default: 0)")
+                   ->group(sampling),
+               0.0, 1.0);
+  accept_range(app.add_option("--typical-p", f.typical_p,
+                              "Only tokens of typical surprise that make up p (default: 1)")
+                   ->group(sampling),
+               1e-6, 1.0);
   app.add_option("--seed", f.seed, "The same seed gives the same answer (default: random)")
-      ->group(sampling);
+      ->group(sampling)
+      ->type_name("N");
   const char* penalties = "Penalties";
-  accept_range(
-      app.add_option("--repetition-penalty", f.repetition_penalty, "> 1: repeats fewer tokens")
-          ->group(penalties),
-      1e-3, 100.0);
-  accept_range(
-      app.add_option("--frequency-penalty", f.frequency_penalty, "-2 to 2, for each time used")
-          ->group(penalties),
-      -2.0, 2.0);
-  accept_range(app.add_option("--presence-penalty", f.presence_penalty, "-2 to 2, once used")
+  accept_range(app.add_option("--repetition-penalty", f.repetition_penalty,
+                              "> 1: repeats fewer tokens (default: 1)")
+                   ->group(penalties),
+               1e-3, 100.0);
+  accept_range(app.add_option("--frequency-penalty", f.frequency_penalty,
+                              "-2 to 2, for each time used (default: 0)")
                    ->group(penalties),
                -2.0, 2.0);
+  accept_range(
+      app.add_option("--presence-penalty", f.presence_penalty, "-2 to 2, once used (default: 0)")
+          ->group(penalties),
+      -2.0, 2.0);
 }
 
 Request make_request(const SamplingFlags& f, std::vector<int32_t> prompt, int64_t longest) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <sstream>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -16,10 +17,15 @@
 #include <boost/json/serialize.hpp>
 #include <fmt/format.h>
 
+#include "base/error.h"
 #include "base/json.h"
 #include "cli/commands.h"
 #include "cli/compat_flags.h"
+#include "cli/environment.h"
+#include "cli/preview.h"
+#include "cli/progress_line.h"
 #include "cli/ranks.h"
+#include "cli/report.h"
 #include "cli/serve_flags.h"
 #include "cli/settings.h"
 #include "cli/signals.h"
@@ -41,6 +47,12 @@ class Stop {
  public:
   explicit Stop(DemoFiles* demo) : demo_(demo), signals_([this] { signalled(); }) {}
 
+  // What a process that ends at once does last; none: nothing.
+  void set_leaving(std::function<void()> leaving) {
+    const std::lock_guard lock(mutex_);
+    leaving_ = std::move(leaving);
+  }
+
   // Waits for the first signal. False: `alive`, which is asked every `pause`, said no before.
   bool wait(std::chrono::duration<double> pause, const std::function<bool()>& alive) {
     std::unique_lock lock(mutex_);
@@ -53,14 +65,13 @@ class Stop {
 
  private:
   void signalled() {
-    {
-      const std::lock_guard lock(mutex_);
-      if (serving_ && !asked_) {
-        asked_ = true;
-        changed_.notify_one();
-        return;
-      }
+    const std::lock_guard lock(mutex_);
+    if (serving_ && !asked_) {
+      asked_ = true;
+      changed_.notify_one();
+      return;
     }
+    if (leaving_) leaving_();
     if (demo_ != nullptr) demo_->remove();
     std::_Exit(0);
   }
@@ -68,9 +79,24 @@ class Stop {
   DemoFiles* demo_;
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::function<void()> leaving_;
   bool serving_ = false;
   bool asked_ = false;
   Signals signals_;  // the last member: its thread uses the others
+};
+
+// What Stop does on leaving, for as long as this lives.
+class Leaving {
+ public:
+  Leaving(Stop& stop, std::function<void()> leaving) : stop_(stop) {
+    stop_.set_leaving(std::move(leaving));
+  }
+  ~Leaving() { stop_.set_leaving({}); }
+  Leaving(const Leaving&) = delete;
+  Leaving& operator=(const Leaving&) = delete;
+
+ private:
+  Stop& stop_;
 };
 
 // Stops the server before what it uses goes.
@@ -137,18 +163,51 @@ std::unique_ptr<Tracing> make_tracing(std::string endpoint) {
       [poster](const std::string& body) { return poster->post(body); });
 }
 
+// A bar has no place in a log of JSON.
+ProgressLine::Where progress_of(const ServeFlags& flags) {
+  if (flags.json_output && !flags.model.download.no_progress) return ProgressLine::Where::lines;
+  return progress_place(!flags.model.download.no_progress);
+}
+
+// --report: what would fit, without loading the weights.
+int report(const std::string& form, const EngineOptions& options) {
+  const Preview p = preview_model(options);
+  if (!p.memory) fail(Code::over_capacity, "{}", p.does_not_fit);
+  const FitReport fits = fit_report(options, p.spec, p.sites, *p.parts.ops, *p.memory);
+  fmt::print("{}\n", form == "json" ? json::serialize(fits.to_json()) : fits.to_text());
+  return 0;
+}
+
+// The same for the log, once the model is there.
+void tell_fits(const EngineOptions& options, const Engine& engine, Log& log) {
+  ThreadPool pool(1);
+  const auto ops = make_cpu_ops(options.dtype, pool);
+  const FitReport fits =
+      fit_report(options, engine.info().spec, engine.sites(), *ops, engine.memory());
+  std::istringstream lines(fits.to_text());
+  for (std::string line; std::getline(lines, line);) log.info("fits: {}", line);
+}
+
 // Until a signal asks for the end.
 void serve(const CLI::App& app, const ServeFlags& flags, const ModelPlace& place,
-           const EngineOptions& options, Stop& stop) {
-  Log log({.level = parse_log_level(flags.log_level), .json = flags.json_output});
+           EngineOptions options, Stop& stop) {
+  Log log({.level = parse_log_level(flags.log_level),
+           .json = flags.json_output,
+           .colour = may_colour()});
   ServerOptions server_of = server_options(flags, place);
   tell_compat_flags(app, log);
   const auto tracing = make_tracing(flags.otlp_endpoint);
   server_of.tracing = tracing.get();
   Server server(server_of, log);
   server.start();
+  ProgressLine line(progress_of(flags), [&](const std::string& text) { log.info("{}", text); });
+  options.progress = line.sink();
+  std::optional<Leaving> leaving(std::in_place, stop, [&] { line.end(); });
   Engine engine(options, log);
+  leaving.reset();
+  line.end();
   EngineBackend backend(engine);
+  tell_fits(options, engine, log);
   const Shutdown at_end(server);
   server.serve(backend);
   const std::string url = url_of(server_of, server);
@@ -171,8 +230,10 @@ void serve(const CLI::App& app, const ServeFlags& flags, const ModelPlace& place
 int run(CLI::App& app, ServeFlags& flags) {
   apply_settings(app, flags.config);
   std::signal(SIGPIPE, SIG_IGN);
-  const ModelPlace place = find_model(flags.model.model);
+  flags.model.download.silent = Ranks::is_follower(flags.ranks);
+  const ModelPlace place = find_model(flags.model.model, flags.model.download);
   EngineOptions options = engine_options(flags, place);
+  if (!flags.report.empty()) return report(flags.report, options);
 
   std::optional<Stop> stop;
   if (!Ranks::is_follower(flags.ranks)) stop.emplace(place.demo.get());

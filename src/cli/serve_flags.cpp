@@ -9,6 +9,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "cli/compat_flags.h"
+#include "cli/progress_line.h"
 #include "cli/values.h"
 
 namespace lorry {
@@ -24,13 +25,15 @@ void add_network(CLI::App& app, ServeFlags& f) {
   const char* group = "Network";
   app.add_option("--host,--hostname", f.host,
                  "Address to listen on (default: 127.0.0.1, this machine alone)")
-      ->group(group);
+      ->group(group)
+      ->type_name("ADDRESS");
   accept_units(
       app.add_option("--port", f.port, "Port (default: 3000; 0: one that is free)")->group(group),
       0, 65535);
   app.add_option("--served-model-name", f.served_name,
                  "Name of the base model on /v1 (default: the MODEL)")
-      ->group(group);
+      ->group(group)
+      ->type_name("NAME");
 }
 
 void add_limits(CLI::App& app, ServeFlags& f) {
@@ -39,9 +42,10 @@ void add_limits(CLI::App& app, ServeFlags& f) {
     accept_units(app.add_option(name, value, help)->group(group), min, kMaxInt);
   };
   count("--max-total-tokens,--max-model-len", f.max_total_tokens,
-        "Prompt and answer together (default: what the model admits)", 1);
-  count("--max-input-length", f.max_input_length, "Prompt (default: one less than that)", 1);
-  count("--max-best-of", f.max_best_of, "best_of and n (default: 2)", 1);
+        "Tokens of prompt and answer together (default: what the model admits)", 1);
+  count("--max-input-length", f.max_input_length,
+        "Tokens of the prompt (default: one less than that)", 1);
+  count("--max-best-of", f.max_best_of, "Answers to one request, best_of and n (default: 2)", 1);
   count("--max-stop-sequences", f.max_stop_sequences, "Stop sequences (default: 4)", 0);
   const char* server = "Limits of the server";
   group = server;
@@ -58,11 +62,21 @@ void add_limits(CLI::App& app, ServeFlags& f) {
 
 void add_operation(CLI::App& app, ServeFlags& f) {
   const char* group = "Operation";
-  app.add_option("--config", f.config, "YAML file with flags, as `max-num-seqs: 128`")
-      ->group(group);
+  app.add_option("--config", f.config,
+                 "YAML file with flags, as `max-num-seqs: 128` (default: none)")
+      ->group(group)
+      ->type_name(kFile);
+  app.add_option(
+         "--report", f.report,
+         "Print what fits into memory and the flags that change it, and end (default: none, "
+         "serve)")
+      ->check(CLI::IsMember({"text", "json"}).description(""))
+      ->group(group)
+      ->type_name("text|json");
   app.add_option("--prefix-caching", f.prefix_caching,
-                 "true or false: keep what prompts begin with (default: true)")
-      ->group(group);
+                 "Keep what prompts begin with for others that begin alike (default: true)")
+      ->group(group)
+      ->type_name("true|false");
   accept_range(app.add_option("--shutdown-timeout", f.shutdown_timeout_s,
                               "Seconds that running requests get after SIGTERM (default: 30)")
                    ->group(group),
@@ -72,15 +86,19 @@ void add_operation(CLI::App& app, ServeFlags& f) {
                               "process, with status 3 (default: 600; 0: never)")
                    ->group(group),
                0.0, 1e6);
+  group = "Logging";
   app.add_flag("--json-output", f.json_output, "Log as JSON lines")->group(group);
   app.add_flag("--disable-log-requests", f.no_request_log, "No line in the log for each request")
       ->group(group);
   app.add_option("--otlp-endpoint", f.otlp_endpoint,
                  "Collector of traces: OTLP/HTTP with JSON, as http://localhost:4318 (default: "
                  "none)")
-      ->group(group);
-  app.add_option("--log-level", f.log_level, "debug, info, warn, error or off (default: info)")
-      ->group(group);
+      ->group(group)
+      ->type_name("URL");
+  add_progress_flag(app, f.model.download.no_progress, group);
+  app.add_option("--log-level", f.log_level, "What is worth a line (default: info)")
+      ->group(group)
+      ->type_name(kLogLevels);
 }
 
 // What to ask the model, in its own words: example_prompts.json in its folder, a list of texts.
@@ -120,7 +138,7 @@ EngineOptions engine_options(const ServeFlags& f, const ModelPlace& place) {
   o.max_total_tokens = f.max_total_tokens;
   o.prefix_cache = f.prefix_caching;
   o.max_requests = f.max_requests;
-  set_adapters(o, f.adapters);
+  set_adapters(o, f.adapters, f.model.download.cache);
   const std::string& name = f.served_name.empty() ? place.name : f.served_name;
   if (has_adapter(o, name)) {
     fail(Code::invalid_argument, "--served-model-name {} is an adapter's name too", quote(name));

@@ -22,6 +22,7 @@ struct ServeFlags {
   AdapterFlags adapters;
   AccessFlags access;
   std::string config;
+  std::string report;  // "text", "json"; empty: serve
   std::string host = "127.0.0.1";
   uint16_t port = 3000;
   std::string served_name;

@@ -12,8 +12,9 @@
 #include <yaml-cpp/yaml.h>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "cli/environment.h"
+#include "cli/help.h"
+#include "cli/values.h"
 
 namespace lorry {
 
@@ -23,7 +24,8 @@ using Values = std::vector<std::string>;
 
 bool is_setting(const CLI::Option& option) {
   const auto& names = option.get_lnames();
-  return !names.empty() && names.front() != "help" && names.front() != "config";
+  return !names.empty() && names.front() != "help" && names.front() != "help-all" &&
+         names.front() != "config";
 }
 
 bool takes_many(const CLI::Option& option) { return option.get_expected_max() > 1; }
@@ -101,7 +103,7 @@ Values values_of(const YAML::Node& node, const std::string& origin) {
 std::map<std::string, Setting> read_settings(const std::string& file) {
   std::map<std::string, Setting> settings;
   try {
-    const YAML::Node root = YAML::Load(read_file(file, size_t{1} << 20));
+    const YAML::Node root = YAML::Load(read_flag_file("--config", file, size_t{1} << 20));
     if (root.IsNull()) return settings;
     if (!root.IsMap()) fail(Code::bad_file, "{}: expected lines of `flag: value`", file);
     for (const auto& item : root) {
@@ -123,12 +125,18 @@ void check_known(const CLI::App& app, const std::map<std::string, Setting>& sett
   for (const auto& [name, setting] : settings) {
     const CLI::Option* option = app.get_option_no_throw("--" + name);
     if (option != nullptr && is_setting(*option)) continue;
-    fail(Code::bad_file, "{}: there is no such flag; lorry {} --help lists them", setting.origin,
-         app.get_name());
+    fail(Code::bad_file, "{}: there is no such flag{}; lorry {} --help-all lists them",
+         setting.origin, did_you_mean("--" + name, flag_names(app)), app.get_name());
   }
 }
 
 }  // namespace
+
+bool has_settings(const CLI::App& app) { return app.get_option_no_throw("--config") != nullptr; }
+
+std::string variable_of(const CLI::Option& option) {
+  return is_setting(option) ? variable_name(option.get_lnames().front()) : "";
+}
 
 void apply_settings(CLI::App& app, const std::string& file) {
   std::map<std::string, Setting> settings;

@@ -5,7 +5,8 @@
 
 namespace CLI {
 class App;
-}
+class Option;
+}  // namespace CLI
 
 namespace lorry {
 
@@ -16,5 +17,10 @@ namespace lorry {
 // `file` may be empty. Throws Error naming the variable, or the file and its key: an unknown key, a
 // value that the flag refuses.
 void apply_settings(CLI::App& app, const std::string& file);
+
+// Whether the command calls apply_settings(): it has a --config then.
+bool has_settings(const CLI::App& app);
+// "MAX_INPUT_LENGTH": of the flag's first name; empty where it is no setting.
+std::string variable_of(const CLI::Option& option);
 
 }  // namespace lorry

@@ -1,7 +1,5 @@
 #include "cli/signals.h"
 
-#include <csignal>
-
 namespace lorry {
 
 namespace {
@@ -18,7 +16,7 @@ sigset_t signals_of_ours() {
 
 Signals::Signals(std::function<void()> on_signal) : on_signal_(std::move(on_signal)) {
   const sigset_t set = signals_of_ours();
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  pthread_sigmask(SIG_BLOCK, &set, &before_);
   thread_ = std::thread([this] { wait_forever(); });
 }
 
@@ -26,6 +24,7 @@ Signals::~Signals() {
   stopping_ = true;
   pthread_kill(thread_.native_handle(), SIGTERM);
   thread_.join();
+  pthread_sigmask(SIG_SETMASK, &before_, nullptr);
 }
 
 void Signals::wait_forever() {

@@ -1,7 +1,9 @@
 // Signals: calls back on every SIGINT and SIGTERM, from a thread of its own, where anything may be
-// done. Made before other threads are: they inherit that these signals are not for them.
+// done. Made before other threads are: they inherit that these signals are not for them. Made and
+// destroyed by one thread, for which they are as before afterwards.
 #pragma once
 #include <atomic>
+#include <csignal>
 #include <functional>
 #include <thread>
 
@@ -19,6 +21,7 @@ class Signals {
 
   std::function<void()> on_signal_;
   std::atomic<bool> stopping_{false};
+  sigset_t before_{};
   std::thread thread_;
 };
 

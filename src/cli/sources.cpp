@@ -1,5 +1,7 @@
 #include "cli/sources.h"
 
+#include <algorithm>
+#include <chrono>
 #include <memory>
 #include <optional>
 
@@ -7,10 +9,13 @@
 #include "base/files.h"
 #include "base/text.h"
 #include "cli/environment.h"
+#include "fetch/hub_cache.h"
 
 namespace lorry {
 
 namespace {
+
+constexpr const char* kS3 = "s3://";
 
 std::string first_of(std::initializer_list<const char*> variables, std::string otherwise = {}) {
   for (const char* name : variables) {
@@ -66,6 +71,52 @@ S3Source::Options s3_options() {
   o.credentials.session_token = first_of({"AWS_SESSION_TOKEN"});
   o.cache_folder = below(cache_folder(), "lorry/s3");
   return o;
+}
+
+namespace {
+
+// One who types a name waits for it, and knows its size and the disk.
+template <class Options>
+Options without_limits(Options o) {
+  o.network.total_timeout = std::chrono::hours(24 * 7);
+  o.limits.max_file_bytes = o.limits.max_total_bytes = int64_t{1} << 50;
+  return o;
+}
+
+}  // namespace
+
+bool is_remote_name(const std::string& text) {
+  if (text.starts_with(kS3)) return true;
+  const std::string repo = text.substr(0, text.find('@'));
+  if (std::count(repo.begin(), repo.end(), '/') != 1 || repo.starts_with('~')) return false;
+  try {
+    static_cast<void>(HubName::parse(text));
+  } catch (const Error&) {
+    return false;
+  }
+  return true;
+}
+
+Fetched fetch_remote(const RemoteName& what, RemoteKind wanted, const FetchControl& control) {
+  if (what.name.starts_with(kS3)) {
+    if (!what.revision.empty()) {
+      fail(Code::invalid_argument, "--revision {}: S3 has no revisions; leave it out",
+           quote(what.revision));
+    }
+    S3Source::Options o = without_limits(s3_options());
+    if (!what.cache.empty()) o.cache_folder = what.cache;
+    if (o.cache_folder.empty()) no_cache("XDG_CACHE_HOME");
+    return S3Source(std::move(o)).resolve(what.name, control, wanted);
+  }
+  const bool has_revision = what.name.find('@') != std::string::npos;
+  if (has_revision && !what.revision.empty()) {
+    fail(Code::invalid_argument, "{}: --revision {} is a second revision; leave one out",
+         quote(what.name), quote(what.revision));
+  }
+  const std::string name = what.revision.empty() ? what.name : what.name + "@" + what.revision;
+  HubSource::Options o = without_limits(hub_options(what.cache));
+  if (o.cache_folder.empty()) no_cache("HF_HUB_CACHE");
+  return HubSource(std::move(o)).resolve(name, "", control, wanted);
 }
 
 AdapterFetch make_fetch(const std::string& hub_cache) {

@@ -1,5 +1,5 @@
-// Where adapters come from that are not on this disk: what flags and the usual variables of the hub
-// (HF_*) and of S3 (AWS_*) say.
+// Where adapters and models come from that are not on this disk: what flags and the usual variables
+// of the hub (HF_*) and of S3 (AWS_*) say.
 #pragma once
 #include <string>
 #include <vector>
@@ -22,5 +22,19 @@ S3Source::Options s3_options();
 
 // Throws Error(invalid_argument) for an endpoint that is no URL.
 AdapterFetch make_fetch(const std::string& hub_cache);
+
+// What a command line asks for by its name elsewhere.
+struct RemoteName {
+  std::string name;      // "org/name", "org/name@revision", "s3://bucket/prefix"
+  std::string revision;  // of the hub, instead of the one in the name
+  std::string cache;     // folder; empty: the usual ones
+};
+
+// Whether `text` can be such a name.
+bool is_remote_name(const std::string& text);
+
+// Fetches it, of any size. Throws Error as HubSource and S3Source do, and invalid_argument for two
+// revisions or a name that is none.
+Fetched fetch_remote(const RemoteName& what, RemoteKind wanted, const FetchControl& control);
 
 }  // namespace lorry

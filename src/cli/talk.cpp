@@ -96,9 +96,12 @@ bool Talk::interrupt() {
   return true;
 }
 
-TalkSession::TalkSession(const ModelPlace& place, EngineOptions options, Log& log)
-    : place_(place), signals_([this] { interrupt(); }) {
+TalkSession::TalkSession(const ModelPlace& place, EngineOptions options, Log& log,
+                         ProgressLine& line)
+    : place_(place), line_(line), signals_([this] { interrupt(); }) {
+  options.progress = line.sink();
   auto talk = std::make_unique<Talk>(std::move(options), log);
+  line.end();
   const std::lock_guard lock(mutex_);
   talk_ = std::move(talk);
 }
@@ -108,6 +111,7 @@ TalkSession::~TalkSession() = default;
 void TalkSession::interrupt() {
   const std::lock_guard lock(mutex_);
   if (talk_ && talk_->interrupt()) return;
+  line_.end();
   if (place_.demo) place_.demo->remove();
   std::_Exit(kInterrupted);
 }

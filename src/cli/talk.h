@@ -10,6 +10,7 @@
 
 #include "base/json.h"
 #include "cli/model_flags.h"
+#include "cli/progress_line.h"
 #include "cli/signals.h"
 #include "engine/engine.h"
 #include "text/chat_template.h"
@@ -53,7 +54,8 @@ class Talk {
 // Control-C ends the program.
 class TalkSession {
  public:
-  TalkSession(const ModelPlace& place, EngineOptions options, Log& log);
+  // `line` shows how far the loading is, and ends with it.
+  TalkSession(const ModelPlace& place, EngineOptions options, Log& log, ProgressLine& line);
   ~TalkSession();
   Talk& talk() { return *talk_; }
 
@@ -61,6 +63,7 @@ class TalkSession {
   void interrupt();
 
   const ModelPlace& place_;
+  ProgressLine& line_;
   std::mutex mutex_;  // of talk_, for the thread of the signals
   std::unique_ptr<Talk> talk_;
   Signals signals_;  // the last member: its thread uses the others

@@ -11,6 +11,7 @@
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/text.h"
 
 namespace lorry {
@@ -66,13 +67,13 @@ void accept_units(CLI::Option* option, int64_t min, int64_t max) {
       return e.what();
     }
   };
-  option->transform(CLI::Validator(to_number, ""));
+  option->transform(CLI::Validator(to_number, ""))->type_name("N");
 }
 
 void accept_range(CLI::Option* option, double min, double max) {
   CLI::Validator range = CLI::Range(min, max);
   range.description("");  // the help says it in words
-  option->check(range);
+  option->check(range)->type_name("N");
   option->check([](const std::string& text) {  // NaN is below nothing and above nothing
     return std::isnan(std::strtod(text.c_str(), nullptr)) ? text + " is no number" : std::string();
   });
@@ -90,6 +91,14 @@ NamedPath parse_named_path(const std::string& text) {
     fail(Code::invalid_argument, "{} names no adapter: expected NAME=FOLDER", quote(text));
   }
   return {text.substr(0, equals), text.substr(equals + 1)};
+}
+
+std::string read_flag_file(const std::string& flag, const std::string& path, size_t max_bytes) {
+  try {
+    return read_file(path, max_bytes);
+  } catch (const Error& e) {
+    fail(e.code(), "{}: {}", flag, e.what());
+  }
 }
 
 Dtype parse_dtype(const std::string& text) {

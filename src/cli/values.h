@@ -15,6 +15,16 @@ class Option;
 
 namespace lorry {
 
+// What stands for a value in the help: completion offers folders, files, or what is listed as
+// "one|other" (a list that the flag's own parser checks).
+inline constexpr const char* kFolder = "FOLDER";
+inline constexpr const char* kFile = "FILE";
+inline constexpr const char* kModel = "MODEL";
+inline constexpr const char* kNamedFolder = "NAME=FOLDER";
+inline constexpr const char* kDtypes = "bfloat16|float32";
+inline constexpr const char* kIsas = "amx|avx512_fma|avx512|avx2|scalar";
+inline constexpr const char* kLogLevels = "debug|info|warn|error|off";
+
 // "4096", "4k", "1.5G": k, M, G, T are powers of 1000; Ki, Mi, Gi, Ti powers of 1024.
 // Throws Error(invalid_argument).
 int64_t parse_count(const std::string& text);
@@ -32,6 +42,9 @@ struct NamedPath {
 NamedPath parse_named_path(const std::string& text);
 // "NAME" or "NAME=PATH".
 NamedPath parse_name_or_path(const std::string& text);
+
+// The file that a flag names. Throws Error as read_file does, with the flag before it.
+std::string read_flag_file(const std::string& flag, const std::string& path, size_t max_bytes);
 
 // "bfloat16", "bf16", "float32", "fp32", "f32". Throws Error(invalid_argument).
 Dtype parse_dtype(const std::string& text);

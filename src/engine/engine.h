@@ -12,6 +12,7 @@
 #include "adapters/loader.h"
 #include "adapters/snapshot.h"
 #include "base/log.h"
+#include "base/progress.h"
 #include "engine/request.h"
 #include "engine/step_counter.h"
 #include "lorry/forward.h"
@@ -30,6 +31,7 @@ struct EngineOptions {
   KvFormat kv_format = KvFormat::act;
   bool map_weights = false;     // of a packed model: use them where they are mapped
   std::string format_note;      // for the log: what a name of another server means
+  ProgressSink progress;        // of loading the weights
   int32_t threads = 0;          // 0: one per physical core, divided by the ranks of the host
   std::string isa;              // as to_string(Isa) says; "" picks the best
   bool check_ops = false;       // verify every operation's shapes and types: for tests

@@ -59,16 +59,9 @@ void check_options(const EngineOptions& o) {
 void load(LoadedModel& m, const EngineOptions& o, Log& log) {
   const auto start = std::chrono::steady_clock::now();
   const Spec& spec = m.info.spec;
-  auto reported = start;
-  const auto progress = [&](int32_t done, int32_t all) {
-    const auto now = std::chrono::steady_clock::now();
-    if (now - reported < std::chrono::seconds(2) || done == all) return;
-    reported = now;
-    log.info("loading weights: layer {} of {}", done, all);
-  };
   const ModelShare share(spec, m.placements[static_cast<size_t>(m.comm->rank())]);
   ModelWeights weights = load_weights(*m.architecture, share, *m.source, *m.ops,
-                                      {progress, o.map_weights ? nullptr : m.pool.get()});
+                                      {o.progress, o.map_weights ? nullptr : m.pool.get()});
   const size_t unused = check_unused(*m.source, *m.architecture, share, m.info.name);
   if (unused > 0) log.debug("{} tensors of the checkpoint are not needed", unused);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

@@ -45,7 +45,7 @@ MemoryPlan plan_memory(const EngineOptions& o, const ModelShare& share, const Op
     fail(Code::over_capacity,
          "the model needs {} for its weights and {} for a step, but only {} of memory are "
          "available; use --quantize int8 or int4, a smaller model, free memory, or lower "
-         "--max-batch-tokens",
+         "--max-batch-prefill-tokens",
          format_bytes(plan.weights), format_bytes(plan.scratch), format_bytes(available));
   }
   const size_t free = usable - fixed;

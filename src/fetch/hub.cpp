@@ -8,11 +8,11 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "base/text.h"
-#include "fetch/adapter_files.h"
 #include "fetch/cache_files.h"
 #include "fetch/download.h"
 #include "fetch/http_client.h"
 #include "fetch/hub_cache.h"
+#include "fetch/remote_files.h"
 
 namespace lorry {
 
@@ -79,8 +79,9 @@ std::string strip_etag(std::string etag) {
 class Resolve {
  public:
   Resolve(const HubSource::Options& options, HubName name, std::string token,
-          const FetchControl& control)
+          const FetchControl& control, RemoteKind wanted)
       : options_(options),
+        wanted_(wanted),
         name_(std::move(name)),
         token_(std::move(token)),
         control_(control),
@@ -101,9 +102,11 @@ class Resolve {
     const std::optional<Fetched> known = fallback();
     const std::optional<RepoInfo> info = ask(known.has_value());
     if (!info) return *known;
-    std::vector<ListedFile> files = select_adapter_files(info->files, label_);
+    RemoteFiles selected = select_files(info->files, wanted_, label_);
+    std::vector<ListedFile>& files = selected.files;
     check_sizes(files, options_.limits, label_);
-    Fetched result{.folder = cache_.snapshot(info->commit), .revision = info->commit};
+    Fetched result{
+        .folder = cache_.snapshot(info->commit), .revision = info->commit, .kind = selected.kind};
     if (info->is_public && cache_.holds(info->commit, files)) {
       remember(*info);
       return result;
@@ -121,7 +124,7 @@ class Resolve {
     }
     cache_.make(info->commit);
     cache_.set_restricted(!info->is_public);
-    result.downloaded_bytes = fetch(info->commit, blobs);
+    result.downloaded_bytes = fetch(info->commit, selected, blobs);
     cache_.set_commit(name_.revision, info->commit);
     return result;
   }
@@ -142,9 +145,9 @@ class Resolve {
   std::optional<Fetched> cached() const {
     const auto commit = cache_.commit_of(name_.revision);
     if (!commit) return std::nullopt;
-    const auto folder = cache_.complete_snapshot(*commit);
-    if (!folder) return std::nullopt;
-    return Fetched{.folder = *folder, .revision = *commit};
+    const auto kind = cache_.complete_snapshot(*commit, wanted_);
+    if (!kind) return std::nullopt;
+    return Fetched{.folder = cache_.snapshot(*commit), .revision = *commit, .kind = *kind};
   }
 
   // What may be given out without the hub's word.
@@ -206,16 +209,21 @@ class Resolve {
     return blob;
   }
 
-  int64_t fetch(const std::string& commit, const std::vector<HubCache::Blob>& blobs) {
+  int64_t fetch(const std::string& commit, const RemoteFiles& selected,
+                const std::vector<HubCache::Blob>& blobs) {
     int64_t missing = 0;
     for (const HubCache::Blob& blob : blobs) {
-      if (!has(blob)) missing += std::max<int64_t>(blob.size, 0);
+      if (!has(blob)) missing += missing_of(blob);
     }
     require_free_space(options_.cache_folder, missing, options_.limits.min_free_bytes);
-    const bool must_be_speculator = blobs.front().name != "adapter_config.json";
-    int64_t received = 0;
+    tell_plan(control_, selected, missing);
+    const bool must_be_speculator =
+        selected.kind == RemoteKind::adapter && blobs.front().name != "adapter_config.json";
+    const int64_t total = total_bytes(selected.files);
+    int64_t received = 0, before = 0;
     for (const HubCache::Blob& blob : blobs) {  // the configuration comes first
-      received += fetch(commit, blob);
+      received += fetch(commit, blob, control_of_file(control_, before, total));
+      before += std::max<int64_t>(blob.size, 0);
       if (must_be_speculator && blob.name == "config.json") {
         require_speculator(cache_.blob_path(blob.etag), label_);
       }
@@ -225,12 +233,24 @@ class Resolve {
     return received;
   }
 
+  // Without what an earlier try has left.
+  int64_t missing_of(const HubCache::Blob& blob) const {
+    const int64_t here = file_size_of(partial_of(blob));
+    return std::max<int64_t>(here > blob.size ? blob.size : blob.size - std::max<int64_t>(here, 0),
+                             0);
+  }
+
+  std::string partial_of(const HubCache::Blob& blob) const {
+    return cache_.blob_path(blob.etag) + ".incomplete";
+  }
+
   bool has(const HubCache::Blob& blob) const {
     const int64_t size = file_size_of(cache_.blob_path(blob.etag));
     return size >= 0 && (blob.size < 0 || size == blob.size);
   }
 
-  int64_t fetch(const std::string& commit, const HubCache::Blob& blob) {
+  int64_t fetch(const std::string& commit, const HubCache::Blob& blob,
+                const FetchControl& control) {
     if (has(blob)) return 0;
     const FileLock lock(cache_.lock_path(blob.etag), deadline_);
     if (has(blob)) return 0;  // another process was faster
@@ -240,14 +260,14 @@ class Resolve {
         .name = blob.name,
         .label = label,
         .path = path,
-        .partial = path + ".incomplete",
+        .partial = partial_of(blob),
         .size = blob.size,
         .max_bytes = max_bytes_of(blob.name, options_.limits),
         .hash = ContentHash(blob.etag, label),
         .request = [&] { return request(file_url(commit, blob.name)); },
         .refuse = [this](const FetchResponse& response) { refuse(response); },
     };
-    return download(http_, file, control_);
+    return download(http_, file, control);
   }
 
   // Throws for the statuses that say something about the repository.
@@ -277,6 +297,7 @@ class Resolve {
   }
 
   const HubSource::Options& options_;
+  RemoteKind wanted_;
   HubName name_;
   std::string token_;
   const FetchControl& control_;
@@ -295,9 +316,9 @@ HubSource::HubSource(Options options) : options_(std::move(options)) {
 }
 
 Fetched HubSource::resolve(const std::string& name, const std::string& token,
-                           const FetchControl& control) const {
+                           const FetchControl& control, RemoteKind wanted) const {
   Resolve resolve(options_, HubName::parse(name), token.empty() ? options_.default_token : token,
-                  control);
+                  control, wanted);
   return options_.offline ? resolve.offline() : resolve.online();
 }
 

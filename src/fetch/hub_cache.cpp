@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/json.h"
 #include "base/text.h"
 #include "fetch/cache_files.h"
 #include "fetch/file_hash.h"
@@ -93,7 +94,29 @@ std::optional<std::string> HubCache::commit_of(const std::string& revision) cons
   return commit;
 }
 
-std::optional<std::string> HubCache::complete_snapshot(const std::string& commit) const {
+namespace {
+
+// Of the weights that select_files has found in a model's folder. Others that share the cache show
+// each file as it comes, so shards may be missing; the index names them all.
+bool has_all_shards(const std::string& folder) {
+  if (file_exists(join_path(folder, "model.safetensors"))) return true;
+  const std::string path = join_path(folder, "model.safetensors.index.json");
+  if (!file_exists(path)) return false;
+  const json::value index = parse_json_file(path);
+  const json::object* o = index.if_object();
+  const json::value* map = o == nullptr ? nullptr : o->if_contains("weight_map");
+  if (map == nullptr || !map->is_object()) return false;
+  const json::object& shards = map->get_object();
+  return std::all_of(shards.begin(), shards.end(), [&](const auto& entry) {
+    return entry.value().is_string() &&
+           file_size_of(join_path(folder, std::string(entry.value().get_string()))) >= 0;
+  });
+}
+
+}  // namespace
+
+std::optional<RemoteKind> HubCache::complete_snapshot(const std::string& commit,
+                                                      RemoteKind wanted) const {
   const std::string folder = snapshot(commit);
   std::vector<ListedFile> listing;
   std::error_code error;
@@ -104,12 +127,13 @@ std::optional<std::string> HubCache::complete_snapshot(const std::string& commit
   }
   if (error || listing.empty()) return std::nullopt;
   try {
-    static_cast<void>(select_adapter_files(listing, folder));
+    const RemoteFiles files = select_files(listing, wanted, folder);
+    if (files.kind == RemoteKind::model && !has_all_shards(folder)) return std::nullopt;
+    return files.kind;
   } catch (const Error& e) {
     if (e.code() == Code::not_found) return std::nullopt;
     throw;
   }
-  return folder;
 }
 
 bool HubCache::holds(const std::string& commit, const std::vector<ListedFile>& files) const {

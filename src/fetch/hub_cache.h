@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "fetch/adapter_files.h"
 #include "fetch/options.h"
+#include "fetch/remote_files.h"
 
 namespace lorry {
 
@@ -45,9 +45,9 @@ class HubCache {
 
   // The commit of a revision as of the last time: none where nothing is known.
   std::optional<std::string> commit_of(const std::string& revision) const;
-  // The folder of a commit that holds all files of an adapter, and what it holds. None where some
-  // are missing. Throws what select_adapter_files throws for a snapshot without safetensors.
-  std::optional<std::string> complete_snapshot(const std::string& commit) const;
+  // What the folder of a commit is, where it holds all files of it: none where some are missing.
+  // Throws what select_files throws for a snapshot without safetensors.
+  std::optional<RemoteKind> complete_snapshot(const std::string& commit, RemoteKind wanted) const;
   // Whether the snapshot holds exactly these, as far as their sizes are known.
   bool holds(const std::string& commit, const std::vector<ListedFile>& files) const;
   bool is_restricted() const;

@@ -1,5 +1,5 @@
-// What the sources of adapters (fetch/hub.h, fetch/s3.h) have in common: time limits, retries, size
-// limits, and how a caller follows and stops a fetch. Plain data; src/cli fills it.
+// What the sources of adapters and models (fetch/hub.h, fetch/s3.h) have in common: time limits,
+// retries, size limits, and how a caller follows and stops a fetch. Plain data; src/cli fills it.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -7,7 +7,8 @@
 #include <cstdint>
 #include <functional>
 #include <string>
-#include <string_view>
+
+#include "base/progress.h"
 
 namespace lorry {
 
@@ -32,25 +33,31 @@ struct NetworkOptions {
 
 struct FetchLimits {
   int64_t max_file_bytes = int64_t{16} << 30;
-  int64_t max_total_bytes = int64_t{16} << 30;  // of the files of one adapter
+  int64_t max_total_bytes = int64_t{16} << 30;  // of the files of one folder
   int64_t max_config_bytes = int64_t{4} << 20;  // adapter_config.json, config.json
   size_t max_listing_bytes = size_t{16} << 20;  // one answer that lists files
   size_t max_listed_files = 100'000;
   int64_t min_free_bytes = int64_t{64} << 20;  // left on the cache's disk after the download
 };
 
-struct FetchProgress {
-  std::string_view file;    // the name without its folder
-  int64_t done_bytes = 0;   // of this file, what was resumed included
-  int64_t total_bytes = 0;  // of this file; -1 where the server does not say
+// What a remote folder is asked for as; `any`: as whichever of the two it is.
+enum class RemoteKind { adapter, model, any };
+
+// What is about to be downloaded.
+struct FetchPlan {
+  RemoteKind kind = RemoteKind::adapter;  // or model
+  int64_t files = 0, total_bytes = 0;     // of the folder; -1 bytes: not known before
+  int64_t missing_bytes = 0;              // of these, still to come
 };
 
-// What the caller of a resolve() holds in its hands. Both may stay empty.
+// What the caller of a resolve() holds in its hands. All may stay empty.
 struct FetchControl {
   // Set by any thread: the call ends with Error(unavailable) within about a second.
   const std::atomic<bool>* cancelled = nullptr;
-  // Called on the caller's thread, for each piece that arrived.
-  std::function<void(const FetchProgress&)> progress = {};
+  // Both are called on the caller's thread: once before the first byte, where there is something to
+  // download; and for each piece that arrived, with the bytes of all files.
+  std::function<void(const FetchPlan&)> plan = {};
+  ProgressSink progress = {};
 };
 
 }  // namespace lorry

@@ -8,11 +8,11 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text.h"
-#include "fetch/adapter_files.h"
 #include "fetch/cache_files.h"
 #include "fetch/download.h"
 #include "fetch/file_hash.h"
 #include "fetch/http_client.h"
+#include "fetch/remote_files.h"
 #include "fetch/s3_xml.h"
 
 namespace lorry {
@@ -65,8 +65,10 @@ S3Name parse_name(const std::string& text) {
 // One resolve() on its way.
 class Resolve {
  public:
-  Resolve(const S3Source::Options& options, S3Name name, const FetchControl& control)
+  Resolve(const S3Source::Options& options, S3Name name, const FetchControl& control,
+          RemoteKind wanted)
       : options_(options),
+        wanted_(wanted),
         name_(std::move(name)),
         control_(control),
         label_(fmt::format("S3 {}/{}", name_.bucket, name_.prefix)),
@@ -75,12 +77,13 @@ class Resolve {
 
   Fetched run() {
     const std::vector<S3Object> objects = list();
-    const std::vector<S3Object> files = select(objects);
+    RemoteFiles selected;
+    const std::vector<S3Object> files = select(objects, selected);
     const std::string digest = digest_of(files);
     const std::string bucket = "s3--" + name_.bucket;
     const std::string parent = join_path(options_.cache_folder, bucket);
     const std::string locks = join_path(join_path(options_.cache_folder, ".locks"), bucket);
-    Fetched result{.folder = join_path(parent, digest), .revision = digest};
+    Fetched result{.folder = join_path(parent, digest), .revision = digest, .kind = selected.kind};
     if (holds(result.folder, files)) return result;
     make_folders(parent);
     make_folders(locks);
@@ -93,7 +96,7 @@ class Resolve {
       fs::rename(result.folder, growing, error);
     }
     make_folders(growing);
-    result.downloaded_bytes = fetch(growing, files);
+    result.downloaded_bytes = fetch(growing, selected, files);
     fs::rename(growing, result.folder, error);
     if (error) {
       fail(Code::invalid_argument, "{}: cannot rename {} to it: {}", result.folder, growing,
@@ -149,8 +152,8 @@ class Resolve {
     return objects;
   }
 
-  // Those that make the adapter, in their order. Throws as select_adapter_files and check_sizes do.
-  std::vector<S3Object> select(const std::vector<S3Object>& objects) const {
+  // Those that are wanted, in their order. Throws as select_files and check_sizes do.
+  std::vector<S3Object> select(const std::vector<S3Object>& objects, RemoteFiles& files) const {
     std::vector<ListedFile> listing;
     const std::string folder = folder_key();
     for (const S3Object& object : objects) {
@@ -160,10 +163,10 @@ class Resolve {
       // Some tools make an object that stands for the folder itself.
       if (object.key != folder) listing.push_back({object.key.substr(folder.size()), object.size});
     }
-    const std::vector<ListedFile> files = select_adapter_files(listing, label_);
-    check_sizes(files, options_.limits, label_);
+    files = select_files(listing, wanted_, label_);
+    check_sizes(files.files, options_.limits, label_);
     std::vector<S3Object> selected;
-    for (const ListedFile& file : files) {
+    for (const ListedFile& file : files.files) {
       const auto found = std::find_if(objects.begin(), objects.end(), [&](const S3Object& o) {
         return o.key == folder + file.name;
       });
@@ -179,34 +182,45 @@ class Resolve {
     return sha256_hex(text);
   }
 
+  static std::string partial_of(const std::string& path) { return path + ".incomplete"; }
+
   static bool holds(const std::string& folder, const std::vector<S3Object>& files) {
     return std::all_of(files.begin(), files.end(), [&](const S3Object& f) {
       return file_size_of(join_path(folder, f.key)) == f.size;
     });
   }
 
-  int64_t fetch(const std::string& folder, const std::vector<S3Object>& files) {
+  int64_t fetch(const std::string& folder, const RemoteFiles& selected,
+                const std::vector<S3Object>& files) {
     int64_t missing = 0;
     for (const S3Object& f : files) {
-      if (file_size_of(join_path(folder, f.key)) != f.size) missing += f.size;
+      const std::string path = join_path(folder, f.key);
+      if (file_size_of(path) == f.size) continue;
+      missing += f.size - std::clamp<int64_t>(file_size_of(partial_of(path)), 0, f.size);
     }
     require_free_space(folder, missing, options_.limits.min_free_bytes);
-    const bool must_be_speculator = files.front().key != "adapter_config.json";
-    int64_t received = 0;
+    tell_plan(control_, selected, missing);
+    const bool must_be_speculator =
+        selected.kind == RemoteKind::adapter && files.front().key != "adapter_config.json";
+    const int64_t total = total_bytes(selected.files);
+    int64_t received = 0, before = 0;
     for (const S3Object& f : files) {  // the configuration comes first
       const std::string path = join_path(folder, f.key);
-      if (file_size_of(path) != f.size) received += fetch_one(path, f);
+      if (file_size_of(path) != f.size) {
+        received += fetch_one(path, f, control_of_file(control_, before, total));
+      }
+      before += f.size;
       if (must_be_speculator && f.key == "config.json") require_speculator(path, label_);
     }
     return received;
   }
 
-  int64_t fetch_one(const std::string& path, const S3Object& object) {
+  int64_t fetch_one(const std::string& path, const S3Object& object, const FetchControl& control) {
     const RemoteFile file{
         .name = object.key,
         .label = quote(object.key) + " of " + label_,
         .path = path,
-        .partial = path + ".incomplete",
+        .partial = partial_of(path),
         .size = object.size,
         .max_bytes = max_bytes_of(object.key, options_.limits),
         .request =
@@ -217,7 +231,7 @@ class Resolve {
             },
         .refuse = [this](const FetchResponse& response) { refuse(response); },
     };
-    return download(http_, file, control_);
+    return download(http_, file, control);
   }
 
   [[noreturn]] void refuse(const FetchResponse& response) const {
@@ -245,6 +259,7 @@ class Resolve {
   }
 
   const S3Source::Options& options_;
+  RemoteKind wanted_;
   S3Name name_;
   const FetchControl& control_;
   std::string label_;
@@ -262,8 +277,9 @@ S3Source::S3Source(Options options) : options_(std::move(options)) {
   static_cast<void>(parse_url(options_.endpoint, "the S3 endpoint"));
 }
 
-Fetched S3Source::resolve(const std::string& name, const FetchControl& control) const {
-  return Resolve(options_, parse_name(name), control).run();
+Fetched S3Source::resolve(const std::string& name, const FetchControl& control,
+                          RemoteKind wanted) const {
+  return Resolve(options_, parse_name(name), control, wanted).run();
 }
 
 }  // namespace lorry

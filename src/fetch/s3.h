@@ -1,5 +1,5 @@
-// S3Source: adapters from a bucket of Amazon S3 or of anything that speaks its protocol (path-style
-// addresses, Signature Version 4).
+// S3Source: adapters and models from a bucket of Amazon S3 or of anything that speaks its protocol
+// (path-style addresses, Signature Version 4).
 //
 // Each resolve() lists the objects below the prefix. Names, sizes and ETags together name the
 // folder in the cache, so that a changed object gets a new folder and an old one never changes:
@@ -33,9 +33,10 @@ class S3Source {
   // Throws Error(invalid_argument) for an endpoint that is no http or https URL.
   explicit S3Source(Options options);
 
-  // The adapter `name`: "bucket/prefix" or "s3://bucket/prefix"; its files are the objects
+  // What `name` is: "bucket/prefix" or "s3://bucket/prefix"; its files are the objects
   // "prefix/NAME". Throws Error as HubSource::resolve() does; there is no offline mode.
-  Fetched resolve(const std::string& name, const FetchControl& control = {}) const;
+  Fetched resolve(const std::string& name, const FetchControl& control = {},
+                  RemoteKind wanted = RemoteKind::adapter) const;
 
  private:
   Options options_;

@@ -116,6 +116,12 @@ class Loader {
         sink_(&sink),
         data_(data) {}
 
+  // `what` is done to `bytes` of weights.
+  void report_to(const ProgressSink& sink, std::string_view what, size_t bytes) {
+    progress_ = &sink;
+    report_ = {what, 0, static_cast<int64_t>(bytes)};
+  }
+
   ModelWeights take() { return std::move(out_); }
 
   void model(const ModelSlices& m) {
@@ -148,6 +154,12 @@ class Loader {
   }
 
  private:
+  void done(int64_t bytes) {
+    if (progress_ == nullptr) return;
+    report_.done = std::min(report_.done + bytes, report_.total);
+    (*progress_)(report_);
+  }
+
   std::byte* allocate(size_t bytes) {
     out_.storage.emplace_back(bytes);
     out_.bytes += bytes;
@@ -167,6 +179,7 @@ class Loader {
         w.data = source_.packed()->data(piece);
         out_.bytes += bytes;
       }
+      done(static_cast<int64_t>(bytes));
     } else if (sink_ == nullptr) {
       w.data = allocate(bytes);
       fill(w);
@@ -223,6 +236,7 @@ class Loader {
       ops_.pack(w, group, p.first, m, p.interleaved);
       source_.release();
     }
+    done(w.group_bytes);
   }
 
   void pack_quantised(Weight& w, int64_t group, std::span<const Part> parts) {
@@ -242,6 +256,7 @@ class Loader {
                 p.interleaved);
       source_.release();
     }
+    done(w.group_bytes);
   }
 
   // Groups without an order of their own keep the one of x.
@@ -258,6 +273,7 @@ class Loader {
   Tensor table(const Slice& s) {
     const Tensor src = matrix(s);
     const auto bytes = Arena::tensor_bytes(ops_.act(), src.shape);
+    done(static_cast<int64_t>(bytes));
     if (sink_ != nullptr) {
       sink_->plain("embed", src);
       return {};
@@ -344,17 +360,18 @@ class Loader {
   ThreadPool* copy_with_ = nullptr;
   PieceSink* sink_ = nullptr;
   bool data_ = true;  // for the sink
+  const ProgressSink* progress_ = nullptr;
+  Progress report_;
   ModelWeights out_;
   std::vector<std::byte> scratch_;
 };
 
 void load_layers(Loader& loader, const Architecture& architecture, const ModelShare& share,
-                 TensorSource& source, const LoadProgress& progress) {
+                 TensorSource& source) {
   const Spec& spec = share.whole;
   loader.model(own_slices(model_slices(architecture, spec, source), share));
   for (int32_t i = 0; i < spec.layers; ++i) {
     loader.layer(own_slices(layer_slices(architecture, spec, source, i), share), i);
-    if (progress) progress(i + 1, spec.layers);
   }
   source.release();
 }
@@ -364,15 +381,22 @@ void load_layers(Loader& loader, const Architecture& architecture, const ModelSh
 ModelWeights load_weights(const Architecture& architecture, const ModelShare& share,
                           TensorSource& source, Ops& ops, const LoadOptions& options) {
   Loader loader(share, source, ops, options.copy_with);
-  load_layers(loader, architecture, share, source, options.progress);
+  if (options.progress) {
+    loader.report_to(options.progress, "loading weights",
+                     weight_bytes(architecture, share, source, ops));
+  }
+  load_layers(loader, architecture, share, source);
   return loader.take();
 }
 
 void each_piece(const Architecture& architecture, const Spec& spec, TensorSource& source, Ops& ops,
-                PieceSink& sink, bool data, const LoadProgress& progress) {
+                PieceSink& sink, bool data, const ProgressSink& progress) {
   const ModelShare share(spec);  // the loader looks at it all the while
   Loader loader(share, source, ops, sink, data);
-  load_layers(loader, architecture, share, source, progress);
+  if (progress) {
+    loader.report_to(progress, "packing weights", weight_bytes(architecture, share, source, ops));
+  }
+  load_layers(loader, architecture, share, source);
 }
 
 namespace {

@@ -1,8 +1,7 @@
 // Reads a model's tensors, or a rank's part of each, in the order of its layers, into the backend's
 // packed layout. Of plain tensors only that part is touched.
 #pragma once
-#include <functional>
-
+#include "base/progress.h"
 #include "base/thread_pool.h"
 #include "models/architecture.h"
 #include "models/causal_lm.h"
@@ -11,11 +10,8 @@
 
 namespace lorry {
 
-// Called after each layer with the number done and the number of all.
-using LoadProgress = std::function<void(int32_t done, int32_t all)>;
-
 struct LoadOptions {
-  LoadProgress progress = {};
+  ProgressSink progress = {};  // with the bytes of weights in memory, as weight_bytes counts them
   // Copies what a packed source holds, with these threads. Null: it is used where it is mapped, and
   // the source must outlive the weights.
   ThreadPool* copy_with = nullptr;
@@ -41,7 +37,7 @@ class PieceSink {
 // Hands over the pieces in the order that load_weights takes them, one in memory at a time.
 // `data`: false: their shapes alone. Requires: a source that is neither quantised nor packed.
 void each_piece(const Architecture& architecture, const Spec& spec, TensorSource& source, Ops& ops,
-                PieceSink& sink, bool data, const LoadProgress& progress = {});
+                PieceSink& sink, bool data, const ProgressSink& progress = {});
 
 // Throws Error(bad_file) for a tensor of `model` that was not asked for and that nothing explains:
 // it hints at an architecture that is only almost known. Returns how many others there are.

@@ -42,7 +42,7 @@ class PieceWriter final : public PieceSink {
 }  // namespace
 
 int64_t write_packed(const std::string& path, const Architecture& architecture, const Spec& spec,
-                     const ModelFiles& files, Ops& ops, const LoadProgress& progress) {
+                     const ModelFiles& files, Ops& ops, const ProgressSink& progress) {
   PieceList list;
   each_piece(architecture, spec, *files.source, ops, list, false);
   PackedWriter writer(path, {files.digest, files.config_sha256, packed_format(spec.formats.linears),

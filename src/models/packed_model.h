@@ -10,6 +10,6 @@ namespace lorry {
 // spec.formats says; returns its bytes. Requires: a source that is neither quantised nor packed.
 // Throws Error: of the model as load_weights; invalid_argument when it cannot be written.
 int64_t write_packed(const std::string& path, const Architecture& architecture, const Spec& spec,
-                     const ModelFiles& files, Ops& ops, const LoadProgress& progress = {});
+                     const ModelFiles& files, Ops& ops, const ProgressSink& progress = {});
 
 }  // namespace lorry

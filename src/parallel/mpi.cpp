@@ -293,4 +293,11 @@ class MpiComm final : public Comm {
 
 std::unique_ptr<Comm> make_mpi_comm() { return std::make_unique<MpiComm>(); }
 
+std::string mpi_library() {
+  void* handle = dlopen(kLibrary, RTLD_LAZY | RTLD_LOCAL);
+  if (handle == nullptr) return "";
+  dlclose(handle);
+  return kLibrary;
+}
+
 }  // namespace lorry

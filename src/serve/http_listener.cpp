@@ -19,6 +19,19 @@ namespace {
 
 constexpr int kBacklog = 4096;
 
+const char* advice(const error_code& ec) {
+  if (ec == asio::error::address_in_use) {
+    return "; another program listens there: choose another --port (0: one that is free)";
+  }
+  if (ec == asio::error::access_denied) {
+    return "; this user may not use this port: choose a --port from 1024 on";
+  }
+  if (ec == boost::system::errc::address_not_available) {
+    return "; --host must be an address of this machine, or 0.0.0.0 or :: for all";
+  }
+  return "";
+}
+
 // What a server that was killed has left behind goes; what is in use, or no socket, stays.
 void make_room(asio::io_context& io, const std::string& path) {
   std::error_code absent;
@@ -65,8 +78,8 @@ void HttpListener::listen_on_tcp(asio::io_context& io, const HttpOptions& option
   if (!ec) acceptor_.bind(endpoint, ec);
   if (!ec) acceptor_.listen(kBacklog, ec);
   if (ec) {
-    fail(Code::invalid_argument, "cannot listen on {} port {}: {}", quote(options.host),
-         options.port, ec.message());
+    fail(Code::invalid_argument, "cannot listen on {} port {}: {}{}", quote(options.host),
+         options.port, ec.message(), advice(ec));
   }
   const auto generic = acceptor_.local_endpoint();
   tcp::endpoint bound;

@@ -25,6 +25,15 @@ bool printable(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; });
 }
 
+std::string nothing_at(const std::string& path) {
+  const std::string responses = "/v1/responses";
+  if (path == responses || path.starts_with(responses + "/")) {
+    return "there is no Responses API here, as nothing is kept of answers; use "
+           "/v1/chat/completions";
+  }
+  return fmt::format("there is nothing at {}", quote(path, 80));
+}
+
 // The client's id of a request where it is fit for a header and a log, else one of ours.
 std::string request_id(const HttpRequest& request) {
   const std::string_view given = request.header("x-request-id");
@@ -176,9 +185,7 @@ void Service::dispatch(const CallPtr& call) {
     return (this->*route.handler)(call);
   }
   if (allowed.empty()) {
-    return refuse(*call, {Problem::unknown_path,
-                          fmt::format("there is nothing at {}", quote(request.path, 80)),
-                          {}});
+    return refuse(*call, {Problem::unknown_path, nothing_at(request.path), {}});
   }
   HttpResponse response =
       error_response({Problem::method,

@@ -33,8 +33,8 @@ void expect_one_line(const ProcessResult& r, int status, const std::string& text
 TEST(Help, EveryCommandSaysWhatItDoesWithAnExample) {
   const ProcessResult all = run_lorry({"--help"});
   EXPECT_EQ(all.status, 0);
-  for (const char* name :
-       {"serve", "generate", "chat", "inspect", "logits", "bench", "quantize", "env"}) {
+  for (const char* name : {"serve", "generate", "chat", "pull", "inspect", "logits", "bench",
+                           "quantize", "completion", "env"}) {
     EXPECT_THAT(all.out, HasSubstr(name));
     const ProcessResult r = run_lorry({name, "--help"});
     EXPECT_EQ(r.status, 0) << name;
@@ -77,8 +77,21 @@ TEST(Env, TellsTheMachineAsTextAndJson) {
   for (const char* key : {"version", "compiler", "cpu", "isa", "libraries"}) {
     EXPECT_FALSE(o.at(key).as_string().empty()) << key;
   }
-  EXPECT_GE(o.at("cores").as_int64(), 1);
+  for (const char* key : {"cores", "cpus", "threads", "numa_nodes"}) {
+    EXPECT_GE(o.at(key).as_int64(), 1) << key;
+  }
   EXPECT_GT(o.at("memory_available").to_number<int64_t>(), 0);
+  EXPECT_GE(o.at("memory_total").to_number<int64_t>(),
+            o.at("memory_available").to_number<int64_t>());
+  EXPECT_TRUE(o.at("port").at("free").is_bool());
+  EXPECT_FALSE(o.at("gpu").at("used").as_bool());
+  EXPECT_TRUE(o.at("mpi").is_string());
+  EXPECT_TRUE(o.at("huge_pages").at("transparent").is_string());
+  const TestFolder cache;
+  cache.write("hub/blob", std::string(1500, 'x'));
+  const ProcessResult used = run_lorry({"env"}, {.env = {{"HF_HUB_CACHE", cache.path("hub")}}});
+  EXPECT_THAT(used.out, HasSubstr(cache.path("hub") + " (1.5 kB)"));
+  EXPECT_THAT(used.out, HasSubstr("this build computes on the CPU"));
 }
 
 TEST(Inspect, ModelShapeAndMemoryComeWithoutLoading) {
@@ -159,9 +172,11 @@ TEST(Generate, WritesTheAnswerOfTheAdapter) {
   EXPECT_NE(with({}), with({"--chat"}));
   expect_one_line(run_lorry({"generate", golden(kModel), "--prompt", "x", "--adapter", "nobody"}),
                   1, "nobody");
-  expect_one_line(
-      run_lorry({"generate", golden(kModel), "--prompt", "x", "--adapter", "x=/nowhere"}), 1,
-      "/nowhere");
+  for (const char* command : {"generate", "chat"}) {
+    std::vector<std::string> line = {command, golden(kModel), "--adapter", "x=/nowhere"};
+    if (line[0] == "generate") line.insert(line.end(), {"--prompt", "x"});
+    expect_one_line(run_lorry(line), 1, "\"/nowhere\" is no folder");
+  }
 }
 
 TEST(Generate, ReadsThePromptFromAPipe) {

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <pty.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -102,6 +103,27 @@ ProcessResult run_lorry(const std::vector<std::string>& arguments, const Process
   for (const int fd : {in_fd, out_fd, err_fd}) close(fd);
   result.out = whole_file(folder.path("out"));
   result.err = whole_file(folder.path("err"));
+  return result;
+}
+
+ProcessResult run_lorry_on_terminal(const std::vector<std::string>& arguments,
+                                    const ProcessInput& input) {
+  termios raw{};
+  cfmakeraw(&raw);
+  winsize size{};
+  size.ws_row = 25;
+  size.ws_col = 100;
+  int master = -1, terminal = -1;
+  EXPECT_EQ(openpty(&master, &terminal, nullptr, &raw, &size), 0);
+  fcntl(master, F_SETFD, FD_CLOEXEC);
+  const Pipe out;
+  const int in = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  const int pid = start(arguments, input, shared_home(), {in, out.write, terminal});
+  for (const int fd : {in, out.write, terminal}) close(fd);
+  ProcessResult result;
+  result.err = read_all(master);  // ends with an error when the last of its users has gone
+  result.out = read_all(out.read);
+  result.status = status_of(pid);
   return result;
 }
 

@@ -21,6 +21,11 @@ struct ProcessInput {
 // Waits for the end. The program is the `lorry` of this build.
 ProcessResult run_lorry(const std::vector<std::string>& arguments, const ProcessInput& input = {});
 
+// The same with standard error on a terminal of 100 columns; `err` is what it was sent, with its
+// line ends as they were written.
+ProcessResult run_lorry_on_terminal(const std::vector<std::string>& arguments,
+                                    const ProcessInput& input = {});
+
 // One that goes on: `lorry serve`. Killed by the destructor when it still runs.
 class LorryProcess {
  public:

@@ -81,6 +81,7 @@ TEST(Serve, StartsWithThePlanAndEndsAtSigterm) {
                        "x=" + golden("mixtral-base/adapters/attn-r8"), "--port", "0"});
   ASSERT_TRUE(server.wait_for("Try: ")) << server.err();
   EXPECT_THAT(server.err(), HasSubstr("memory: weights"));
+  EXPECT_THAT(server.err(), HasSubstr("of rank 64 on attention and experts"));
   const uint16_t port = port_of(server.err());
   ASSERT_GT(port, 0) << server.err();
   const std::string answer =
@@ -106,8 +107,11 @@ TEST(Serve, AddressesThatCannotBeUsedEndWithOneLine) {
     EXPECT_THAT(r.err, HasSubstr(text));
   };
   fails({"--port", taken}, taken);
+  fails({"--port", taken}, "choose another --port");
   fails({"--host", "no.such.host.invalid", "--port", "0"}, "no.such.host.invalid");
   fails({"--host", "203.0.113.1", "--port", "0"}, "203.0.113.1");
+  fails({"--host", "203.0.113.1", "--port", "0"}, "--host must be an address of this machine");
+  fails({"--uds", "/no/such/folder/socket"}, "--uds \"/no/such/folder/socket\"");
 }
 
 TEST(Serve, SettingsThatMakeNoSenseEndWithOneLine) {
@@ -127,6 +131,13 @@ TEST(Serve, SettingsThatMakeNoSenseEndWithOneLine) {
   refused("--shutdown-timeout", "nan");
   refused("--adapter-root", "/no/such/folder");
   refused("--lora-modules", "x=/no/such/folder");
+  refused("--api-key-file", "/no/such/file");
+  refused("--config", "/no/such/file");
+  refused("--isa", "sse9");
+  refused("--quantize", "int3");
+  refused("--kv-tokens", "1T");
+  refused("--adapter-memory", "1T");
+  refused("--max-batch-prefill-tokens", "1G");
   const std::string adapter = golden("mixtral-base/adapters/attn-r8");
   EXPECT_THAT(run_lorry({"serve", model, "--lora-modules", "a=" + adapter, "a=" + adapter}).err,
               HasSubstr("two adapters named"));

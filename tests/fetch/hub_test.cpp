@@ -185,14 +185,22 @@ TEST_F(HubTest, a_cache_with_pickle_does_not_hide_what_the_hub_has_now) {
 TEST_F(HubTest, progress_goes_up_to_the_size) {
   hub_.start();
   int64_t last = 0;
-  const FetchControl control{.progress = [&](const FetchProgress& p) {
-    if (p.file != "adapter_model.safetensors") return;
-    EXPECT_GT(p.done_bytes, last);
-    EXPECT_EQ(p.total_bytes, 200'000);
-    last = p.done_bytes;
-  }};
+  FetchPlan plan;
+  const FetchControl control{.plan = [&](const FetchPlan& p) { plan = p; },
+                             .progress =
+                                 [&](const Progress& p) {
+                                   EXPECT_GT(p.done, last);
+                                   EXPECT_EQ(p.total, 200'021);
+                                   last = p.done;
+                                 }};
   resolve("org/name", "", control);
-  EXPECT_EQ(last, 200'000);
+  EXPECT_EQ(last, 200'021);
+  EXPECT_EQ(plan.files, 2);
+  EXPECT_EQ(plan.total_bytes, 200'021);
+  EXPECT_EQ(plan.missing_bytes, 200'021);
+  plan = {};
+  resolve("org/name", "", control);
+  EXPECT_EQ(plan.files, 0) << "nothing to download";
 }
 
 TEST_F(HubTest, a_call_that_is_cancelled_ends_soon_and_leaves_what_it_has) {
@@ -202,8 +210,8 @@ TEST_F(HubTest, a_call_that_is_cancelled_ends_soon_and_leaves_what_it_has) {
   });
   hub_.start();
   std::atomic<bool> cancelled{false};
-  const FetchControl control{.cancelled = &cancelled, .progress = [&](const FetchProgress& p) {
-                               if (p.total_bytes == 200'000) cancelled = true;
+  const FetchControl control{.cancelled = &cancelled, .progress = [&](const Progress& p) {
+                               if (p.done > 1000) cancelled = true;
                              }};
   options_.network.low_speed_time = std::chrono::seconds(15);
   const auto start = std::chrono::steady_clock::now();

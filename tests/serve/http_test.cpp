@@ -256,6 +256,14 @@ TEST_F(Http, A11_unknown_path_wrong_method_wrong_type) {
   reply = get("/v1/nothing");
   EXPECT_EQ(reply.status, 404);
   EXPECT_THAT(reply.body, HasSubstr(R"("type":"invalid_request_error")"));
+  for (const char* line : {"POST /v1/responses", "GET /v1/responses/resp_1"}) {
+    reply = raw(std::string(line) +
+                " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                "Content-Length: 2\r\n\r\n{}");
+    EXPECT_EQ(reply.status, 404) << line;
+    EXPECT_THAT(reply.body, HasSubstr("use /v1/chat/completions"));
+    EXPECT_THAT(reply.body, HasSubstr(R"("code":"unknown_url")"));
+  }
   reply = get("/generate");
   EXPECT_EQ(reply.status, 405);
   EXPECT_EQ(reply.headers.at("allow"), "POST");
