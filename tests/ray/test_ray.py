@@ -116,6 +116,16 @@ def generate(url, adapter=None, n=24, path="/generate", **more):
         "adapter_id": adapter, "max_new_tokens": n, "ignore_eos_token": True, "details": True}})
 
 
+def test_the_readme_names_every_argument():
+    sys.path.insert(0, str(ROOT / "deploy/ray"))
+    import lorry_serve
+    readme = (ROOT / "deploy/ray/README.md").read_text()
+    for name in lorry_serve.Settings.model_fields:
+        assert f"`{name}`" in readme, name
+    example = yaml.safe_load((ROOT / "deploy/ray/config.yaml").read_text())["applications"][0]["args"]
+    assert set(example) <= set(lorry_serve.Settings.model_fields)
+
+
 def test_answers_are_those_of_one_server(fleet, alone):
     for adapter in [None, *ADAPTERS]:
         ours, theirs = generate(fleet.url, adapter), generate(alone.url, adapter)
