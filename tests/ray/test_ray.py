@@ -4,6 +4,7 @@ replica, streams, a server that is killed, an end that leaves nothing."""
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ from prompts import as_turn, chat, story
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LORRY = str(ROOT / "build/release/lorry")
 ADAPTERS = ["json", "french", "pirate", "summary", "bullets", "poem"]
-FLAGS = "--threads 1 --disable-log-requests"
+FLAGS = "--threads 1"
 
 
 def free_port():
@@ -59,17 +60,20 @@ class Fleet:
         try:
             wait_until(self._is_up, "the fleet", seconds=150, pause=0.2)
         except BaseException:
-            print(self._log.read_text()[-8000:])
+            print(self.log()[-8000:])
             self.stop()
             raise
 
     def _is_up(self):
         assert self._process.poll() is None, "serve run ended"
-        assert "Deploying app 'lorry' failed" not in self._log.read_text(errors="replace")
+        assert "Deploying app 'lorry' failed" not in self.log()
         try:
             return requests.get(self.url + "/health", timeout=30).ok and len(self.servers()) == 2
         except requests.ConnectionError:
             return False
+
+    def log(self):
+        return self._log.read_text(errors="replace")
 
     def servers(self):
         """The process ids of its lorry processes."""
@@ -79,7 +83,7 @@ class Fleet:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if self.name.encode() in words and words[0] == LORRY.encode():
+            if words[0] == LORRY.encode() and self.name.encode() in words and b"--uds" in words:
                 found.add(int(folder.name))
         return found
 
@@ -179,12 +183,12 @@ def test_streams_come_in_pieces(fleet, alone):
     assert last["generated_text"] == generate(alone.url, "pirate", 200).json()["generated_text"]
 
 
-def test_a_client_that_leaves_frees_its_place(fleet):
-    """400 tokens for each of 64 clients: with those still in work the ones after them would wait."""
-    for _ in range(64):
-        with generate(fleet.url, "poem", 400, "/generate_stream", stream=True) as answer:
-            next(answer.iter_content(None))
-    assert generate(fleet.url, "poem", 5).status_code == 200
+def test_a_client_that_leaves_is_told_to_the_server(fleet):
+    with generate(fleet.url, "poem", 900, "/generate_stream", stream=True,
+                  headers={"x-request-id": "leaves-9"}) as answer:
+        next(answer.iter_content(None))
+    line = wait_until(lambda: re.search("request .*leaves-9.*", fleet.log()), "the server's line", pause=0.2)
+    assert "outcome=client_closed" in line.group(0)
 
 
 def test_a_server_that_is_killed_costs_no_request(fleet, alone):
