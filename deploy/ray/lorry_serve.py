@@ -86,20 +86,20 @@ def is_healthy(path):
 class Replica:
     """Owns one `lorry serve` on a Unix socket."""
 
-    def __init__(self, command, settings):
-        self._settings = settings
+    def __init__(self, command, start_seconds, drain_seconds):
+        self._drain_seconds = drain_seconds
         self._id = serve.get_replica_context().replica_id.unique_id
         self._folder = tempfile.mkdtemp(prefix="lorry-")
         self._socket = os.path.join(self._folder, "socket")
         self._session = None
         self._process = subprocess.Popen([*command, "--uds", self._socket],
                                          stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
-        end = time.monotonic() + settings.start_seconds
+        end = time.monotonic() + start_seconds
         while not is_healthy(self._socket):
             if self._process.poll() is not None:
                 raise RuntimeError(f"lorry serve ended with {self._process.returncode}")
             if time.monotonic() > end:
-                raise RuntimeError(f"lorry serve was not ready after {settings.start_seconds} s")
+                raise RuntimeError(f"lorry serve was not ready after {start_seconds} s")
             time.sleep(0.05)
 
     async def check_health(self):
@@ -139,7 +139,7 @@ class Replica:
         if process and process.poll() is None:
             process.terminate()
             try:
-                process.wait(self._settings.drain_seconds + 10)
+                process.wait(self._drain_seconds + 10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -235,5 +235,5 @@ def build(settings: Settings):
         health_check_period_s=2, health_check_timeout_s=15,
         graceful_shutdown_timeout_s=settings.drain_seconds + 20, graceful_shutdown_wait_loop_s=1,
         request_router_config=RequestRouterConfig(request_router_class=AdapterRouter),
-    ).bind(command, settings)
+    ).bind(command, settings.start_seconds, settings.drain_seconds)
     return Ingress.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=10000).bind(replicas, base)

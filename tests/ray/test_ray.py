@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -38,31 +39,38 @@ class Fleet:
     def __init__(self, folder):
         self.name = f"fleet-{os.getpid()}"
         self._temporary = tempfile.mkdtemp(prefix="ray-")  # its sockets need short paths
-        config = yaml.safe_load((ROOT / "deploy/ray/config.yaml").read_text())
-        port = free_port()
-        config["http_options"]["port"] = port
-        config["applications"][0]["args"].update(
-            lorry=LORRY, served_model_name=self.name, flags=FLAGS, cpus_per_replica=0.5, min_replicas=2,
-            max_replicas=2, drain_seconds=5)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        self.url = f"http://127.0.0.1:{port}"
+        self._folder = folder
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
         self._log = folder / "log"
-        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": self._temporary,
-                       "RAY_TMPDIR": self._temporary, "RAY_USAGE_STATS_ENABLED": "0",
-                       "PYTHONPATH": str(ROOT / "deploy/ray"), "PYTHONDONTWRITEBYTECODE": "1",
-                       "NO_PROXY": "127.0.0.1"}
+        self._environment = {
+            "PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": self._temporary,
+            "RAY_TMPDIR": self._temporary, "RAY_USAGE_STATS_ENABLED": "0", "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": str(ROOT / "deploy/ray"), "PYTHONDONTWRITEBYTECODE": "1"}
         with open(self._log, "wb") as log:
-            self._process = subprocess.Popen(
-                [str(pathlib.Path(sys.executable).parent / "serve"), "run",
-                 str(folder / "config.yaml")],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder,
-                start_new_session=True)
+            self._process = subprocess.Popen(self._command(2), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                             env=self._environment, cwd=folder, start_new_session=True)
         try:
             wait_until(self._is_up, "the fleet", seconds=150, pause=0.2)
         except BaseException:
             print(self.log()[-8000:])
             self.stop()
             raise
+
+    def _command(self, replicas, *more):
+        config = yaml.safe_load((ROOT / "deploy/ray/config.yaml").read_text())
+        config["http_options"]["port"] = self._port
+        config["applications"][0]["args"].update(
+            lorry=LORRY, served_model_name=self.name, flags=FLAGS, cpus_per_replica=0.5,
+            min_replicas=replicas, max_replicas=replicas, drain_seconds=5)
+        file = self._folder / f"{replicas}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        return [str(pathlib.Path(sys.executable).parent / "serve"), "run", *more, str(file)]
+
+    def scale(self, replicas):
+        """Another configuration for what runs."""
+        subprocess.run(self._command(replicas, "--address", "auto", "--non-blocking"), check=True, timeout=90,
+                       stdin=subprocess.DEVNULL, capture_output=True, env=self._environment, cwd=self._folder)
 
     def _is_up(self):
         assert self._process.poll() is None, "serve run ended"
@@ -187,7 +195,7 @@ def test_a_client_that_leaves_is_told_to_the_server(fleet):
     with generate(fleet.url, "poem", 900, "/generate_stream", stream=True,
                   headers={"x-request-id": "leaves-9"}) as answer:
         next(answer.iter_content(None))
-    line = wait_until(lambda: re.search("request .*leaves-9.*", fleet.log()), "the server's line", pause=0.2)
+    line = wait_until(lambda: re.search("request id=leaves-9 .*", fleet.log()), "the server's line", pause=0.2)
     assert "outcome=client_closed" in line.group(0)
 
 
@@ -209,3 +217,30 @@ def test_a_server_that_is_killed_costs_no_request(fleet, alone):
                "answers of the new one", seconds=60)
     for name, answer in expected.items():
         assert generate(fleet.url, name).json() == answer, name
+
+
+def test_scaling_down_costs_no_request(fleet, alone):
+    """Last, as one server is left."""
+    expected = {name: generate(alone.url, name).json() for name in [None, *ADAPTERS]}
+    before, scaled, done = fleet.servers(), threading.Event(), threading.Event()
+    assert len(before) == 2
+
+    def ask(name):
+        n = 0
+        while not done.is_set():
+            answer = generate(fleet.url, name)
+            assert answer.status_code == 200 and answer.json() == expected[name], (name, answer.text)
+            n += scaled.is_set()
+        return n
+
+    with ThreadPoolExecutor(len(expected)) as pool:
+        asked = [pool.submit(ask, name) for name in expected]
+        try:
+            fleet.scale(1)
+            scaled.set()
+            wait_until(lambda: len(fleet.servers()) == 1, "the end of one", seconds=90, pause=0.2)
+        finally:
+            done.set()
+        assert all(job.result() > 0 for job in asked)
+    assert fleet.servers() < before  # the other was not started anew
+    assert "shutting down: running requests have 5 s" in fleet.log()
