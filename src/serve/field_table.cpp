@@ -133,6 +133,7 @@ void read_stream_options(const json::value& value, const FieldRule& rule, const 
   };
   out.include_usage = flag("include_usage");
   out.continuous_usage = flag("continuous_usage_stats");
+  if (flag("include_obfuscation")) refuse_field(rule.name, ".include_obfuscation is not supported");
 }
 
 constexpr unsigned kLorax = static_cast<unsigned>(Api::lorax);
@@ -240,6 +241,9 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"metadata", kChat, NotSupported{}},
     {"service_tier", kChat, NotSupported{"auto default"}},
     {"prompt_cache_key", kChat, NotSupported{}},
+    {"prompt_cache_options", kChat, NotSupported{}},
+    {"prompt_cache_retention", kChat, NotSupported{}},
+    {"moderation", kChat, NotSupported{}},
     {"safety_identifier", kChat, NotSupported{}},
     {"chat_template", kChat, NotSupported{}},
     {"chat_template_kwargs", kChat, NotSupported{}},

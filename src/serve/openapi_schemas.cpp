@@ -181,7 +181,7 @@ constexpr std::string_view kNotes = R"json({
 "max_completion_tokens": {"says": "another name of max_tokens"},
 "ignore_eos_token": {"default": false}, "ignore_eos": {"default": false},
 "stop": {"says": "texts that end the answer, at most max_stop_sequences"},
-"best_of": {"default": 1, "says": "LoRAX: the most probable of so many, at most max_best_of; completions: only as n"},
+"best_of": {"default": 1, "says": "LoRAX: the most probable of so many, at most max_best_of; completions: at least n"},
 "n": {"default": 1}, "model": {"says": "the served name or an adapter; empty: the base model"},
 "adapter_id": {"says": "default: the server's --adapter-id, or the base model"},
 "adapter_source": {"says": "local, hub or s3; default: the server's"},
@@ -201,7 +201,7 @@ constexpr std::string_view kNotes = R"json({
 "stream_options": {"says": "include_usage, continuous_usage_stats"},
 "response_format": {"says": "what the answer must look like"},
 "messages": {"says": "the conversation"}, "prompt": {"says": "text or token ids, one or several"},
-"parallel_tool_calls": {"default": false}
+"parallel_tool_calls": {"default": true}
 })json";
 
 }  // namespace

@@ -70,3 +70,34 @@ def test_the_image_starts_the_server(request):
     [line] = [x for x in text.splitlines() if x.startswith("ENV ")]
     names = {pair.split("=")[0].lower().replace("_", "-") for pair in line.split()[1:]}
     assert names <= flags(request) | {"hostname"}
+
+
+ALL_VALUES = {"keysSecret": "keys", "tlsSecret": "tls", "modelsClaim": "models", "replicas": 3}
+
+
+@pytest.mark.parametrize("values", [{}, ALL_VALUES])
+def test_helm_renders_the_chart(values):
+    if shutil.which("helm") is None:
+        pytest.skip("helm is not installed; the test above reads the templates without it")
+    sets = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    subprocess.run(["helm", "lint", "--strict", str(CHART), *sets], check=True, capture_output=True)
+    rendered = subprocess.run(["helm", "template", "test", str(CHART), *sets], check=True,
+                              capture_output=True, text=True).stdout
+    objects = {document["kind"]: document for document in yaml.safe_load_all(rendered)}
+    assert set(objects) == {"ConfigMap", "Deployment", "Service"}
+    config = yaml.safe_load(objects["ConfigMap"]["data"]["config.yaml"])
+    deployment = objects["Deployment"]["spec"]
+    pod = deployment["template"]["spec"]
+    [container] = pod["containers"]
+    assert deployment["replicas"] == values.get("replicas", 1)
+    assert container["ports"][0]["containerPort"] == config["port"]
+    assert pod["terminationGracePeriodSeconds"] > config["shutdown-timeout"]
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    assert len(mounts) == (6 if values else 3)
+    assert ("--api-key-file" in container["args"]) == ("--ssl-keyfile" in container["args"]) == bool(values)
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == ("HTTPS" if values else "HTTP")
+    labels = deployment["template"]["metadata"]["labels"].items()
+    assert objects["Service"]["spec"]["selector"].items() <= labels
+    assert deployment["selector"]["matchLabels"].items() <= labels

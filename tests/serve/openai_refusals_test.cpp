@@ -87,11 +87,14 @@ TEST_F(OpenAi, B15_bad_messages_are_400) {
 }
 
 TEST_F(OpenAi, B16_B19_known_fields_that_are_not_supported_are_named) {
-  for (const char* field : {R"("tools":[{"type":"function"}])", R"("tool_choice":"required")",
-                            R"("functions":[{}])", R"("modalities":["audio"])", R"("store":true)",
-                            R"("reasoning_effort":"high")", R"("chat_template":"x")",
-                            R"("service_tier":"flex")", R"("response_format":{"type":"sound"})",
-                            R"("response_format":7)", R"("guided_grammar":"x")"}) {
+  for (const char* field :
+       {R"("tools":[{"type":"function"}])", R"("tool_choice":"required")", R"("functions":[{}])",
+        R"("modalities":["audio"])", R"("store":true)", R"("reasoning_effort":"high")",
+        R"("chat_template":"x")", R"("service_tier":"flex")",
+        R"("response_format":{"type":"sound"})", R"("response_format":7)",
+        R"("guided_grammar":"x")", R"("moderation":{"model":"x"})",
+        R"("prompt_cache_retention":"24h")", R"("prompt_cache_options":{"x":1})",
+        R"("stream_options":{"include_obfuscation":true})"}) {
     const std::string text(field);
     const std::string name = text.substr(1, text.find('"', 1) - 1);
     EXPECT_THAT(chat_refusal("," + text), HasSubstr("`" + name)) << field;
