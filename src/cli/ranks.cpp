@@ -21,6 +21,7 @@
 #include "cli/values.h"
 #include "engine/follower.h"
 #include "parallel/mpi.h"
+#include "parallel/one_host.h"
 #include "parallel/shared_memory.h"
 
 namespace lorry {
@@ -90,7 +91,7 @@ Ranks::Ranks(const RankFlags& f, std::function<void()> on_lost)
     return;
   }
   if (const auto size = environment("OMPI_COMM_WORLD_SIZE"); size && *size != "1") {
-    comm_ = make_mpi_comm();
+    comm_ = share_one_host(make_mpi_comm());
     if (f.num_shard != 1 && f.num_shard != comm_->size()) {
       fail(Code::invalid_argument, "--num-shard {}: mpirun has started {} ranks; leave it out",
            f.num_shard, comm_->size());
