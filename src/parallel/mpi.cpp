@@ -217,7 +217,7 @@ class MpiComm final : public Comm {
     }
     wait();
     for (int r = 0; r < size_; ++r) {
-      add_from(part, r == rank_ ? send_.data() : received(r), r == 0);
+      add_in_order(part, r == rank_ ? send_.data() : received(r), r, rank_);
     }
   }
 

@@ -83,7 +83,7 @@ class SharedMemoryComm final : public Comm {
       publish(part);
       for (int r = 0; r < size_; ++r) {
         wait(r, exchange_);
-        add_from(part, slot(r), r == 0);
+        add_in_order(part, slot(r), r, rank_);
       }
     });
   }
