@@ -30,6 +30,9 @@ constexpr size_t kPlanBlock = 1024;
 constexpr size_t kAnswerBlock = 64;
 constexpr auto kSpin = std::chrono::microseconds(300);
 constexpr auto kNap = std::chrono::microseconds(100);
+// Messages move only while a rank looks, but whoever has waited so long waits for rank 0 to have work.
+constexpr auto kIdle = std::chrono::seconds(1);
+constexpr auto kIdleNap = std::chrono::milliseconds(4);
 
 using Handle = void*;
 
@@ -196,13 +199,18 @@ class MpiComm final : public Comm {
   // For all that was begun. Whoever waits long leaves the core alone: a follower may be idle for
   // hours.
   void wait() {
-    const auto deadline = std::chrono::steady_clock::now() + kSpin;
-    bool nap = false;
+    const auto start = std::chrono::steady_clock::now();
     for (int done = 0; !requests_.empty();) {
       mpi_.testall(static_cast<int>(requests_.size()), requests_.data(), &done, nullptr);
       if (done != 0) break;
-      nap = nap || std::chrono::steady_clock::now() > deadline;
-      nap ? std::this_thread::sleep_for(kNap) : std::this_thread::yield();
+      const auto waited = std::chrono::steady_clock::now() - start;
+      if (waited < kSpin) {
+        std::this_thread::yield();
+      } else if (waited < kIdle) {
+        std::this_thread::sleep_for(kNap);
+      } else {
+        std::this_thread::sleep_for(kIdleNap);
+      }
     }
     requests_.clear();
   }
