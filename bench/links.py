@@ -35,16 +35,15 @@ MTU = 65000
 CLONE_NEWNET = 0x40000000
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
-# Of the formula. OpenMPI sends up to 64 KiB at once and asks before more; lorry cuts sums at 1 MiB, and
-# from 32 KiB among more than two ranks it sums in shares (src/parallel/mpi.cpp).
-EAGER, PART, SHARES = 64 << 10, 1 << 20, 32 << 10
-OWN_LATENCY = 60e-6  # of a message without a link, through this program, TCP and OpenMPI
+# Of the formula: sums are cut at 1 MiB, and from 32 KiB among more than two ranks made in shares
+# (src/parallel/mpi.cpp).
+PART, SHARES = 1 << 20, 32 << 10
+OWN_LATENCY = 0.3e-3  # of a message beside the link: TCP, OpenMPI, this program, and being awake for it
 
 
-def exchange_seconds(sent, largest, delay, rate):
-    """Of one exchange of messages: `sent` bytes leave or reach a host, `largest` is one message."""
-    trips = 1 if largest <= EAGER else 3
-    return trips * (delay + OWN_LATENCY) + sent / rate
+def exchange_seconds(sent, delay, rate):
+    """Of one exchange of messages: `sent` bytes leave or reach a host."""
+    return delay + OWN_LATENCY + sent / rate
 
 
 def sum_seconds(size, ranks, delay, rate):
@@ -52,19 +51,18 @@ def sum_seconds(size, ranks, delay, rate):
     while size > 0:
         part = min(size, PART)
         if ranks > 2 and part >= SHARES:
-            share = part / ranks
-            seconds += 2 * exchange_seconds((ranks - 1) * share, share, delay, rate)
+            seconds += 2 * exchange_seconds((ranks - 1) * part / ranks, delay, rate)
         else:
-            seconds += exchange_seconds((ranks - 1) * part, part, delay, rate)
+            seconds += exchange_seconds((ranks - 1) * part, delay, rate)
         size -= part
     return seconds
 
 
 def step_seconds(computing, shape, rows, logits, ranks, delay, rate):
     sums = 2 * shape["layers"] + 1
-    gathered = 4 * shape["vocab"] / ranks * logits
+    gathered = 4 * shape["vocab"] * (ranks - 1) / ranks * logits
     return (computing + sums * sum_seconds(4 * shape["dim"] * rows, ranks, delay, rate) +
-            exchange_seconds((ranks - 1) * gathered, gathered, delay, rate))
+            exchange_seconds(gathered, delay, rate))
 
 
 class Link:
@@ -152,15 +150,16 @@ class Hosts:
         subprocess.run([HOSTS, "down"], check=True)
 
 
-def mpirun(n, command):
-    """What `command` prints on n hosts."""
+def mpirun(n, command, settings):
+    """What `command` prints on n hosts. settings: of OpenMPI, NAME=VALUE."""
     with tempfile.NamedTemporaryFile("w", suffix=".sh", delete=False) as agent:
         agent.write(f'#!/usr/bin/env bash\nexec "{HOSTS}" ssh "$@"\n')
     os.chmod(agent.name, 0o755)
     hosts = ",".join(f"{NET}{i}" for i in range(1, n + 1))
     start = (f"mpirun --allow-run-as-root --mca plm_rsh_agent {agent.name} --mca btl tcp,self "
              "--mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 --bind-to none "
-             f"--host {hosts} -np {n} ")
+             f"--host {hosts} -np {n} " +
+             "".join(f"--mca {s.replace('=', ' ')} " for s in settings))
     try:
         return subprocess.run([HOSTS, "ssh", f"{NET}1", start + " ".join(map(str, command))], check=True,
                               stdout=subprocess.PIPE, text=True).stdout
@@ -180,7 +179,7 @@ def run_sums(args):
         for link in args.link:
             mbit, ms = parse_link(link)
             with Hosts(ranks, mbit, ms) as hosts:
-                text = mpirun(ranks, [args.build / "bench" / "bench_comm", "--kib", *args.kib])
+                text = mpirun(ranks, [args.build / "bench" / "bench_comm", "--kib", *args.kib], args.mca)
             print(f"{ranks} hosts, {mbit:g} Mbit/s, {ms:g} ms: microseconds a sum")
             print(f"{'KiB':>8} {'measured':>10} {'computed':>10}")
             for line in text.splitlines():
@@ -194,20 +193,22 @@ def run_sums(args):
 def run_steps(args):
     for ranks in args.ranks:
         for link in args.link:
-            command = [args.build / "lorry", "bench", "--json", "--kind", "all", "--reps", args.reps, "--batch",
-                       *args.batch, "--threads", 1]
-            if link == "shared":
-                command += ["--num-shard", ranks]
-                text = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE,
-                                      text=True).stdout
-            else:
-                with Hosts(ranks, *parse_link(link)):
-                    text = mpirun(ranks, command)
-            results = json.loads(text.strip().splitlines()[-1])["results"]
             steps = {}
-            for r in results:
-                rows = args.prefill if r["kind"] == "prefill" else r["batch"]
-                steps.setdefault(f"{r['kind']} {rows}", r["seconds"])
+            for kind in args.kind:
+                command = [args.build / "lorry", "bench", "--json", "--kind", kind, "--reps", args.reps,
+                           "--threads", 1]
+                if kind == "decode":
+                    command += ["--batch", *args.batch]
+                if link == "shared":
+                    command += ["--num-shard", ranks]
+                    text = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE,
+                                          text=True).stdout
+                else:
+                    with Hosts(ranks, *parse_link(link)):
+                        text = mpirun(ranks, command, args.mca)
+                for r in json.loads(text.strip().splitlines()[-1])["results"]:
+                    rows = args.prefill if kind == "prefill" else r["batch"]
+                    steps[f"{kind} {rows}"] = r["seconds"]
             with open(args.out, "a", encoding="utf-8") as out:
                 out.write(json.dumps({"ranks": ranks, "link": link, "steps": steps}) + "\n")
             print(ranks, link, {k: round(1000 * v, 1) for k, v in steps.items()}, flush=True)
@@ -218,7 +219,10 @@ def print_table(args):
     shape = {"layers": 16, "dim": 2048, "vocab": 32000}
     with open(args.file, encoding="utf-8") as lines:
         runs = [json.loads(line) for line in lines]
-    shared = {r["ranks"]: r["steps"] for r in runs if r["link"] == "shared"}
+    shared = {}
+    for r in runs:
+        if r["link"] == "shared":
+            shared.setdefault(r["ranks"], {}).update(r["steps"])
     print("| ranks | link | step | shared memory ms | measured ms | computed ms | off |\n|" + "---|" * 7)
     for r in runs:
         if r["link"] == "shared":
@@ -244,7 +248,9 @@ def main():
         p.add_argument("--ranks", nargs="+", type=int, default=[2])
         p.add_argument("--kib", nargs="+", type=int, default=[8, 32, 128, 512, 2048])
         p.add_argument("--batch", nargs="+", type=int, default=[1, 16, 64])
+        p.add_argument("--kind", nargs="+", default=["decode", "prefill"])
         p.add_argument("--reps", type=int, default=3)
+        p.add_argument("--mca", nargs="+", default=[], help="settings of OpenMPI, NAME=VALUE")
         p.add_argument("--out", default="steps.json")
         p.set_defaults(prefill=512)
     p = commands.add_parser("table")
