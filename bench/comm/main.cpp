@@ -106,10 +106,10 @@ int run(const Flags& flags) {
     const int64_t bytes = kib << 10;
     std::vector<float> ours = values_of(messages->rank(), bytes);
     std::vector<float> sent = ours, theirs = ours;
-    sum_of(*messages)(sent);
+    sum_of (*messages)(sent);
     mpi(theirs);
     if (memory != nullptr) {
-      sum_of(*memory)(ours);
+      sum_of (*memory)(ours);
       if (std::memcmp(ours.data(), sent.data(), static_cast<size_t>(bytes)) != 0) {
         fail(Code::internal, "{} KiB: messages and shared memory give different sums", kib);
       }

@@ -1,5 +1,6 @@
-// Signals: calls back on every SIGINT, SIGTERM and SIGUSR1, from a thread of its own, where anything may be
-// done. Made before other threads are: they inherit that these signals are not for them.
+// Signals: calls back on every SIGINT, SIGTERM and SIGUSR1, from a thread of its own, where
+// anything may be done. Made before other threads are: they inherit that these signals are not for
+// them.
 #pragma once
 #include <atomic>
 #include <functional>

@@ -32,7 +32,8 @@ constexpr size_t kPlanBlock = 1024;
 constexpr size_t kAnswerBlock = 64;
 constexpr auto kSpin = std::chrono::microseconds(300);
 constexpr auto kNap = std::chrono::microseconds(100);
-// Messages move only while a rank looks, but whoever has waited so long waits for rank 0 to have work.
+// Messages move only while a rank looks, but whoever has waited so long waits for rank 0 to have
+// work.
 constexpr auto kIdle = std::chrono::seconds(1);
 constexpr auto kIdleNap = std::chrono::milliseconds(4);
 
@@ -52,8 +53,8 @@ struct Library {
 };
 
 // OpenMPI asks the receiver before it sends more than 64 KiB over TCP, and sends the rest in small
-// pieces while both sides look: sums of more than that took up to twice as long. What is set already
-// (mpirun --mca) stays.
+// pieces while both sides look: sums of more than that took up to twice as long. What is set
+// already (mpirun --mca) stays.
 void send_parts_at_once() {
   const std::string bytes = std::to_string(kPartBytes + 4096);
   for (const char* name : {"OMPI_MCA_btl_tcp_eager_limit", "OMPI_MCA_btl_tcp_rndv_eager_limit",
