@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "base/cpu_relax.h"
 #include "base/error.h"
 
 namespace lorry {
@@ -24,7 +25,7 @@ bool spin_until(Condition&& condition) {
   while (true) {
     for (int i = 0; i < kPausesPerClockRead; ++i) {
       if (condition()) return true;
-      __builtin_ia32_pause();
+      cpu_relax();
     }
     if (std::chrono::steady_clock::now() > deadline) return false;
     // Costs under a microsecond where every thread has a core; where it has not, the thread that

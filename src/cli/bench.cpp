@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/float16.h"
 #include "base/sha256.h"
+#include "models/share.h"
 
 namespace lorry {
 
@@ -82,7 +83,9 @@ class BenchBatch {
 // sequence. A prefill would take hours where the context is long.
 void fill_cache(LoadedModel& m, const BenchCase& c) {
   constexpr int32_t kRows = 1024;
-  const int64_t cols = m.info.spec.kv_dim();
+  const Spec own = ModelShare(m.info.spec, m.placements[static_cast<size_t>(m.comm->rank())]).own;
+  const int64_t cols = own.kv_dim();
+  if (cols == 0) return;  // more ranks than heads
   std::vector<float> values(static_cast<size_t>(2 * kRows * cols));
   std::vector<int32_t> slots;
   int64_t piece = 0;
@@ -97,7 +100,7 @@ void fill_cache(LoadedModel& m, const BenchCase& c) {
     std::iota(slots.begin(), slots.end(), static_cast<int32_t>(first));
     const Tensor k = view(values.data(), Dtype::f32, {n, cols});
     const Tensor v = view(values.data() + n * cols, Dtype::f32, {n, cols});
-    m.ops->kv_write(kv, k, v, view(slots.data(), Dtype::i32, {n}), m.info.spec.attention);
+    m.ops->kv_write(kv, k, v, view(slots.data(), Dtype::i32, {n}), own.attention);
   };
   for (const KvLayer& kv : m.layers) {
     for (int32_t s = 0; s < c.batch; ++s) {

@@ -21,6 +21,7 @@
 #include "cli/values.h"
 #include "engine/follower.h"
 #include "parallel/mpi.h"
+#include "parallel/one_host.h"
 #include "parallel/shared_memory.h"
 
 namespace lorry {
@@ -51,6 +52,7 @@ std::string how_it_ended(int status) {
 void leave_signals_to_rank_0() {
   std::signal(SIGINT, SIG_IGN);
   std::signal(SIGTERM, SIG_IGN);
+  std::signal(SIGUSR1, SIG_IGN);
 }
 
 void complain(const std::string& text) { std::fputs(text.c_str(), stderr); }
@@ -76,8 +78,8 @@ bool Ranks::is_follower(const RankFlags& f) {
 
 Ranks::Ranks(const RankFlags& f, std::function<void()> on_lost)
     : expert_parallel_(f.expert_parallel), on_lost_(std::move(on_lost)) {
+  if (is_follower(f)) leave_signals_to_rank_0();
   if (!f.join.empty()) {
-    leave_signals_to_rank_0();
     int descriptor = -1, rank = -1;
     if (std::sscanf(f.join.c_str(), "%d:%d", &descriptor, &rank) != 2) {
       fail(Code::invalid_argument, "--join-ranks {}: is for lorry's own use", f.join);
@@ -90,12 +92,11 @@ Ranks::Ranks(const RankFlags& f, std::function<void()> on_lost)
     return;
   }
   if (const auto size = environment("OMPI_COMM_WORLD_SIZE"); size && *size != "1") {
-    comm_ = make_mpi_comm();
+    comm_ = share_one_host(make_mpi_comm());
     if (f.num_shard != 1 && f.num_shard != comm_->size()) {
       fail(Code::invalid_argument, "--num-shard {}: mpirun has started {} ranks; leave it out",
            f.num_shard, comm_->size());
     }
-    if (!leads()) leave_signals_to_rank_0();
     return;
   }
   if (f.num_shard > 1) start(f.num_shard);

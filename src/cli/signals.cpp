@@ -9,6 +9,7 @@ sigset_t signals_of_ours() {
   sigemptyset(&set);
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGUSR1);  // what mpirun hands on at once, unlike the others
   return set;
 }
 

@@ -40,6 +40,12 @@ inline void add_from(const Tensor& y, const std::byte* dense, bool first) {
   }
 }
 
+// The step r of a sum in the order of the ranks, r = 0, 1 ..., on the rank `own`, whose y begins as
+// what it adds. The first two values commute: ranks 0 and 1 keep y and add the other one.
+inline void add_in_order(const Tensor& y, const std::byte* dense, int r, int own) {
+  if (own > 1 || r != own) add_from(y, dense, own > 1 && r == 0);
+}
+
 // Calls f with parts of x that have at most max_bytes: rows, or where one is longer, parts of it.
 template <class F>
 void each_part(const Tensor& x, size_t max_bytes, F&& f) {

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <ctime>
 #include <new>
+#include <random>
 #include <thread>
 #include <utility>
 
@@ -17,6 +18,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/cpu_relax.h"
 #include "base/error.h"
 #include "parallel/rows.h"
 
@@ -39,6 +41,7 @@ struct alignas(64) RankState {
 struct Header {
   uint32_t magic = kMagic;
   int32_t ranks = 0;
+  uint64_t token = 0;
 };
 
 constexpr size_t header_bytes(int ranks) {
@@ -80,7 +83,7 @@ class SharedMemoryComm final : public Comm {
       publish(part);
       for (int r = 0; r < size_; ++r) {
         wait(r, exchange_);
-        add_from(part, slot(r), r == 0);
+        add_in_order(part, slot(r), r, rank_);
       }
     });
   }
@@ -198,7 +201,7 @@ class SharedMemoryComm final : public Comm {
     do {
       for (int i = 0; i < kPausesPerClockRead; ++i) {
         if (there()) return;
-        __builtin_ia32_pause();
+        cpu_relax();
       }
       std::this_thread::yield();
     } while (std::chrono::steady_clock::now() < deadline);
@@ -240,6 +243,8 @@ std::shared_ptr<SharedMemory> SharedMemory::create(int ranks) {
   std::shared_ptr<SharedMemory> m(new SharedMemory(fd, bytes));
   auto* header = new (m->data_) Header;
   header->ranks = ranks;
+  std::random_device random;
+  header->token = uint64_t{random()} << 32 | random();
   for (int r = 0; r < ranks; ++r) {
     new (m->data_ + (sizeof(Header) + 63) / 64 * 64 + static_cast<size_t>(r) * sizeof(RankState))
         RankState;
@@ -266,6 +271,7 @@ SharedMemory::~SharedMemory() {
 }
 
 int SharedMemory::ranks() const { return reinterpret_cast<const Header*>(data_)->ranks; }
+uint64_t SharedMemory::token() const { return reinterpret_cast<const Header*>(data_)->token; }
 
 std::unique_ptr<Comm> make_shared_memory_comm(std::shared_ptr<SharedMemory> memory, int rank) {
   return std::make_unique<SharedMemoryComm>(std::move(memory), rank);

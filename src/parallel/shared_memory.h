@@ -2,6 +2,7 @@
 // two slots in the common memory, used in turn; what it writes there the others read directly.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 #include "parallel/comm.h"
@@ -21,6 +22,8 @@ class SharedMemory {
   SharedMemory& operator=(const SharedMemory&) = delete;
 
   int ranks() const;
+  // Of this memory alone.
+  uint64_t token() const;
   // Survives exec; owned by this object.
   int descriptor() const { return descriptor_; }
   std::byte* data() const { return data_; }

@@ -1,9 +1,11 @@
 // Comm over shared memory: what each call leaves on each rank, with ranks that are late.
 #include "parallel/comm.h"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <random>
 #include <thread>
 
@@ -11,6 +13,7 @@
 #include <unistd.h>
 
 #include "lorry/error.h"
+#include "parallel/one_host.h"
 #include "parallel/shared_memory.h"
 
 namespace lorry {
@@ -160,6 +163,61 @@ TEST(SharedMemory, a_descriptor_of_something_else_is_refused) {
   EXPECT_THROW(SharedMemory::attach(pipe_end), Error);
   close(pipe_end);
 }
+
+// Says of its ranks that `local` of them share a host.
+class Spread final : public Comm {
+ public:
+  Spread(Comm& comm, int local, bool& ended) : comm_(comm), local_(local), ended_(ended) {}
+  int rank() const override { return comm_.rank(); }
+  int size() const override { return comm_.size(); }
+  int local_size() const override { return local_; }
+  void all_reduce(Tensor x) override { comm_.all_reduce(x); }
+  void gather(Tensor whole, Tensor part, std::span<const int64_t> widths) override {
+    comm_.gather(whole, part, widths);
+  }
+  void broadcast(Bytes& message) override {
+    comm_.broadcast(message);
+    if (lie_ && comm_.rank() == 2) message[0] ^= std::byte{0x55};  // another process
+  }
+  std::vector<Bytes> collect(std::span<const std::byte> message) override {
+    return comm_.collect(message);
+  }
+  void end() override { ended_ = true; }
+  int64_t bytes_sent() const override { return comm_.bytes_sent(); }
+  void lie() { lie_ = true; }
+
+ private:
+  Comm& comm_;
+  int local_;
+  bool& ended_;
+  bool lie_ = false;
+};
+
+// Whether ranks that say so have met in shared memory, where they can add and end.
+bool meet(int local, bool one_lies) {
+  std::array<bool, 3> met{}, ended{};
+  on_ranks(3, [&](Comm& messages) {
+    const auto rank = static_cast<size_t>(messages.rank());
+    auto spread = std::make_unique<Spread>(messages, local, ended[rank]);
+    if (one_lies) spread->lie();
+    const auto comm = share_one_host(std::move(spread));
+    Matrix m(1, 4, 4);
+    fill(m.tensor, comm->rank());
+    comm->all_reduce(m.tensor);
+    EXPECT_EQ(m.tensor.row<float>(0)[3], value_of(0, 0, 3) + value_of(1, 0, 3) + value_of(2, 0, 3));
+    EXPECT_EQ(comm->bytes_sent(), 16);
+    comm->end();
+    met[rank] = messages.bytes_sent() == 0;
+  });
+  EXPECT_EQ(ended, (std::array{true, true, true}));
+  EXPECT_EQ(met[0], met[1]);
+  EXPECT_EQ(met[0], met[2]);
+  return met[0];
+}
+
+TEST(OneHost, ranks_that_share_one_meet_in_its_memory) { EXPECT_TRUE(meet(3, false)); }
+TEST(OneHost, ranks_of_several_go_on_by_messages) { EXPECT_FALSE(meet(2, false)); }
+TEST(OneHost, where_one_cannot_open_the_memory_nobody_uses_it) { EXPECT_FALSE(meet(3, true)); }
 
 }  // namespace
 }  // namespace lorry

@@ -39,6 +39,37 @@ for n in 2 3; do
   same "$work/shared$n" "$work/mpi$n" "mpirun -np $n"
 done
 
+"${mpi[@]}" -np 3 build/release/bench/bench_comm --kib 8 128 8192 --seconds 0.02 >/dev/null ||
+  { echo "ranks: sums over MPI are not those of shared memory"; exit 1; }
+echo "ranks: sums over MPI are those of shared memory"
+
+# What mpirun does with its signals: USR1 reaches the ranks, which drain; TERM leaves them a second.
+ends_by() {
+  local signal=$1 port streams=""
+  "${mpi[@]}" -np 2 "$lorry" serve demo --port 0 --threads 1 >"$work/log" 2>&1 &
+  for _ in $(seq 300); do grep -q "Try: " "$work/log" && break; sleep 0.1; done
+  port=$(sed -n 's|^Try: curl http://127.0.0.1:\([0-9]*\)/.*|\1|p' "$work/log")
+  for i in $(seq 16); do
+    curl -sN "http://127.0.0.1:$port/generate_stream" -H 'Content-Type: application/json' -d '{"inputs": "Hello",
+      "parameters": {"max_new_tokens": 900, "ignore_eos_token": true, "details": true}}' >"$work/stream$i" &
+    streams="$streams $!"
+  done
+  for _ in $(seq 3000); do grep -q '"token"' "$work/stream16" && break; sleep 0.01; done
+  kill "-$signal" %?serve
+  status=0
+  wait %?serve || status=$?
+  wait $streams || true
+}
+ends_by USR1
+whole=$(grep -l '"generated_tokens":900' "$work"/stream* | wc -l)
+[ "$status" = 0 ] && [ "$whole" = 16 ] ||
+  { echo "ranks: mpirun with SIGUSR1: status $status, $whole of 16 streams are whole"; tail -3 "$work/log"; exit 1; }
+echo "ranks: SIGUSR1 to mpirun drains all"
+ends_by TERM
+[ $status != 0 ] && grep -q "shutting down" "$work/log" ||
+  { echo "ranks: mpirun with SIGTERM: status $status"; tail -3 "$work/log"; exit 1; }
+echo "ranks: SIGTERM to mpirun ends all"
+
 if [ "$(id -u)" != 0 ] || ! tests/ranks/hosts.sh up 4 2>/dev/null; then
   echo "ranks: no network namespaces here: several hosts are skipped"
   exit 0
