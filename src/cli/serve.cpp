@@ -17,6 +17,7 @@
 #include <fmt/format.h>
 
 #include "base/json.h"
+#include "base/system.h"
 #include "cli/commands.h"
 #include "cli/compat_flags.h"
 #include "cli/ranks.h"
@@ -171,6 +172,8 @@ void serve(const CLI::App& app, const ServeFlags& flags, const ModelPlace& place
 int run(CLI::App& app, ServeFlags& flags) {
   apply_settings(app, flags.config);
   std::signal(SIGPIPE, SIG_IGN);
+  keep_heap_small();
+  raise_file_limit();
   const ModelPlace place = find_model(flags.model.model);
   EngineOptions options = engine_options(flags, place);
 

@@ -1,6 +1,4 @@
 // A connection as a stream of bytes.
-#include "serve/http_wire.h"
-
 #include <array>
 
 #include <boost/asio/co_spawn.hpp>
@@ -9,6 +7,8 @@
 #include <boost/asio/local/connect_pair.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <gtest/gtest.h>
+
+#include "serve/http_wire.h"
 
 namespace lorry {
 namespace {
