@@ -13,7 +13,10 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 
 cpp_files = find $(wildcard src include tests examples bench fuzz) -name '*.cpp' -o -name '*.h'
 
-.PHONY: help setup build serve test test-sanitize check format clean
+.PHONY: help setup build serve test test-sanitize fuzz check format clean
+
+# Of each fuzzer.
+FUZZ_SECONDS ?= 60
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +39,9 @@ test-sanitize: build/asan/build.ninja build/tsan/build.ninja ## unit tests under
 	@cmake --build --preset tsan --target threaded_tests
 	@# g++ 12's TSan cannot live with every setting of address randomisation: off where that is allowed.
 	@$$(setarch -R true 2>/dev/null && echo setarch -R) ctest --preset tsan
+
+fuzz: setup ## the fuzzers of our parsers, FUZZ_SECONDS (60) each
+	@fuzz/run.sh $(FUZZ_SECONDS)
 
 check: setup ## layers, sizes, format
 	@python3 -m unittest discover -q -s tests/tools -p '*_test.py'

@@ -27,6 +27,16 @@ target_compile_definitions(lorry_flags INTERFACE
   LORRY_DCHECKS=$<IF:$<CONFIG:Release>,0,1>)
 target_include_directories(lorry_flags INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/include)
 target_link_options(lorry_flags INTERFACE -Wl,--gc-sections)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  # g++'s warnings that the sources switch off; what g++'s library uses of itself (stable_sort).
+  target_compile_options(lorry_flags INTERFACE
+    -Wno-unknown-warning-option -Wno-deprecated-declarations)
+endif()
+
+option(LORRY_FUZZ "Build the fuzzers of fuzz/: needs clang" OFF)
+if(LORRY_FUZZ)  # coverage in all that is ours, for libFuzzer to see
+  target_compile_options(lorry_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
 
 if(LORRY_SANITIZE)
   set(sanitize -fsanitize=${LORRY_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)

@@ -7,6 +7,7 @@
 #include <string>
 
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -64,6 +65,21 @@ size_t available_memory() {
 size_t peak_memory() {
   rusage usage{};
   return getrusage(RUSAGE_SELF, &usage) == 0 ? static_cast<size_t>(usage.ru_maxrss) * 1024 : 0;
+}
+
+void keep_heap_small() {
+  constexpr int kLarge = 256 << 10;
+  constexpr int kHeaps = 4;
+  mallopt(M_MMAP_THRESHOLD, kLarge);  // also stops glibc from raising it to 32 MB by itself
+  mallopt(M_TRIM_THRESHOLD, 4 * kLarge);
+  mallopt(M_ARENA_MAX, kHeaps);
+}
+
+void raise_file_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);  // with the old limit it works, too
 }
 
 std::string cpu_name() {

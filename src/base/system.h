@@ -14,6 +14,14 @@ size_t available_memory();
 // The most memory that this process has had so far.
 size_t peak_memory();
 
+// For a process that runs for weeks: buffers of requests that are larger than most go back to the
+// system when they are freed, and threads share a few heaps instead of having one each. Else memory
+// grows by what the largest requests leave in every heap. Before threads are started.
+void keep_heap_small();
+
+// As many open files as the system lets this process have: each connection is one.
+void raise_file_limit();
+
 // "model name" of the first CPU, or "unknown".
 std::string cpu_name();
 

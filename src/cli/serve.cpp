@@ -19,6 +19,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/system.h"
 #include "cli/commands.h"
 #include "cli/compat_flags.h"
 #include "cli/environment.h"
@@ -230,6 +231,8 @@ void serve(const CLI::App& app, const ServeFlags& flags, const ModelPlace& place
 int run(CLI::App& app, ServeFlags& flags) {
   apply_settings(app, flags.config);
   std::signal(SIGPIPE, SIG_IGN);
+  keep_heap_small();
+  raise_file_limit();
   flags.model.download.silent = Ranks::is_follower(flags.ranks);
   const ModelPlace place = find_model(flags.model.model, flags.model.download);
   EngineOptions options = engine_options(flags, place);

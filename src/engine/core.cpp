@@ -377,8 +377,8 @@ void EngineCore::finish(Active& a, FinishReason reason, std::optional<Error> err
   if (a.has_adapter) registry_.release(a.handle);
   ++(reason == FinishReason::failed ? counters_.failed : counters_.finished);
   const auto owned = requests_.extract(a.seq.id);
-  a.request.sink->on_finish(event);
   released_();
+  a.request.sink->on_finish(event);
 }
 
 void EngineCore::update_counters() {

@@ -46,9 +46,10 @@ class EngineCore {
   using Loaded = std::function<void(const Error*)>;  // null: it worked
 
   struct Callbacks {
-    std::function<void()> wake;      // by loader threads
-    std::function<void()> released;  // after each on_finish
-    AdapterLoaded loaded;            // by loader threads
+    std::function<void()> wake;  // by loader threads
+    // Before each on_finish: who hears it may send the next request at once.
+    std::function<void()> released;
+    AdapterLoaded loaded;  // by loader threads
   };
 
   // `tokenizer` may be null (synthetic models): then requests with stop texts are refused.

@@ -61,19 +61,28 @@ awaitable<bool> Wire::handshake() {
   co_return !ec;
 }
 
+// Asio tells an end once: who reads again waits for an event that has been.
+size_t Wire::received(const error_code& ec, size_t n) {
+  if (ec && ec != asio::error::operation_aborted) ended_ = true;
+  return ec ? 0 : n;
+}
+
 awaitable<size_t> Wire::read(char* data, size_t size) {
   if (!tls_) co_return co_await read_raw(data, size);
+  if (ended_) co_return 0;
   error_code ec;
   const size_t n = co_await tls_->stream.async_read_some(
       asio::buffer(data, size), asio::redirect_error(asio::use_awaitable, ec));
-  co_return ec ? 0 : n;
+  co_return received(ec, n);
 }
 
 awaitable<size_t> Wire::read_raw(char* data, size_t size) {
+  // The end of what TLS carries need not be that of the bytes below.
+  if (ended_ && !tls_) co_return 0;
   error_code ec;
   const size_t n = co_await socket_.async_read_some(asio::buffer(data, size),
                                                     asio::redirect_error(asio::use_awaitable, ec));
-  co_return ec ? 0 : n;
+  co_return received(ec, n);
 }
 
 awaitable<bool> Wire::write(std::string_view bytes) {

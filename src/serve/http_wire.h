@@ -9,6 +9,7 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/generic/stream_protocol.hpp>
+#include <boost/system/error_code.hpp>
 
 namespace boost::asio::ssl {
 class context;
@@ -33,7 +34,7 @@ class Wire {
   Socket::executor_type executor() { return socket_.get_executor(); }
   // Before all else; true where there is no TLS.
   boost::asio::awaitable<bool> handshake();
-  // How many bytes came; 0: the end, an error or cancel().
+  // How many bytes came; 0: the end, an error or cancel(). After an end there is nothing but that.
   boost::asio::awaitable<size_t> read(char* data, size_t size);
   // False: the client is gone, or cancel().
   boost::asio::awaitable<bool> write(std::string_view bytes);
@@ -46,8 +47,11 @@ class Wire {
 
  private:
   struct Tls;
+  size_t received(const boost::system::error_code& ec, size_t n);
+
   Socket socket_;
   std::unique_ptr<Tls> tls_;
+  bool ended_ = false;
 };
 
 }  // namespace lorry

@@ -52,6 +52,9 @@ class Server:
     def pid(self):
         return self._process.pid
 
+    def running(self):
+        return self._process.poll() is None
+
     def log(self):
         return self._log.read_text(errors="replace")
 

@@ -194,6 +194,40 @@ TEST(Engine, I1_more_requests_than_allowed_are_refused_and_others_unharmed) {
   }
 }
 
+// A client that asks again as soon as it has its answer finds the place that it had.
+TEST(Engine, I1_who_hears_of_an_end_may_take_the_place_that_is_free) {
+  class Again final : public RequestSink {
+   public:
+    explicit Again(TestEngine& engine) : engine_(engine) {}
+    void on_token(const TokenEvent&) override {}
+    void on_finish(const FinishEvent&) override {
+      Request next = greedy_request(kPrompt, 1);
+      next.sink = last;
+      try {
+        engine_->submit(std::move(next));
+      } catch (const Error& e) {
+        FinishEvent refused;
+        refused.reason = FinishReason::failed;
+        last->on_finish(refused);
+        ADD_FAILURE() << e.what();
+      }
+    }
+    std::shared_ptr<Collector> last = std::make_shared<Collector>(1);
+
+   private:
+    TestEngine& engine_;
+  };
+  EngineOptions o = options();
+  o.max_requests = 1;
+  TestEngine engine(o);
+  const auto again = std::make_shared<Again>(engine);
+  Request first = greedy_request(kPrompt, 1);
+  first.sink = again;
+  engine->submit(std::move(first));
+  again->last->wait();
+  EXPECT_EQ(again->last->finish->reason, FinishReason::length);
+}
+
 TEST(Engine, drain_refuses_new_requests_and_finishes_the_running) {
   TestEngine engine(options());
   const auto running = engine.start(greedy_request(kPrompt, 50));
