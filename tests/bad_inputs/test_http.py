@@ -87,8 +87,10 @@ def test_A7_a_client_that_does_not_read_is_cut_off(target, beside):
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(("127.0.0.1", target.port))
-    body = (b'{"prompt": "a", "n": 8, "max_tokens": 900, "ignore_eos": true, "temperature": 1, "logprobs": 5, "stream": true}')
-    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    # More than the system's own buffers hold.
+    body = (b'{"messages": [{"role": "user", "content": "a"}], "n": 8, "max_tokens": 900, "ignore_eos": true, '
+            b'"temperature": 1, "logprobs": true, "top_logprobs": 20, "stream": true}')
+    connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                        b"Content-Length: %d\r\n\r\n" % len(body) + body)
     wait_until(lambda: target.server.metric("lorax_request_failure_total", err="client_closed") > 0, "the cut", 60)
     wait_until(lambda: target.server.metric("vllm:kv_cache_usage_perc") < 0.5, "its blocks are free", 30)
