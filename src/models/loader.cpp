@@ -286,7 +286,7 @@ class Loader {
   }
 
   LoraSite site(SiteKind kind, int32_t layer, int64_t in, int64_t out, int64_t column = 0) const {
-    return {spec_.sites()({kind, layer}), 0, in, out, column, kPanel};
+    return {spec_.sites()({kind, layer}), 0, 1, in, out, column, kPanel};
   }
 
   std::vector<LoraSite> qkv_sites(int32_t i) const {
@@ -301,6 +301,7 @@ class Loader {
     LoraSite s;
     s.first = spec_.sites()({kind, layer, static_cast<int32_t>(experts_.first)});
     s.group_stride = 1;
+    s.groups = static_cast<int32_t>(experts_.count);
     s.in = in;
     s.out = out;
     if (kind != SiteKind::down) {
