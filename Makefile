@@ -13,7 +13,7 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 
 cpp_files = find $(wildcard src include tests examples bench fuzz) -name '*.cpp' -o -name '*.h'
 
-.PHONY: help setup build serve test test-sanitize check format clean
+.PHONY: help setup build serve test test-sanitize test-cuda check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,13 @@ test-sanitize: build/asan/build.ninja build/tsan/build.ninja ## unit tests under
 	@cmake --build --preset tsan --target threaded_tests
 	@# g++ 12's TSan cannot live with every setting of address randomisation: off where that is allowed.
 	@$$(setarch -R true 2>/dev/null && echo setarch -R) ctest --preset tsan
+
+test-cuda: build/cuda-toolkit/version build/cuda/build.ninja ## compile and link the CUDA backend; its tests run where there is a GPU
+	@cmake --build --preset cuda --target test_ops_gpu
+	@build/cuda/tests/test_ops_gpu --gtest_brief=1
+
+build/cuda-toolkit/version:
+	@tools/setup_cuda.sh
 
 check: setup ## layers, sizes, format
 	@python3 -m unittest discover -q -s tests/tools -p '*_test.py'

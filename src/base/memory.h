@@ -1,5 +1,5 @@
-// Buffer: owns one 64-byte aligned block of memory (large ones on transparent huge pages), or one of
-// a device. Arena: hands out pieces of a Buffer, at start only; nothing is given back.
+// Buffer: owns one 64-byte aligned block of memory (large ones on transparent huge pages), or one
+// of a device. Arena: hands out pieces of a Buffer, at start only; nothing is given back.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -23,6 +23,8 @@ class DeviceMemory {
   virtual void move(std::byte* to, const std::byte* from, size_t bytes) = 0;
   // Zeros for `rows` rows of `width` bytes, `pitch` apart, in order with the device's operations.
   virtual void clear(std::byte* to, size_t pitch, size_t width, size_t rows) = 0;
+  // Waits for everything that was asked of the device.
+  virtual void finish() const = 0;
   // Memory of the processor that will often be copied from. Requires: it outlives this.
   virtual void pin(std::byte* block, size_t bytes) = 0;
   virtual size_t available() const = 0;  // bytes

@@ -13,6 +13,7 @@
 #include "cli/quantize_flag.h"
 #include "cli/ranks.h"
 #include "models/synthetic.h"
+#include "ops/cuda/cuda_ops.h"
 
 namespace lorry {
 
@@ -24,7 +25,7 @@ struct BenchFlags {
   std::vector<int32_t> batches;
   std::vector<int32_t> adapters{0};
   int32_t rank = 16, tokens = 512, context = 64, reps = 7, threads = 0;
-  std::string dtype = "bfloat16", isa;
+  std::string dtype = "bfloat16", isa, device = "auto";
   QuantizeFlags quantize;
   bool profile = false;
   RankFlags ranks;
@@ -63,6 +64,7 @@ EngineOptions options_for(const BenchFlags& f, const std::vector<BenchCase>& cas
   o.map_weights = f.map_weights;
   o.threads = f.threads;
   o.isa = f.isa;
+  o.device = f.device;
   o.max_sequences = 1;
   o.max_batch_tokens = 1;
   o.max_lora_rank = f.rank;
@@ -152,7 +154,8 @@ int run_bench(const BenchFlags& f) {
     std::printf("%s, %s%s, %d threads, %s, %s\n", f.model.c_str(),
                 format_name(model->info.spec.formats.linears, model->info.dtype).c_str(),
                 model->info.spec.attention.kv == KvFormat::int8 ? ", KV in int8" : "",
-                model->info.threads, model->info.isa.c_str(), cpu_name().c_str());
+                model->info.threads, model->info.isa.c_str(),
+                model->info.device == "cuda" ? cuda_status().text.c_str() : cpu_name().c_str());
     std::printf("%-8s %5s %8s %5s %10s %8s %8s %8s %8s %8s %8s %10s  %s\n", "kind", "batch",
                 "adapters", "rank", "tok/s", "MB", "KV MB", "GB/s", "GFLOP/s", "rd GB/s", "peak",
                 "roofline", "logits");
@@ -222,6 +225,9 @@ Command add_bench(CLI::App& lorry) {
       ->check(CLI::Range(0, 4096));
   app->add_option("--isa", flags->isa,
                   "amx, avx512_fma, avx512, avx2 or scalar (default: the best there is)");
+  app->add_option("--device", flags->device,
+                  "cpu, cuda (an NVIDIA GPU), or auto: a GPU where there is one")
+      ->capture_default_str();
   app->add_flag("--profile", flags->profile, "Print what the kinds of operations take of a step");
   app->add_flag("--json", flags->as_json, "One JSON object on standard output");
   return {app, [flags] { return run_bench(*flags); }};

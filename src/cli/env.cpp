@@ -18,6 +18,7 @@
 #include "base/system.h"
 #include "cli/commands.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cuda/cuda_ops.h"
 
 namespace lorry {
 
@@ -60,13 +61,14 @@ int run(bool as_json) {
   const std::vector<std::pair<std::string, std::string>> facts = {
       {"version", LORRY_VERSION},     {"build", LORRY_BUILD_TYPE}, {"compiler", LORRY_COMPILER},
       {"libraries", libraries()},     {"cpu", cpu_name()},         {"cpu_features", cpu_features()},
-      {"isa", to_string(best_isa())}, {"isa_usable", usable()},
+      {"isa", to_string(best_isa())}, {"isa_usable", usable()},    {"cuda", cuda_status().text},
   };
   const int cores = physical_cores();
   const size_t memory = available_memory();
   if (as_json) {
     json::object o;
     for (const auto& [key, value] : facts) o[key] = value;
+    o["cuda_usable"] = cuda_status().usable;
     o["cores"] = cores;
     o["memory_available"] = memory;
     fmt::print("{}\n", json::serialize(o));

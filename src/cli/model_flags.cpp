@@ -56,6 +56,9 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
   app.add_option("--isa", f.isa,
                  "amx, avx512_fma, avx512, avx2 or scalar (default: the best of this CPU)")
       ->group(group);
+  app.add_option("--device", f.device,
+                 "cpu, cuda (an NVIDIA GPU), or auto (default): a GPU where there is one")
+      ->group(group);
   accept_units(app.add_option("--prefill-chunk", f.prefill_chunk,
                               "Tokens of one prompt in one step (default: no limit of its own)")
                    ->group(group),
@@ -125,6 +128,7 @@ EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
   o.map_weights = f.map_weights;
   o.threads = f.threads;
   o.isa = f.isa;
+  o.device = f.device;
   o.prefill_chunk = f.prefill_chunk;
   o.speculative_tokens = f.speculative_tokens;
   o.max_medusa_heads = f.max_medusa_heads;

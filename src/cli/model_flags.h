@@ -25,6 +25,7 @@ struct ModelFlags {
   bool map_weights = false;
   int32_t threads = 0;
   std::string isa;
+  std::string device = "auto";
   int32_t prefill_chunk = 0;
   int32_t speculative_tokens = 0;
   int32_t max_medusa_heads = 0;

@@ -32,6 +32,7 @@ struct EngineOptions {
   std::string format_note;      // for the log: what a name of another server means
   int32_t threads = 0;          // 0: one per physical core, divided by the ranks of the host
   std::string isa;              // as to_string(Isa) says; "" picks the best
+  std::string device = "auto";  // "cpu", "cuda", or "auto": a GPU where there is one for this model
   bool check_ops = false;       // verify every operation's shapes and types: for tests
   OpTimes* op_times = nullptr;  // measures the operations: for benches; outlives the engine
   // The ranks of the model, of which this is one; null: it is alone. An Engine is rank 0, the
@@ -81,7 +82,8 @@ struct ModelInfo {
   std::string digest;  // of the checkpoint, hex
   Spec spec;
   Dtype dtype = Dtype::bf16;
-  std::string isa;
+  std::string device;  // "cpu" or "cuda"
+  std::string isa;     // of the CPU; "cuda" on a GPU
   int32_t threads = 1;
   int64_t max_total_tokens = 0;
 };

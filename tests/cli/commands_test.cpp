@@ -69,6 +69,16 @@ TEST(Help, MistakesOnTheCommandLineNameTheFlag) {
   expect_one_line(run_lorry({"generate"}), 2, "--prompt");
 }
 
+TEST(Device, CudaIsRefusedWithTheReasonWhereItCannotBeHad) {
+  expect_one_line(run_lorry({"generate", "--prompt", "x", "--device", "tpu"}), 1,
+                  "auto, cpu or cuda");
+  const std::string text = run_lorry({"env", "--json"}).out;
+  const json::object o = parse_json(text.substr(0, text.size() - 1), "env").as_object();
+  if (o.at("cuda_usable").as_bool()) GTEST_SKIP() << o.at("cuda").as_string().c_str();
+  expect_one_line(run_lorry({"generate", "--prompt", "x", "--device", "cuda"}), 1,
+                  o.at("cuda").as_string().c_str());
+}
+
 TEST(Env, TellsTheMachineAsTextAndJson) {
   EXPECT_THAT(run_lorry({"env"}).out, HasSubstr("isa "));
   const ProcessResult r = run_lorry({"env", "--json"});
@@ -77,6 +87,7 @@ TEST(Env, TellsTheMachineAsTextAndJson) {
   for (const char* key : {"version", "compiler", "cpu", "isa", "libraries"}) {
     EXPECT_FALSE(o.at(key).as_string().empty()) << key;
   }
+  EXPECT_FALSE(o.at("cuda").as_string().empty());
   EXPECT_GE(o.at("cores").as_int64(), 1);
   EXPECT_GT(o.at("memory_available").to_number<int64_t>(), 0);
 }

@@ -9,6 +9,9 @@
 
 namespace lorry {
 
+// The kernels of attention have no larger heads.
+constexpr int32_t kCudaMaxHeadDim = 256;
+
 struct CudaStatus {
   bool built = false;   // the program has CUDA code
   bool usable = false;  // and there is a device for it

@@ -22,6 +22,7 @@ class CudaMemory final : public DeviceMemory {
   void read(std::byte* to, const std::byte* from, size_t bytes) const override;
   void move(std::byte* to, const std::byte* from, size_t bytes) override;
   void clear(std::byte* to, size_t pitch, size_t width, size_t rows) override;
+  void finish() const override { wait(stream_); }
   void pin(std::byte* block, size_t bytes) override;
   size_t available() const override;
 

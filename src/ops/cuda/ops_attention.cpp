@@ -1,5 +1,6 @@
 // attention: tiles of rows, and whether a warp takes a tile or one unit of its keys.
 #include "ops/cuda/backend.h"
+#include "ops/cuda/cuda_ops.h"
 
 namespace lorry::cuda {
 
@@ -14,8 +15,8 @@ constexpr int64_t kMinResults = int64_t{16} << 20;  // bytes
 }  // namespace
 
 Tensor CudaOps::kv_layout(int64_t blocks, const AttentionSpec& spec) const {
-  LORRY_CHECK(spec.head_dim <= 256, "heads of {}: the CUDA backend has kernels up to 256",
-              spec.head_dim);
+  LORRY_CHECK(spec.head_dim <= kCudaMaxHeadDim,
+              "heads of {}: the CUDA backend has kernels up to 256", spec.head_dim);
   if (spec.kv == KvFormat::int8) {
     return view(nullptr, Dtype::i8, {blocks, spec.kv_heads, kBlockTokens * (spec.head_dim + 4)});
   }

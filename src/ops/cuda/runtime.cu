@@ -114,7 +114,10 @@ void copy_within(Stream s, void* to, const void* from, size_t bytes) {
 }
 void clear(Stream s, void* to, size_t pitch, size_t width, size_t rows) {
   if (width == 0 || rows == 0) return;
-  check(cudaMemset2DAsync(to, pitch, 0, width, rows, of(s)), "clear memory of the device");
+  // A pitch is at most 2 GiB, a block of memory is not.
+  const cudaError_t error = rows == 1 ? cudaMemsetAsync(to, 0, width, of(s))
+                                      : cudaMemset2DAsync(to, pitch, 0, width, rows, of(s));
+  check(error, "clear memory of the device");
 }
 
 }  // namespace lorry::cuda
