@@ -10,10 +10,8 @@ function(lorry_cuda_kernels target folder)
   target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/include)
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${LORRY_CUDA_ARCHITECTURES}"
     POSITION_INDEPENDENT_CODE ON)
-  # CMake 3.25 drops CUDA_STANDARD 20 silently. a*b+c is fused where the source says fmaf alone, as
-  # on the processor.
-  target_compile_options(${target} PRIVATE -std=c++20 --expt-relaxed-constexpr --fmad=false -O3
-    --threads 1)
+  # a*b+c is fused where the source says fmaf alone, as on the processor.
+  target_compile_options(${target} PRIVATE --expt-relaxed-constexpr --fmad=false -O3 --threads 1)
 endfunction()
 
 if(NOT LORRY_CUDA)
@@ -32,6 +30,11 @@ set(CMAKE_CUDA_COMPILER ${LORRY_NVCC})
 set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
 set(CMAKE_CUDA_ARCHITECTURES ${LORRY_CUDA_ARCHITECTURES})
 enable_language(CUDA)
+# CMake 3.25 does not know that nvcc has C++20.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+endif()
 
 # The runtime is part of the program, which so starts on a machine without CUDA and says so.
 get_filename_component(cuda_bin ${LORRY_NVCC} DIRECTORY)
