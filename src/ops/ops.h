@@ -94,7 +94,7 @@ struct Route {
   // On a device an upper bound: those that are not needed are empty, and last.
   int32_t n_segments = 0;
   int32_t experts = 0;
-  bool on_device = false;  // all of it lies in the backend's memory; every expert is own
+  bool on_device = false;            // all of it lies in the backend's memory; every expert is own
   int32_t first_own = 0, n_own = 0;  // n_own 0: all of them
 
   int32_t groups_count() const { return n_own == 0 ? experts : n_own; }
