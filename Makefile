@@ -13,7 +13,7 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 
 cpp_files = find $(wildcard src include tests examples bench fuzz) -name '*.cpp' -o -name '*.h'
 
-.PHONY: help setup build serve test test-sanitize fuzz check format clean
+.PHONY: help setup build serve test test-sanitize test-cuda fuzz check format clean
 
 # Of each fuzzer.
 FUZZ_SECONDS ?= 60
@@ -42,6 +42,13 @@ test-sanitize: build/asan/build.ninja build/tsan/build.ninja ## unit tests under
 
 fuzz: setup ## the fuzzers of our parsers, FUZZ_SECONDS (60) each
 	@fuzz/run.sh $(FUZZ_SECONDS)
+
+test-cuda: build/cuda-toolkit/version build/cuda/build.ninja ## compile and link the CUDA backend; its tests run where there is a GPU
+	@cmake --build --preset cuda --target test_ops_gpu
+	@build/cuda/tests/test_ops_gpu --gtest_brief=1
+
+build/cuda-toolkit/version:
+	@tools/setup_cuda.sh
 
 check: setup ## layers, sizes, format
 	@python3 -m unittest discover -q -s tests/tools -p '*_test.py'

@@ -79,18 +79,22 @@ function(lorry_isa_sources)
   endforeach()
 endfunction()
 
-# lorry_library(NAME DEPS folder... EXTERNAL target...)
+# lorry_library(NAME DEPS folder... EXTERNAL target... EXCLUDE pattern)
 # The static library of src/NAME: lorry_NAME, also lorry::NAME. DEPS are folders of ours: they are
 # what its sources may include (tools/check_layers.py compares). EXTERNAL are CMake targets of
-# cmake/external.cmake. main.cpp is left out: it belongs to lorry_binary.
+# cmake/external.cmake. main.cpp is left out: it belongs to lorry_binary; so is what matches EXCLUDE,
+# which the folder adds itself.
 function(lorry_library name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "DEPS;EXTERNAL")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "EXCLUDE" "DEPS;EXTERNAL")
   if(arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "lorry_library(${name}): unknown arguments ${arg_UNPARSED_ARGUMENTS}")
   endif()
   set(root ${CMAKE_SOURCE_DIR}/src/${name})
   file(GLOB sources CONFIGURE_DEPENDS ${root}/*.cpp ${root}/*/*.cpp)
   list(REMOVE_ITEM sources ${root}/main.cpp)
+  if(arg_EXCLUDE)
+    list(FILTER sources EXCLUDE REGEX "${arg_EXCLUDE}")
+  endif()
   lorry_isa_sources(${sources})
   list(TRANSFORM arg_DEPS PREPEND lorry::)
   if(sources)

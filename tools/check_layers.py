@@ -69,7 +69,7 @@ def cmake_deps(text):
         words = call.group(1).split()
         deps, keyword = [], None
         for word in words[1:]:
-            if word in ("DEPS", "EXTERNAL"):
+            if word in ("DEPS", "EXTERNAL", "EXCLUDE"):
                 keyword = word
             elif keyword == "DEPS":
                 deps.append(word)

@@ -15,6 +15,8 @@ namespace lorry {
 struct ModelOptions {
   Dtype dtype = Dtype::bf16;  // or f32
   int32_t threads = 0;        // 0: one per physical core
+  // "cpu", "cuda", or "auto": a GPU where there is one. Tensors of results are the processor's.
+  std::string device = "auto";
   ForwardLimits limits;
   int32_t kv_blocks = 256;  // of 16 tokens
 };

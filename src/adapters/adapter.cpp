@@ -161,9 +161,19 @@ void Adapter::rebase(std::byte* to) {
 }
 
 std::unique_ptr<Adapter> AdapterFolder::read() {
-  Buffer memory(packed_bytes_);
-  std::unique_ptr<Adapter> adapter = read(memory.data());
+  DeviceMemory* device = files_->target.ops->memory();
+  Buffer memory(packed_bytes_, device);
+  std::unique_ptr<Adapter> adapter =
+      device == nullptr ? read(memory.data()) : read_to_device(memory.data());
   adapter->own_ = std::move(memory);
+  return adapter;
+}
+
+std::unique_ptr<Adapter> AdapterFolder::read_to_device(std::byte* memory) {
+  const Buffer image(packed_bytes_);
+  std::unique_ptr<Adapter> adapter = read(image.data());
+  files_->target.ops->memory()->write(memory, image.data(), packed_bytes_);
+  adapter->rebase(memory);
   return adapter;
 }
 

@@ -88,7 +88,9 @@ class AdapterFolder {
   // Packs the image into `memory`, which has packed_bytes() and is 64-byte aligned.
   // Throws Error(bad_file) for values that are NaN or infinite. Called once.
   std::unique_ptr<Adapter> read(std::byte* memory);
-  // The same into memory of the Adapter's own.
+  // The same into memory of the backend's device: it is packed beside it and copied.
+  std::unique_ptr<Adapter> read_to_device(std::byte* memory);
+  // The same into memory of the Adapter's own, where the backend reads it.
   std::unique_ptr<Adapter> read();
 
  private:

@@ -14,11 +14,6 @@ namespace {
 constexpr size_t kMaxLoads = 16;
 constexpr size_t kMaxCopies = 4;
 
-// The one place where an image goes from the host tier to the device.
-void copy_to_device(std::byte* to, const std::byte* from, size_t bytes) {
-  std::memcpy(to, from, bytes);
-}
-
 // What people call it.
 std::string name_of(const LoadJob& job) {
   if (job.kind == LoadJob::Kind::fetch) return job.part.name;
@@ -28,6 +23,14 @@ std::string name_of(const LoadJob& job) {
 }
 
 }  // namespace
+
+void copy_to_device(DeviceMemory* device, std::byte* to, const std::byte* from, size_t bytes) {
+  if (device != nullptr) {
+    device->write(to, from, bytes);
+  } else {
+    std::memcpy(to, from, bytes);
+  }
+}
 
 AdapterLoader::AdapterLoader(Options options, AdapterTarget target)
     : options_(std::move(options)),
@@ -117,12 +120,13 @@ LoadResult AdapterLoader::work(LoadJob job) {
         if (job.folder->packed_bytes() > job.bytes) {
           fail(Code::bad_file, "adapter '{}' changed while it was in use", name_of(job));
         }
-        result.adapter = job.folder->read(job.to);
+        result.adapter =
+            job.on_device ? job.folder->read_to_device(job.to) : job.folder->read(job.to);
         if (first && options_.loaded) options_.loaded(name_of(job), *result.adapter);
         break;
       }
       case LoadJob::Kind::copy:
-        copy_to_device(job.to, job.from, job.bytes);
+        copy_to_device(target_.ops->memory(), job.to, job.from, job.bytes);
         break;
     }
   } catch (const Error& e) {

@@ -57,8 +57,12 @@ struct LoadJob {
   std::unique_ptr<AdapterFolder> folder;
   std::byte* to = nullptr;
   const std::byte* from = nullptr;
-  size_t bytes = 0;  // of the memory at `to`
+  size_t bytes = 0;        // of the memory at `to`
+  bool on_device = false;  // `to` is not the processor's
 };
+
+// The one way of an image from the host tier to the device. device null: the processor's memory.
+void copy_to_device(DeviceMemory* device, std::byte* to, const std::byte* from, size_t bytes);
 
 struct LoadResult {
   LoadJob::Kind kind = LoadJob::Kind::open;

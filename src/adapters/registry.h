@@ -236,6 +236,7 @@ class AdapterRegistry {
   std::deque<std::string> to_fetch_;                // keys of fetches_ that wait for a slot
   std::vector<std::string> slots_;  // the key that is fetched in each slot; empty: none is
   AdapterSnapshot counts_;
+  DeviceMemory* const device_;    // null: the device is the processor
   std::array<Buffer, 2> memory_;  // host, device
   Residency residency_;
   std::vector<LoadResult> unmirrored_;  // read here, and not yet by all ranks

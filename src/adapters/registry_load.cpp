@@ -220,7 +220,13 @@ void AdapterRegistry::carry_out(const Residency::Work& work) {
   Content& c = content_at(by_item_.at(work.item));
   std::byte* to = memory(work.tier) + work.to;
   if (work.kind == Kind::move) {
-    std::memmove(to, memory(work.tier) + work.from, static_cast<size_t>(work.bytes));
+    const std::byte* from = memory(work.tier) + work.from;
+    const auto bytes = static_cast<size_t>(work.bytes);
+    if (device_ != nullptr && work.tier == AdapterTier::device) {
+      device_->move(to, from, bytes);
+    } else {
+      std::memmove(to, from, bytes);
+    }
     if (work.tier == AdapterTier::device) c.adapter->rebase(to);
     if (options_.mirror != nullptr) {
       options_.mirror->move(by_item_.at(work.item), work.from, work.to, work.bytes);
@@ -228,7 +234,8 @@ void AdapterRegistry::carry_out(const Residency::Work& work) {
     return;
   }
   if (is_done_here(work)) {
-    std::memcpy(to, memory(AdapterTier::host) + work.from, static_cast<size_t>(work.bytes));
+    copy_to_device(device_, to, memory(AdapterTier::host) + work.from,
+                   static_cast<size_t>(work.bytes));
     residency_.finished(work.item, true, now());
     c.adapter->rebase(to);
     return;
@@ -236,6 +243,7 @@ void AdapterRegistry::carry_out(const Residency::Work& work) {
   LoadJob job;
   job.id = by_item_.at(work.item);
   job.to = to;
+  job.on_device = device_ != nullptr && work.tier == AdapterTier::device;
   job.bytes = static_cast<size_t>(work.bytes);
   if (work.kind == Kind::copy) {
     job.kind = LoadJob::Kind::copy;

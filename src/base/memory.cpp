@@ -28,8 +28,13 @@ size_t Buffer::size_for(size_t bytes) {
   return round_up(bytes, bytes >= kHugePage ? kHugePage : size_t{4096});
 }
 
-Buffer::Buffer(size_t bytes) {
+Buffer::Buffer(size_t bytes, DeviceMemory* where) : where_(where) {
   if (bytes == 0) return;
+  if (where != nullptr) {
+    data_ = where->allocate(bytes);
+    size_ = bytes;
+    return;
+  }
   // The rounding below must not wrap.
   if (bytes > SIZE_MAX / 2)
     fail(Code::over_capacity, "the system refused {} bytes of memory", bytes);
@@ -54,16 +59,24 @@ Buffer::Buffer(size_t bytes) {
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      where_(other.where_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(where_, other.where_);
   return *this;
 }
 
 Buffer::~Buffer() {
-  if (data_ != nullptr) munmap(data_, size_);
+  if (data_ == nullptr) return;
+  if (where_ != nullptr) {
+    where_->release(data_);
+  } else {
+    munmap(data_, size_);
+  }
 }
 
 std::byte* Arena::take(size_t bytes) {

@@ -1,5 +1,5 @@
-// Buffer: owns one 64-byte aligned block of memory (large ones on transparent huge pages).
-// Arena: hands out pieces of a Buffer, at start only; nothing is given back.
+// Buffer: owns one 64-byte aligned block of memory (large ones on transparent huge pages), or one
+// of a device. Arena: hands out pieces of a Buffer, at start only; nothing is given back.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,11 +8,34 @@
 
 namespace lorry {
 
+// The memory of a device that the processor does not reach: what is in it is copied. Any thread.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  // Zeroed, 256-byte aligned. Throws Error(over_capacity) naming the size.
+  virtual std::byte* allocate(size_t bytes) = 0;
+  virtual void release(std::byte* block) noexcept = 0;
+  // From and to the processor's memory; done on return. write: the device is not using `to`;
+  // read: after everything that was asked of the device.
+  virtual void write(std::byte* to, const std::byte* from, size_t bytes) = 0;
+  virtual void read(std::byte* to, const std::byte* from, size_t bytes) const = 0;
+  // Within the device, after everything that was asked of it; the two may overlap.
+  virtual void move(std::byte* to, const std::byte* from, size_t bytes) = 0;
+  // Zeros for `rows` rows of `width` bytes, `pitch` apart, in order with the device's operations.
+  virtual void clear(std::byte* to, size_t pitch, size_t width, size_t rows) = 0;
+  // Waits for everything that was asked of the device.
+  virtual void finish() const = 0;
+  // Memory of the processor that will often be copied from. Requires: it outlives this.
+  virtual void pin(std::byte* block, size_t bytes) = 0;
+  virtual size_t available() const = 0;  // bytes
+};
+
 class Buffer {
  public:
   Buffer() = default;
-  // Zeroed. Throws Error(over_capacity) naming the size when the system refuses.
-  explicit Buffer(size_t bytes);
+  // Zeroed. Throws Error(over_capacity) naming the size when the system refuses. On the device
+  // whose memory this is; null: the processor's. Requires: that outlives the buffer.
+  explicit Buffer(size_t bytes, DeviceMemory* where = nullptr);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();
@@ -25,11 +48,12 @@ class Buffer {
  private:
   std::byte* data_ = nullptr;
   size_t size_ = 0;
+  DeviceMemory* where_ = nullptr;
 };
 
 class Arena {
  public:
-  explicit Arena(size_t bytes) : buffer_(bytes) {}
+  explicit Arena(size_t bytes, DeviceMemory* where = nullptr) : buffer_(bytes, where) {}
 
   // A 64-byte aligned tensor of `shape`. Aborts when the arena is exhausted: sizes are planned.
   Tensor tensor(Dtype dtype, Shape shape);

@@ -212,7 +212,7 @@ BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
   for (const SiteInfo& s : sites) {
     bytes += aligned(ops.lora_a_bytes(rank, s.in)) + aligned(ops.lora_b_bytes(s.out, rank));
   }
-  all.memory = Buffer(bytes * static_cast<size_t>(n));
+  all.memory = Buffer(bytes * static_cast<size_t>(n), ops.memory());
   std::byte* at = all.memory.data();
   std::mt19937_64 random(7);
   std::vector<bf16> values;
@@ -257,7 +257,9 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
   std::vector<Probe> probes;
   std::vector<double> op_ms;
   for (int rep = 0; rep < c.reps + kWarmUps; ++rep) {
-    const Probe probe = probe_machine(*m.pool, m.isa);
+    // A roofline is the processor's.
+    const bool on_device = m.ops->memory() != nullptr;
+    const Probe probe = on_device ? Probe{} : probe_machine(*m.pool, m.isa);
     if (times != nullptr && rep == kWarmUps) op_ms = milliseconds(*times);
     const auto start = Clock::now();
     const ForwardOutput out = prefill ? forward(0, longest(c)) : forward(c.context + rep, 1);
@@ -266,6 +268,7 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
     if (rep < kWarmUps) continue;
     seconds.push_back(s);
     probes.push_back(probe);
+    if (on_device) continue;
     const double computing =
         work.flops / probe.bf16_gflops + (work.int8 > 0 ? work.int8 / probe.int8_gops : 0);
     const double roofline = 1e-9 * std::max(work.bytes / probe.read_gb_s, computing);
@@ -284,7 +287,7 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
   result.kv_bytes = work.kv_bytes;
   result.gb_per_s = work.bytes / result.seconds * 1e-9;
   result.gflops = (work.flops + work.int8) / result.seconds * 1e-9;
-  result.of_roofline = median(fractions);
+  if (!fractions.empty()) result.of_roofline = median(fractions);
   result.probe = median_probe(probes);
   return result;
 }

@@ -16,6 +16,7 @@
 #include "cli/ranks.h"
 #include "cli/values.h"
 #include "models/synthetic.h"
+#include "ops/cuda/cuda_ops.h"
 
 namespace lorry {
 
@@ -27,7 +28,7 @@ struct BenchFlags {
   std::vector<int32_t> batches;
   std::vector<int32_t> adapters{0};
   int32_t rank = 16, tokens = 512, context = 64, reps = 7, threads = 0;
-  std::string dtype = "bfloat16", isa;
+  std::string dtype = "bfloat16", isa, device = "auto";
   QuantizeFlags quantize;
   bool profile = false;
   RankFlags ranks;
@@ -67,6 +68,7 @@ EngineOptions options_for(const BenchFlags& f, const std::string& folder,
   o.map_weights = f.map_weights;
   o.threads = f.threads;
   o.isa = f.isa;
+  o.device = f.device;
   o.max_sequences = 1;
   o.max_batch_tokens = 1;
   o.max_lora_rank = f.rank;
@@ -160,7 +162,8 @@ int run_bench(const BenchFlags& f) {
     std::printf("%s, %s%s, %d threads, %s, %s\n", f.model.c_str(),
                 format_name(model->info.spec.formats.linears, model->info.dtype).c_str(),
                 model->info.spec.attention.kv == KvFormat::int8 ? ", KV in int8" : "",
-                model->info.threads, model->info.isa.c_str(), cpu_name().c_str());
+                model->info.threads, model->info.isa.c_str(),
+                model->info.device == "cuda" ? cuda_status().text.c_str() : cpu_name().c_str());
     std::printf("%-8s %5s %8s %5s %10s %8s %8s %8s %8s %8s %8s %10s  %s\n", "kind", "batch",
                 "adapters", "rank", "tok/s", "MB", "KV MB", "GB/s", "GFLOP/s", "rd GB/s", "peak",
                 "roofline", "logits");
@@ -238,6 +241,7 @@ Command add_bench(CLI::App& lorry) {
   app.add_option("--isa", flags->isa, "Instructions to compute with (default: the best there is)")
       ->group(group)
       ->type_name(kIsas);
+  add_device_flag(app, flags->device, group);
   add_what(app, *flags);
   add_rank_flags(app, flags->ranks);
   const char* output = "Output";

@@ -18,6 +18,7 @@
 #include "cli/serve_flags.h"
 #include "cli/sources.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cuda/cuda_ops.h"
 #include "parallel/mpi.h"
 
 namespace lorry {
@@ -87,10 +88,10 @@ void add_processor(Facts& facts, const Machine& m) {
   facts.add("cpus", m.cpus);
   facts.add("threads", physical_cores(), fmt::format("{} (--threads)", physical_cores()));
   facts.add("numa_nodes", m.numa_nodes);
-  const std::string gpus =
-      m.nvidia_gpus == 0 ? "none found" : fmt::format("{} NVIDIA devices found", m.nvidia_gpus);
-  facts.add("gpu", json::object{{"found", m.nvidia_gpus}, {"used", false}},
-            gpus + "; this build computes on the CPU");
+  const CudaStatus cuda = cuda_status();
+  facts.add("gpu", json::object{{"found", m.nvidia_gpus}, {"usable", cuda.usable}},
+            m.nvidia_gpus == 0 ? "none found" : fmt::format("{} of NVIDIA", m.nvidia_gpus));
+  facts.add("cuda", json::string(cuda.text), cuda.text);
   const std::string mpi = mpi_library();
   facts.add("mpi", json::string(mpi), mpi.empty() ? "not found (only mpirun needs it)" : mpi);
 }

@@ -98,6 +98,13 @@ void add_memory_flags(CLI::App& app, ModelFlags& f) {
 
 }  // namespace
 
+void add_device_flag(CLI::App& app, std::string& device, const char* group) {
+  app.add_option("--device", device,
+                 "What computes; auto: an NVIDIA GPU where there is one that can (default: auto)")
+      ->group(group)
+      ->type_name(kDevices);
+}
+
 void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
   const char* group = "Model and machine";
   app.add_option(
@@ -128,6 +135,7 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
   app.add_option("--isa", f.isa, "Instructions to compute with (default: the best of this CPU)")
       ->group(group)
       ->type_name(kIsas);
+  add_device_flag(app, f.device, group);
   accept_units(app.add_option("--prefill-chunk", f.prefill_chunk,
                               "Tokens of one prompt in one step (default: no limit of its own)")
                    ->group(group),
@@ -172,6 +180,7 @@ EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
   o.map_weights = f.map_weights;
   o.threads = f.threads;
   o.isa = f.isa;
+  o.device = f.device;
   o.prefill_chunk = f.prefill_chunk;
   o.speculative_tokens = f.speculative_tokens;
   o.max_medusa_heads = f.max_medusa_heads;

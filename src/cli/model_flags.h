@@ -34,6 +34,7 @@ struct ModelFlags {
   bool map_weights = false;
   int32_t threads = 0;
   std::string isa;
+  std::string device = "auto";
   int32_t prefill_chunk = 0;
   int32_t speculative_tokens = 0;
   int32_t max_medusa_heads = 0;
@@ -43,6 +44,9 @@ struct ModelFlags {
   int64_t adapter_host_memory = 0;
   int32_t max_lora_rank = 64;
 };
+
+// --device.
+void add_device_flag(CLI::App& app, std::string& device, const char* group);
 
 // `required`: a model must be named, otherwise the demo is the default.
 void add_model_flags(CLI::App& app, ModelFlags& flags, bool required);

@@ -22,6 +22,7 @@ inline constexpr const char* kFile = "FILE";
 inline constexpr const char* kModel = "MODEL";
 inline constexpr const char* kNamedFolder = "NAME=FOLDER";
 inline constexpr const char* kDtypes = "bfloat16|float32";
+inline constexpr const char* kDevices = "auto|cpu|cuda";
 inline constexpr const char* kIsas = "amx|avx512_fma|avx512|avx2|scalar";
 inline constexpr const char* kLogLevels = "debug|info|warn|error|off";
 

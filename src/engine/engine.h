@@ -34,6 +34,7 @@ struct EngineOptions {
   ProgressSink progress;        // of loading the weights
   int32_t threads = 0;          // 0: one per physical core, divided by the ranks of the host
   std::string isa;              // as to_string(Isa) says; "" picks the best
+  std::string device = "auto";  // "cpu", "cuda", or "auto": a GPU where there is one for this model
   bool check_ops = false;       // verify every operation's shapes and types: for tests
   OpTimes* op_times = nullptr;  // measures the operations: for benches; outlives the engine
   // The ranks of the model, of which this is one; null: it is alone. An Engine is rank 0, the
@@ -83,7 +84,8 @@ struct ModelInfo {
   std::string digest;  // of the checkpoint, hex
   Spec spec;
   Dtype dtype = Dtype::bf16;
-  std::string isa;
+  std::string device;  // "cpu" or "cuda"
+  std::string isa;     // of the CPU; "cuda" on a GPU
   int32_t threads = 1;
   int64_t max_total_tokens = 0;
 };

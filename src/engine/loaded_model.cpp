@@ -13,6 +13,7 @@
 #include "models/source.h"
 #include "ops/checked_ops.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cuda/cuda_ops.h"
 #include "ops/timed_ops.h"
 
 namespace lorry {
@@ -29,6 +30,28 @@ Isa chosen_isa(const std::string& name) {
     known += fmt::format(" {}", to_string(isa));
   }
   fail(Code::invalid_argument, "--isa {} is not usable on this machine; usable:{}", name, known);
+}
+
+// "cpu" or "cuda". Throws Error where the GPU that was asked for cannot be used, or not for this.
+std::string chosen_device(const EngineOptions& o, const LoadedModel& m) {
+  if (o.device == "cpu") return "cpu";
+  if (o.device != "auto" && o.device != "cuda") {
+    fail(Code::invalid_argument, "--device {}: expected auto, cpu or cuda", quote(o.device));
+  }
+  const bool asked = o.device == "cuda";
+  const CudaStatus cuda = cuda_status();
+  const std::string why =
+      !cuda.usable         ? cuda.text
+      : m.comm->size() > 1 ? "a model on several ranks runs on the CPU only; leave --num-shard out"
+      : m.source->packed() != nullptr
+          ? o.model + " is packed for the CPU: use the original, with --quantize"
+      : m.info.spec.attention.head_dim > kCudaMaxHeadDim
+          ? fmt::format("heads of {}: the kernels have heads of up to {}",
+                        m.info.spec.attention.head_dim, kCudaMaxHeadDim)
+          : std::string();
+  if (why.empty()) return "cuda";
+  if (asked) fail(Code::unsupported, "--device cuda: {}", why);
+  return "cpu";
 }
 
 void check_options(const EngineOptions& o) {
@@ -136,7 +159,10 @@ namespace {
 void plan_memory(LoadedModel& m, const EngineOptions& o, const ModelShare& share) {
   const size_t weights = weight_bytes(*m.architecture, share, *m.source, *m.ops);
   // Nobody allocates before all have looked.
-  const auto own = static_cast<int64_t>(available_memory()) / m.comm->local_size();
+  const DeviceMemory* device = m.ops->memory();
+  const auto own =
+      static_cast<int64_t>(device != nullptr ? device->available() : available_memory()) /
+      m.comm->local_size();
   const auto available = static_cast<size_t>(least_of(*m.comm, own));
   m.memory = plan_memory(o, share, *m.ops, weights, available);
   if (m.comm->size() == 1) return;
@@ -181,6 +207,24 @@ void check_ranks(const LoadedModel& m, const EngineOptions& o) {
 
 }  // namespace
 
+namespace {
+
+std::unique_ptr<Ops> make_ops(const EngineOptions& o, const LoadedModel& m) {
+  if (m.info.device == "cuda") {
+    if (o.op_times != nullptr) {
+      fail(Code::unsupported, "--profile measures the operations of the CPU: add --device cpu");
+    }
+    // The checks read what a device's memory holds: they are for tensors of the processor.
+    return make_cuda_ops(o.dtype, *m.pool);
+  }
+  std::unique_ptr<Ops> ops = make_cpu_ops(o.dtype, *m.pool, m.isa);
+  if (o.check_ops) ops = make_checked_ops(std::move(ops));
+  if (o.op_times != nullptr) ops = make_timed_ops(std::move(ops), *o.op_times);
+  return ops;
+}
+
+}  // namespace
+
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   check_options(o);
   auto m = std::make_unique<LoadedModel>();
@@ -196,16 +240,16 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   m->isa = chosen_isa(o.isa);
   m->info.name = o.model;
   m->info.dtype = o.dtype;
-  m->info.isa = to_string(m->isa);
   m->comm = o.comm ? o.comm : make_solo_comm();
+  m->info.device = chosen_device(o, *m);
+  m->info.isa = m->info.device == "cuda" ? "cuda" : to_string(m->isa);
   check_ranks(*m, o);
   m->info.threads =
       o.threads > 0 ? o.threads : std::max(1, physical_cores() / m->comm->local_size());
   m->info.max_total_tokens = longest_sequence(o, m->info.spec);
   m->pool = std::make_unique<ThreadPool>(m->info.threads);
-  m->ops = make_cpu_ops(o.dtype, *m->pool, m->isa);
-  if (o.check_ops) m->ops = make_checked_ops(std::move(m->ops));
-  if (o.op_times != nullptr) m->ops = make_timed_ops(std::move(m->ops), *o.op_times);
+  m->ops = make_ops(o, *m);
+  if (m->ops->memory() != nullptr) log.info("device: {}", cuda_status().text);
   m->placements = place(shape_of(m->info.spec), m->comm->size(), o.expert_parallel);
   check_same(*m, o);
   const ModelShare share(m->info.spec, m->placements[static_cast<size_t>(m->comm->rank())]);
@@ -220,7 +264,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   m->layers.resize(static_cast<size_t>(m->info.spec.layers));
   if (share.own.attention.heads == 0) return m;
   const Tensor block = m->ops->kv_layout(m->memory.kv_blocks, share.own.attention);
-  m->kv = std::make_unique<KvCache>(m->info.spec.layers, block);
+  m->kv = std::make_unique<KvCache>(m->info.spec.layers, block, m->ops->memory());
   for (int32_t i = 0; i < m->info.spec.layers; ++i) {
     m->layers[static_cast<size_t>(i)] = m->kv->layer(i);
   }

@@ -49,6 +49,7 @@ MemoryPlan plan_memory(const EngineOptions& o, const ModelShare& share, const Op
          format_bytes(plan.weights), format_bytes(plan.scratch), format_bytes(available));
   }
   const size_t free = usable - fixed;
+  const bool on_device = ops.memory() != nullptr;  // the host tier lies elsewhere
   plan.adapters = o.adapter_memory > 0
                       ? static_cast<size_t>(o.adapter_memory)
                       : static_cast<size_t>(static_cast<double>(free) * o.adapter_memory_fraction);
@@ -71,7 +72,8 @@ MemoryPlan plan_memory(const EngineOptions& o, const ModelShare& share, const Op
   }
   plan.kv_tokens = plan.kv_blocks * kBlockTokens;
   plan.kv_cache = static_cast<size_t>(plan.kv_blocks) * block_bytes;
-  if (plan.kv_blocks < 2 || plan.adapters + plan.adapters_host + plan.kv_cache > free) {
+  const size_t host_tier = on_device ? 0 : plan.adapters_host;
+  if (plan.kv_blocks < 2 || plan.adapters + host_tier + plan.kv_cache > free) {
     fail(Code::over_capacity,
          "KV cache {} ({} tokens), adapters {} and their host tier {} do not fit in the {} left "
          "beside the model; lower --kv-tokens, --adapter-memory or --adapter-host-memory",

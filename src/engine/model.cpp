@@ -24,6 +24,7 @@ Model::Model(const std::string& folder, const ModelOptions& o) {
   options.model = folder;
   options.dtype = o.dtype;
   options.threads = o.threads;
+  options.device = o.device;
   options.max_batch_tokens = o.limits.max_tokens;
   options.max_sequences = o.limits.max_sequences;
   options.max_logit_rows = o.limits.max_logit_rows;

@@ -13,13 +13,14 @@ int64_t bytes_of(const Tensor& layout) {
 
 }  // namespace
 
-KvCache::KvCache(int32_t n_layers, const Tensor& layout) : layout_(layout) {
+KvCache::KvCache(int32_t n_layers, const Tensor& layout, DeviceMemory* where) : layout_(layout) {
   LORRY_CHECK(n_layers > 0 && layout.shape.rank >= 2 && layout.shape.size() > 0, "{} layers of {}",
               n_layers, to_string(layout.shape));
-  LORRY_CHECK(layout.device == Device::cpu, "KvCache allocates on the CPU");
   const auto bytes = static_cast<size_t>(bytes_of(layout));
   layers_.reserve(static_cast<size_t>(n_layers));
-  for (int32_t i = 0; i < n_layers; ++i) layers_.push_back({Buffer(bytes), Buffer(bytes)});
+  for (int32_t i = 0; i < n_layers; ++i) {
+    layers_.push_back({Buffer(bytes, where), Buffer(bytes, where)});
+  }
 }
 
 KvLayer KvCache::layer(int32_t layer) const {

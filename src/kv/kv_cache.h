@@ -13,8 +13,8 @@ namespace lorry {
 class KvCache {
  public:
   // `layout`: one layer's K or V, from Ops::kv_layout; the first dimension counts blocks. Zeroed.
-  // Throws Error(over_capacity). Requires: a layout on the CPU.
-  KvCache(int32_t n_layers, const Tensor& layout);
+  // In the memory `where`, or the processor's. Throws Error(over_capacity).
+  KvCache(int32_t n_layers, const Tensor& layout, DeviceMemory* where = nullptr);
 
   // Requires: 0 <= layer < n_layers().
   KvLayer layer(int32_t layer) const;

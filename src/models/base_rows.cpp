@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "models/device_copy.h"
 #include "weights/slice.h"
 
 namespace lorry {
@@ -86,8 +87,12 @@ void read_rows(Tensor y, const StoredModel& model, const Slice& s, Dtype rounded
 
 void base_rows(Tensor y, const ModelWeights& weights, const SiteIndex& index, const Ops& ops,
                const Site& site, int64_t first) {
-  if (site.kind == SiteKind::embed) return copy(y, rows(weights.embed, first, y.rows()));
-  if (is_norm(site.kind)) return copy(y, norm_of(weights, site).norm.weight);
+  if (site.kind == SiteKind::embed) {
+    return get_tensor(ops.memory(), y, rows(weights.embed, first, y.rows()));
+  }
+  if (is_norm(site.kind)) {
+    return get_tensor(ops.memory(), y, norm_of(weights, site).norm.weight);
+  }
   const Linear& linear = linear_of(weights, site);
   const int32_t group = std::max(0, site.expert);
   const auto place = std::find_if(linear.sites.begin(), linear.sites.end(),

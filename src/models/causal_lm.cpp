@@ -48,6 +48,7 @@ StepBuffers lay_out(const ModelShare& share, const Ops& ops, const ForwardLimits
   b.route.experts = s.experts;
   b.route.first_own = static_cast<int32_t>(share.placement.experts.first);
   b.route.n_own = static_cast<int32_t>(share.placement.experts.count);
+  b.route.on_device = ops.memory() != nullptr;
   return b;
 }
 
@@ -94,13 +95,15 @@ CausalLM::CausalLM(const ModelShare& share, ModelWeights weights, Ops& ops, Comm
       comm_(comm),
       limits_(limits),
       rope_(spec_.rope, spec_.attention.head_dim),
-      arena_(scratch_bytes(share_, ops, limits)),
+      inputs_(ops.memory()),
+      arena_(scratch_bytes(share_, ops, limits), ops.memory()),
       medusa_({}, limits) {
   const auto tokens = static_cast<size_t>(limits.max_tokens);
   const auto logit_rows = static_cast<size_t>(limits.max_logit_rows);
   LORRY_CHECK(comm.rank() == share.placement.rank && comm.size() == share.placement.ranks,
               "rank {} of {} has the part of rank {} of {}", comm.rank(), comm.size(),
               share.placement.rank, share.placement.ranks);
+  LORRY_CHECK(comm.size() == 1 || ops.memory() == nullptr, "{} ranks with a device", comm.size());
   for (int r = 0; r < comm.size(); ++r) {
     vocab_widths_.push_back(vocab_of(shape_of(share_.whole), r, comm.size()).count);
   }
@@ -191,14 +194,24 @@ ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer>
               in.logit_rows.size());
 
   StepBuffers buf = cut(t);
-  const LoraPlan lora = plan_rows(in, adapters);
-  const AttentionPlan attention{in.cu_seqlens, in.kv_lens, in.block_tables, in.max_blocks,
-                                attention_scratch_};
+  LoraPlan lora = plan_rows(in, adapters);
+  const auto half = static_cast<size_t>(buf.cos.cols());
+  inputs_.begin(
+      in.input_ids.size() * (3 + 2 * half) + in.block_tables.size() + in.logit_rows.size(), 7);
+  const StepInputs::Pair cos = inputs_.matrix(buf.cos);
+  const StepInputs::Pair sin = inputs_.matrix(buf.sin);
+  rope_.fill(cos.fill, sin.fill, in.position_ids, in.rope_lens);
+  buf.cos = cos.read;
+  buf.sin = sin.read;
+  const Tensor ids = index_tensor(inputs_.put(own_ids(in.input_ids)));
+  const Tensor slots = index_tensor(inputs_.put(in.slots));
+  const Tensor logit_rows = index_tensor(inputs_.put(in.logit_rows));
+  if (!lora.segments.empty()) lora.row_adapter = inputs_.put(lora.row_adapter);
+  const AttentionPlan attention{in.cu_seqlens, in.kv_lens, inputs_.put(in.block_tables),
+                                in.max_blocks, attention_scratch_};
+  inputs_.send();
   const std::array<int32_t, 2> all{0, static_cast<int32_t>(t)};
-  Step step{
-      ops_, comm_, spec_, buf, attention, lora, index_tensor(in.slots), {{all}, lora.segments}};
-  rope_.fill(buf.cos, buf.sin, in.position_ids, in.rope_lens);
-  const Tensor ids = index_tensor(own_ids(in.input_ids));
+  Step step{ops_, comm_, spec_, buf, attention, lora, slots, {{all}, lora.segments}};
   ops_.embed(buf.x, weights_.embed, ids);
   if (!lora.segments.empty()) {
     ops_.adapt_embedding(buf.x, ids, weights_.embed_site, lora.segments, lora, buf.lora);
@@ -207,16 +220,19 @@ ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer>
   for (size_t i = 0; i < kv.size(); ++i) weights_.layers[i].forward(step, kv[i]);
   routes_ = step.routes;
 
-  ForwardOutput out;
-  if (in.logit_rows.empty()) return out;
-  return outputs(in, step);
+  if (in.logit_rows.empty()) {
+    // What the step read may change now: its inputs, the adapters of requests that step aside.
+    if (ops_.memory() != nullptr) ops_.memory()->finish();
+    return {};
+  }
+  return outputs(in, step, logit_rows);
 }
 
-ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step) {
+ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step, Tensor logit_rows) {
   const auto r = static_cast<int64_t>(in.logit_rows.size());
   const Tensor x = rows(out_x_, 0, r);
   const Tensor h = rows(out_h_, 0, r);
-  ops_.gather(x, step.buf.x, index_tensor(in.logit_rows));
+  ops_.gather(x, step.buf.x, logit_rows);
   out_adapter_.clear();
   for (const int32_t row : in.logit_rows) {
     out_adapter_.push_back(row_adapter_[static_cast<size_t>(row)]);
@@ -227,20 +243,31 @@ ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step) {
   apply(step, h, x, weights_.final_norm, out_rows);
   ForwardOutput out;
   if (in.want == Want::hidden) {
-    out.hidden = h;
+    out.hidden = on_host(h, host_hidden_);
     return out;
   }
   const Tensor logits = rows(logits_, 0, r);
   apply(step, logits, h, weights_.head, out_rows);
-  out.logits = gathered(logits, whole_logits_);
+  out.logits = on_host(gathered(logits, whole_logits_), host_logits_);
   out.speculative = medusa_.run(step, h, out_segments_, weights_.head);
   if (!out.speculative) return out;
   Tensor guesses = out.speculative;
   const int64_t heads = guesses.shape[1];
   guesses.shape = {r * heads, guesses.cols()};
-  out.speculative = gathered(guesses, whole_speculative_);
+  out.speculative = on_host(gathered(guesses, whole_speculative_), host_speculative_);
   out.speculative.shape = {r, heads, out.speculative.cols()};
   return out;
+}
+
+// Results are the processor's to read.
+Tensor CausalLM::on_host(const Tensor& t, Buffer& memory) const {
+  if (ops_.memory() == nullptr) return t;
+  const auto bytes = static_cast<size_t>(((t.rows() - 1) * t.pitch + t.cols()) * size_of(t.dtype));
+  if (memory.size() < bytes) memory = Buffer(bytes);
+  Tensor copy = t;
+  copy.data = memory.data();
+  ops_.memory()->read(copy.data, t.data, bytes);
+  return copy;
 }
 
 // As rows of the rank's part of the embedding; -1 where another rank has it.

@@ -14,6 +14,7 @@
 #include "models/medusa.h"
 #include "models/rope.h"
 #include "models/share.h"
+#include "models/step_inputs.h"
 #include "ops/ops.h"
 #include "parallel/comm.h"
 
@@ -54,9 +55,10 @@ class CausalLM {
   void carve();
   StepBuffers cut(int64_t n_rows);
   LoraPlan plan_rows(const ForwardInput& in, std::span<const AdapterView> adapters);
-  ForwardOutput outputs(const ForwardInput& in, Step& step);
+  ForwardOutput outputs(const ForwardInput& in, Step& step, Tensor logit_rows);
   std::span<const int32_t> own_ids(std::span<const int32_t> ids);
   Tensor gathered(Tensor part, Tensor whole);
+  Tensor on_host(const Tensor& t, Buffer& memory) const;
 
   const ModelShare share_;
   const Spec& spec_;  // the rank's own sizes
@@ -65,7 +67,9 @@ class CausalLM {
   Comm& comm_;
   ForwardLimits limits_;
   RopeTable rope_;
+  StepInputs inputs_;
   Arena arena_;
+  Buffer host_logits_, host_hidden_, host_speculative_;  // a device's results
   StepBuffers full_;
   Tensor out_x_, out_h_, logits_, attention_scratch_;
   Tensor whole_logits_, whole_speculative_;  // rank 0 of several

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/float16.h"
+#include "models/device_copy.h"
 #include "weights/slice.h"
 
 namespace lorry {
@@ -36,7 +37,11 @@ class Folder {
     const SitePatch& patch = adapters_[0].patches[static_cast<size_t>(norm.site)];
     if (patch.change == nullptr) return;
     const Tensor& own = norm.norm.weight;
-    copy(own, view(const_cast<std::byte*>(patch.change->weight), Dtype::f32, own.shape));
+    const Tensor theirs = view(const_cast<std::byte*>(patch.change->weight), Dtype::f32, own.shape);
+    const Buffer between(Arena::tensor_bytes(Dtype::f32, own.shape));
+    const Tensor values = view(between.data(), Dtype::f32, own.shape);
+    get_tensor(ops_.memory(), values, theirs);
+    put_tensor(ops_.memory(), own, values);
   }
 
   void fold_embedding(Tensor table, const LoraSite& site) {
@@ -52,7 +57,7 @@ class Folder {
       const auto segment = segments(n, 0);
       ops_.embed(rows_of, table, id);
       ops_.adapt_embedding(rows_of, id, site, segment, plan(segment), scratch(n, 1));
-      copy(rows(table, first, n), rows_of);
+      put_tensor(ops_.memory(), rows(table, first, n), rows_of);
     }
   }
 

@@ -23,8 +23,12 @@ void apply(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& row
   }
 }
 
-void clear(Tensor t) {
+void clear(const Ops& ops, Tensor t) {
   const auto bytes = static_cast<size_t>(t.cols() * size_of(t.dtype));
+  if (DeviceMemory* memory = ops.memory()) {
+    const auto pitch = static_cast<size_t>(t.pitch * size_of(t.dtype));
+    return memory->clear(t.data, pitch, bytes, static_cast<size_t>(t.rows()));
+  }
   for (int64_t r = 0; r < t.rows(); ++r) {
     std::memset(t.data + r * t.pitch * size_of(t.dtype), 0, bytes);
   }
@@ -47,7 +51,7 @@ void DecoderLayer::attend(Step& step, const KvLayer& kv) const {
   Ops& ops = step.ops;
   const Spec& spec = step.spec;
   StepBuffers& b = step.buf;
-  if (spec.attention.heads == 0) return clear(b.y);  // more ranks than heads
+  if (spec.attention.heads == 0) return clear(ops, b.y);  // more ranks than heads
   const Tensor q = columns(b.qkv, 0, spec.q_dim());
   const Tensor k = columns(b.qkv, spec.q_dim(), spec.kv_dim());
   const Tensor v = columns(b.qkv, spec.q_dim() + spec.kv_dim(), spec.kv_dim());

@@ -77,6 +77,6 @@ struct DecoderLayer {
 };
 
 // All values of t become 0.
-void clear(Tensor t);
+void clear(const Ops& ops, Tensor t);
 
 }  // namespace lorry

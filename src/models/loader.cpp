@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "models/device_copy.h"
 #include "weights/slice.h"
 
 namespace lorry {
@@ -161,7 +162,7 @@ class Loader {
   }
 
   std::byte* allocate(size_t bytes) {
-    out_.storage.emplace_back(bytes);
+    out_.storage.emplace_back(bytes, ops_.memory());
     out_.bytes += bytes;
     return out_.storage.back().data();
   }
@@ -261,13 +262,18 @@ class Loader {
 
   // Groups without an order of their own keep the one of x.
   void set_order(Weight& w, int64_t group, const Tensor& order) {
+    const auto put = [&](int64_t g, const Tensor& values) {
+      auto* to = const_cast<int32_t*>(w.order) + g * w.in;
+      put_tensor(ops_.memory(), view(to, Dtype::i32, {w.in}), values);
+    };
     if (w.order == nullptr) {
-      auto* all = reinterpret_cast<int32_t*>(
+      w.order = reinterpret_cast<int32_t*>(
           allocate(static_cast<size_t>(w.groups * w.in) * sizeof(int32_t)));
-      for (int64_t g = 0; g < w.groups; ++g) std::iota(all + g * w.in, all + (g + 1) * w.in, 0);
-      w.order = all;
+      std::vector<int32_t> same(static_cast<size_t>(w.in));
+      std::iota(same.begin(), same.end(), 0);
+      for (int64_t g = 0; g < w.groups; ++g) put(g, view(same.data(), Dtype::i32, {w.in}));
     }
-    std::copy_n(order.row<const int32_t>(0), w.in, const_cast<int32_t*>(w.order) + group * w.in);
+    put(group, view(order.data, Dtype::i32, {w.in}));
   }
 
   Tensor table(const Slice& s) {
@@ -283,7 +289,7 @@ class Loader {
       return src;
     }
     const Tensor t = view(allocate(bytes), ops_.act(), src.shape);
-    copy(t, src);
+    put_tensor(ops_.memory(), t, src);
     source_.release();
     return t;
   }
@@ -296,13 +302,13 @@ class Loader {
     }
     const auto bytes = Arena::tensor_bytes(Dtype::f32, src.shape);
     const Tensor t = view(allocate(bytes), Dtype::f32, src.shape);
-    copy(t, src);
+    put_tensor(ops_.memory(), t, src);
     source_.release();
     return {{t, spec_.norm_eps, spec_.norm_centered}, spec_.sites()({kind, layer})};
   }
 
   LoraSite site(SiteKind kind, int32_t layer, int64_t in, int64_t out, int64_t column = 0) const {
-    return {spec_.sites()({kind, layer}), 0, in, out, column, kPanel};
+    return {spec_.sites()({kind, layer}), 0, 1, in, out, column, kPanel};
   }
 
   std::vector<LoraSite> qkv_sites(int32_t i) const {
@@ -317,6 +323,7 @@ class Loader {
     LoraSite s;
     s.first = spec_.sites()({kind, layer, static_cast<int32_t>(experts_.first)});
     s.group_stride = 1;
+    s.groups = static_cast<int32_t>(experts_.count);
     s.in = in;
     s.out = out;
     if (kind != SiteKind::down) {

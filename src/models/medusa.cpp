@@ -46,7 +46,7 @@ Tensor MedusaRunner::run(Step& step, Tensor h, std::span<const LoraSegment> segm
   for (const LoraSegment& s : segments) {
     const MedusaView& medusa = medusa_of(step, s);
     if (medusa.shape.heads == 0) continue;
-    clear(rows(buffers_.logits, done, s.begin * heads_ - done));
+    clear(step.ops, rows(buffers_.logits, done, s.begin * heads_ - done));
     done = int64_t{s.end} * heads_;
     run_blocks(step, h, s, medusa);
     if (medusa.shape.own_output) {
@@ -55,7 +55,7 @@ Tensor MedusaRunner::run(Step& step, Tensor h, std::span<const LoraSegment> segm
       shared_.push_back({s.begin * heads_, s.end * heads_, s.adapter, 0});
     }
   }
-  clear(rows(buffers_.logits, done, h.rows() * heads_ - done));
+  clear(step.ops, rows(buffers_.logits, done, h.rows() * heads_ - done));
   run_model_output(step, head);
   Tensor logits = buffers_.logits;
   logits.shape = {h.rows(), heads_, logits.cols()};
@@ -71,7 +71,7 @@ void MedusaRunner::run_blocks(Step& step, Tensor h, const LoraSegment& s,
   for (int32_t i = 0; i < heads_; ++i) {
     const Tensor x = every(buffers_.x, s.begin * heads_ + i, heads_, n);
     if (i >= medusa.shape.heads) {
-      clear(x);  // whose logits are 0
+      clear(step.ops, x);  // whose logits are 0
       continue;
     }
     Tensor in = rows(h, s.begin, n);
@@ -90,7 +90,7 @@ void MedusaRunner::run_outputs(Step& step, const LoraSegment& s, const MedusaVie
   for (int32_t i = 0; i < heads_; ++i) {
     const Tensor logits = every(buffers_.logits, s.begin * heads_ + i, heads_, n);
     if (i >= medusa.shape.heads) {
-      clear(logits);
+      clear(step.ops, logits);
     } else {
       linear(step, logits, every(buffers_.x, s.begin * heads_ + i, heads_, n),
              layout.output_of(medusa.data, i));

@@ -38,6 +38,7 @@ class CheckedOps final : public Ops {
   explicit CheckedOps(std::unique_ptr<Ops> ops) : ops_(std::move(ops)) {}
 
   Dtype act() const override { return ops_->act(); }
+  DeviceMemory* memory() const override { return ops_->memory(); }
 
   Weight weight_layout(int64_t groups, int64_t out, int64_t in,
                        WeightFormat format) const override {

@@ -195,6 +195,7 @@ struct LoraPlan {
 struct LoraSite {
   int32_t first = 0;          // site index of group 0
   int32_t group_stride = 0;   // site index step per group (1 for experts)
+  int32_t groups = 1;         // of the linear
   int64_t in = 0, out = 0;    // of the site
   int64_t column = 0;         // output column of the site's first panel of 64 outputs
   int64_t panel_stride = 64;  // output columns from one panel to the next (gate and up: 128)

@@ -10,12 +10,18 @@
 // the call, the number of threads or the instruction set. Each is one accumulator summed in order
 // of k (bf16: within a pair the odd element first, as vdpbf16ps does; denormals are zero).
 //
+// Memory: a backend with memory of its own (memory() is not null) takes pointers to both: a pointer
+// says where it leads. What is in the processor's memory is copied for the call, there and back;
+// what is used more than once belongs on the device. Structs and spans of them are the processor's,
+// but for Route's segments.
+//
 // Thread: one thread calls; the backend's threads work inside the call.
 #pragma once
 #include <cstdint>
 #include <limits>
 #include <span>
 
+#include "base/memory.h"
 #include "lorry/tensor.h"
 #include "ops/lora.h"
 
@@ -85,8 +91,10 @@ struct Route {
   Tensor source;   // i32 [T * k]: the row t of each sorted row
   Tensor begin;    // i32 [E + 1]: the sorted rows of each own expert
   Tensor segment;  // u8: storage for LoraSegment [T * k]: the sorted rows by (expert, adapter)
+  // On a device an upper bound: those that are not needed are empty, and last.
   int32_t n_segments = 0;
   int32_t experts = 0;
+  bool on_device = false;            // all of it lies in the backend's memory; every expert is own
   int32_t first_own = 0, n_own = 0;  // n_own 0: all of them
 
   int32_t groups_count() const { return n_own == 0 ? experts : n_own; }
@@ -94,7 +102,9 @@ struct Route {
     return {{begin.row<const int32_t>(0), static_cast<size_t>(groups_count()) + 1}};
   }
   // Sorted rows.
-  int64_t n_rows() const { return begin.row<const int32_t>(0)[groups_count()]; }
+  int64_t n_rows() const {
+    return on_device ? source.shape.size() : begin.row<const int32_t>(0)[groups_count()];
+  }
   std::span<const LoraSegment> segments() const {
     return {reinterpret_cast<const LoraSegment*>(segment.data), static_cast<size_t>(n_segments)};
   }
@@ -135,6 +145,8 @@ class Ops {
 
   // ---- load time; const members may be called from any thread ----
   virtual Dtype act() const = 0;  // bf16 or f32
+  // Where weights, images, caches and step buffers lie; null: in the processor's memory.
+  virtual DeviceMemory* memory() const { return nullptr; }
   // Describes the packed form of `groups` Linears [out, in]; data is null.
   virtual Weight weight_layout(int64_t groups, int64_t out, int64_t in,
                                WeightFormat format = {}) const = 0;

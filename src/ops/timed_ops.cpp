@@ -12,6 +12,7 @@ class TimedOps final : public Ops {
   TimedOps(std::unique_ptr<Ops> ops, OpTimes& times) : ops_(std::move(ops)), times_(times) {}
 
   Dtype act() const override { return ops_->act(); }
+  DeviceMemory* memory() const override { return ops_->memory(); }
   Weight weight_layout(int64_t groups, int64_t out, int64_t in,
                        WeightFormat format) const override {
     return ops_->weight_layout(groups, out, in, format);

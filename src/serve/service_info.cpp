@@ -60,7 +60,7 @@ void Service::info(const CallPtr& call) {
   JsonWriter json;
   json.begin_object();
   json.member("model_id", model.name).member("model_sha", model.digest);
-  json.member("model_dtype", to_string(model.dtype)).member("model_device_type", "cpu");
+  json.member("model_dtype", to_string(model.dtype)).member("model_device_type", model.device);
   json.member("model_pipeline_tag", "text-generation");
   json.member("max_concurrent_requests", options_.max_concurrent_requests);
   json.member("max_best_of", options_.max_best_of);

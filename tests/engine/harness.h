@@ -20,6 +20,9 @@ inline std::string golden(const std::string& path) {
   return std::string(LORRY_SOURCE_DIR) + "/tests/golden/" + path;
 }
 
+// The device that engines of tests run on: engine_device.cpp, or another file of the program.
+std::string test_device();
+
 // Everything that one request was told.
 class Collector final : public RequestSink {
  public:
@@ -125,7 +128,8 @@ inline std::string test_name(const std::string& model, Dtype dtype) {
 
 class TestEngine {
  public:
-  explicit TestEngine(EngineOptions options) : log_({LogLevel::error}), engine_(options, log_) {}
+  explicit TestEngine(EngineOptions options)
+      : log_({LogLevel::error}), engine_(on_test_device(std::move(options)), log_) {}
 
   Engine& operator*() { return engine_; }
   Engine* operator->() { return &engine_; }
@@ -146,6 +150,10 @@ class TestEngine {
   }
 
  private:
+  static EngineOptions on_test_device(EngineOptions o) {
+    o.device = test_device();
+    return o;
+  }
   Log log_;
   Engine engine_;
 };
@@ -154,6 +162,7 @@ class TestEngine {
 inline EngineOptions golden_options(const std::string& model_case,
                                     const std::vector<std::string>& adapters) {
   EngineOptions o;
+  o.device = test_device();
   o.model = golden(model_case + "/model");
   o.dtype = Dtype::f32;
   o.check_ops = true;

@@ -45,6 +45,7 @@ struct QuantisedCase {
 
 EngineOptions options_of(const std::string& model, Dtype dtype) {
   EngineOptions o;
+  o.device = test_device();
   o.model = model;
   o.dtype = dtype;
   o.threads = 2;

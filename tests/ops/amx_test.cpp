@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "ops/checked_ops.h"
+#include "ops/cpu/cpu_ops.h"
 #include "ops/support.h"
 
 namespace lorry::test {
@@ -44,7 +46,7 @@ void expect_tiles(const Tensor& y, const Tensor& x, const Tensor& w) {
 
 TEST_F(AmxTest, sums_in_the_order_of_the_tiles_for_every_shape) {
   ThreadPool pool(2);
-  const auto ops = checked_cpu_ops(Dtype::bf16, pool, Isa::amx);
+  const auto ops = make_checked_ops(make_cpu_ops(Dtype::bf16, pool, Isa::amx));
   unsigned seed = 1;
   for (const int64_t rows :
        {1, 2, 15, 16, 17, 31, 32, 33, 48, 49, 64, 96, 145, 200, 288, 289, 450}) {
@@ -65,7 +67,7 @@ TEST_F(AmxTest, sums_in_the_order_of_the_tiles_for_every_shape) {
 
 TEST_F(AmxTest, denormals_are_zero) {
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(Dtype::bf16, pool, Isa::amx);
+  const auto ops = make_checked_ops(make_cpu_ops(Dtype::bf16, pool, Isa::amx));
   const Matrix x(Dtype::bf16, 3, 40);
   const Matrix w(Dtype::bf16, 66, 40);
   std::mt19937 random(5);

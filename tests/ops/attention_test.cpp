@@ -225,9 +225,9 @@ TEST_P(AttentionTest, equals_the_reference_on_every_instruction_set) {
     expect_reference();
     // AMX has bits of its own over keys in bf16.
     ThreadPool pool(2);
-    for (const Isa isa : usable_isas()) {
-      if (portable(isa)) continue;
-      attend(*checked_cpu_ops(act(), pool, isa));
+    for (const Variant& v : variants()) {
+      if (v.portable) continue;
+      attend(*checked_ops(act(), pool, v));
       expect_reference();
     }
   }
@@ -240,7 +240,7 @@ TEST_P(AttentionTest, chunks_and_batch_mates_do_not_change_a_bit) {
     const AttentionSpec spec = with_format({6, 2, 32, window});
     const Batch batch(spec, {270, 40}, 900);
     ThreadPool pool(3);
-    const auto ops = checked_cpu_ops(act(), pool);
+    const auto ops = checked_ops(act(), pool);
     Bytes whole;
     for (const int32_t chunk : {270, 1, 16, 37, 100}) {
       const Cache cache = make_cache(*ops, batch.blocks(), spec);
@@ -269,7 +269,7 @@ TEST_P(AttentionTest, long_contexts_have_the_same_bits_on_any_number_of_threads)
   Bytes first;
   for (const int threads : {1, 2, 5}) {
     ThreadPool pool(threads);
-    const auto ops = checked_cpu_ops(act(), pool);
+    const auto ops = checked_ops(act(), pool);
     const Cache cache = make_cache(*ops, batch.blocks(), spec);
     batch.store(*ops, cache, 0, 0, 9000);
     batch.store(*ops, cache, 1, 0, 1100);
@@ -289,9 +289,9 @@ TEST_P(AttentionTest, long_contexts_have_the_same_bits_on_any_number_of_threads)
 TEST_P(AttentionTest, another_requests_nan_is_never_seen) {
   const AttentionSpec spec = with_format({4, 2, 32, 20});
   const Batch batch(spec, {75}, 1100);
-  for (const Isa isa : usable_isas()) {
+  for (const Variant& v : variants()) {
     ThreadPool pool(2);
-    const auto ops = checked_cpu_ops(act(), pool, isa);
+    const auto ops = checked_ops(act(), pool, v);
     const Cache cache = make_cache(*ops, batch.blocks(), spec);
     batch.store(*ops, cache, 0, 70 - 19, 75 - (70 - 19));
     const Matrix o = batch.attend(*ops, cache, {{0, 70, 5}});
@@ -302,7 +302,7 @@ TEST_P(AttentionTest, another_requests_nan_is_never_seen) {
 TEST_P(AttentionTest, slots_below_zero_are_not_stored) {
   const AttentionSpec spec = with_format({2, 2, 8});
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(act(), pool);
+  const auto ops = checked_ops(act(), pool);
   const Cache cache = make_cache(*ops, 2, spec);
   const Matrix k = random_matrix(Dtype::f32, 3, 16, 1);
   std::vector<int32_t> slots{-1, 17, -7};
@@ -343,7 +343,7 @@ TEST(AttentionInt8, is_within_the_derived_bound_of_keys_and_values_in_f32) {
       const int32_t n = 400;
       const Batch batch(spec, {n}, 1300);
       ThreadPool pool(2);
-      const auto ops = checked_cpu_ops(Dtype::f32, pool);
+      const auto ops = checked_ops(Dtype::f32, pool);
       std::vector<Matrix> o;
       for (const KvFormat kv : {KvFormat::act, KvFormat::int8}) {
         AttentionSpec with = spec;
@@ -393,7 +393,7 @@ TEST(AttentionInt8, what_is_not_finite_stays_so_and_zeros_stay_zero) {
   AttentionSpec spec{1, 1, 16};
   spec.kv = KvFormat::int8;
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(Dtype::f32, pool);
+  const auto ops = checked_ops(Dtype::f32, pool);
   const Cache cache = make_cache(*ops, 1, spec);
   const Matrix zero(Dtype::f32, 3, 16);
   for (int64_t r = 0; r < 3; ++r) std::fill_n(zero().row<float>(r), 16, 0.0F);

@@ -53,7 +53,7 @@ TEST_P(LinearTest, equals_the_reference_on_every_instruction_set) {
 
 TEST_P(LinearTest, long_rows_and_many_rows_equal_the_reference) {
   ThreadPool pool(2);
-  const auto ops = checked_cpu_ops(GetParam(), pool);
+  const auto ops = checked_ops(GetParam(), pool);
   // More k than one part of a panel, more rows than one block.
   const Matrix x = random_matrix(GetParam(), 200, 2501, 3);
   const Matrix w = random_matrix(Dtype::f32, 66, 2501, 4);
@@ -83,10 +83,10 @@ TEST_P(LinearTest, each_group_uses_its_own_weights) {
 }
 
 TEST_P(LinearTest, a_row_has_the_same_bits_alone_and_among_others) {
-  for (const Isa isa : usable_isas()) {
+  for (const Variant& v : variants()) {
     ThreadPool pool(2);
-    const auto ops = checked_cpu_ops(GetParam(), pool, isa);
-    const int64_t in = isa == Isa::scalar ? 201 : 4111;
+    const auto ops = checked_ops(GetParam(), pool, v);
+    const int64_t in = v.slow ? 201 : 4111;
     const Matrix x = random_matrix(GetParam(), 300, in, 8);
     const Matrix w = random_matrix(Dtype::f32, 80, in, 9);
     const PackedWeight packed(*ops, {w()}, 80, in);
@@ -96,13 +96,13 @@ TEST_P(LinearTest, a_row_has_the_same_bits_alone_and_among_others) {
       ops->linear(rows(alone(), r, 1), rows(x(), r, 1), packed(), {begin}, {});
     }
     for (const int32_t n : {2, 7, 24, 64, 300}) {
-      if (isa == Isa::scalar && n > 64) continue;
+      if (v.slow && n > 64) continue;
       const Matrix y(Dtype::f32, n, 80);
       const std::vector<int32_t> begin{0, n};
       ops->linear(y(), rows(x(), 0, n), packed(), {begin}, {});
       const int64_t same = std::min(n, 64);
       EXPECT_TRUE(bytes_of(rows(y(), 0, same)) == bytes_of(rows(alone(), 0, same)))
-          << to_string(isa) << ", " << n << " rows";
+          << v.name << ", " << n << " rows";
     }
   }
 }
@@ -140,7 +140,7 @@ TEST_P(LinearTest, extreme_values_have_the_same_bits_on_every_instruction_set) {
 
 TEST_P(LinearTest, packs_from_each_source_type) {
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(GetParam(), pool);
+  const auto ops = checked_ops(GetParam(), pool);
   const Matrix half(Dtype::f16, 70, 21);
   std::mt19937 random(11);
   for (int64_t r = 0; r < 70; ++r) {
@@ -161,7 +161,7 @@ TEST_P(LinearTest, packs_from_each_source_type) {
 
 TEST(CheckedLinear, wrong_shapes_abort) {
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(Dtype::f32, pool);
+  const auto ops = checked_ops(Dtype::f32, pool);
   const Matrix w = random_matrix(Dtype::f32, 8, 8, 1);
   const PackedWeight packed(*ops, {w()}, 8, 8);
   const Matrix x = random_matrix(Dtype::f32, 2, 9, 1);

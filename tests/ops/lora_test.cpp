@@ -147,9 +147,9 @@ TEST_P(LoraTest, interleaved_sites_of_experts) {
 }
 
 TEST_P(LoraTest, a_row_has_the_same_bits_alone_and_among_others) {
-  for (const Isa isa : usable_isas()) {
+  for (const Variant& v : variants()) {
     ThreadPool pool(3);
-    const auto ops = checked_cpu_ops(GetParam(), pool, isa);
+    const auto ops = checked_ops(GetParam(), pool, v);
     Adapter adapter = make_adapter({{75, 90, 20}}, 30);
     pack(adapter, *ops);
     const std::vector<AdapterView> views{{adapter.patches, false}};
@@ -166,7 +166,7 @@ TEST_P(LoraTest, a_row_has_the_same_bits_alone_and_among_others) {
       const std::vector<LoraSegment> all{{0, n, 0}};
       ops->adapt(rows(y(), 0, n), rows(x(), 0, n), sites, all, {views, {}, {}}, scratch());
       EXPECT_TRUE(bytes_of(rows(y(), 0, n)) == bytes_of(rows(alone(), 0, n)))
-          << to_string(isa) << ", " << n << " rows";
+          << v.name << ", " << n << " rows";
     }
   }
 }

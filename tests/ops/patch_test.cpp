@@ -77,8 +77,8 @@ double expected(const Parts& parts, const Use& use, const Tensor& x, int64_t r, 
 
 TEST_P(PatchTest, pack_matrix_packs_as_pack_and_unpack_reads_it_back) {
   ThreadPool pool(2);
-  for (const Isa isa : usable_isas()) {
-    const auto ops = checked_cpu_ops(GetParam(), pool, isa);
+  for (const Variant& v : variants()) {
+    const auto ops = checked_ops(GetParam(), pool, v);
     const Matrix m = random_matrix(Dtype::f32, 150, 37, 3);
     const PackedWeight packed(*ops, {m(), m()}, 150, 37);
     Bytes alone(static_cast<size_t>(packed().group_bytes));
@@ -231,9 +231,9 @@ TEST_P(PatchTest, a_row_has_the_same_bits_alone_and_among_others) {
   const Parts parts(out, in, 20, 30);
   const std::vector<int32_t> ids{3, 90, 189};
   const Matrix rows_of = random_matrix(Dtype::f32, 3, in, 3);
-  for (const Isa isa : usable_isas()) {
+  for (const Variant& v : variants()) {
     ThreadPool pool(3);
-    const auto ops = checked_cpu_ops(GetParam(), pool, isa);
+    const auto ops = checked_ops(GetParam(), pool, v);
     Patched p;
     pack(p, parts, {true, true, true}, *ops);
     std::byte* packed = p.take(static_cast<size_t>(ops->weight_layout(1, 3, in).group_bytes));
@@ -257,7 +257,7 @@ TEST_P(PatchTest, a_row_has_the_same_bits_alone_and_among_others) {
       const std::vector<LoraSegment> all{{0, n, 0}};
       ops->adapt(rows(y(), 0, n), rows(x(), 0, n), sites, all, {views, {}, {}, false}, scratch());
       EXPECT_TRUE(bytes_of(rows(y(), 0, n)) == bytes_of(rows(alone(), 0, n)))
-          << to_string(isa) << ", " << n << " rows";
+          << v.name << ", " << n << " rows";
     }
   }
 }

@@ -30,7 +30,7 @@ TEST_P(QuantPackTest, unpack_gives_what_was_packed_in_the_order_of_x) {
   constexpr int64_t kIn = 203;
   ThreadPool pool(2);
   for (const Dtype act : {Dtype::bf16, Dtype::f32}) {
-    const auto ops = checked_cpu_ops(act, pool);
+    const auto ops = checked_ops(act, pool);
     std::vector<int32_t> order(2 * kIn);
     for (int64_t g = 0; g < 2; ++g) {
       std::iota(order.begin() + g * kIn, order.begin() + (g + 1) * kIn, 0);
@@ -84,7 +84,7 @@ TEST_P(QuantPackTest, rows_of_zeros_stay_zero) {
     for (int64_t k = 0; k < 100; ++k) ASSERT_EQ(get(y(), r, k), 0);
   }
   ThreadPool pool(2);
-  const auto ops = checked_cpu_ops(Dtype::bf16, pool);
+  const auto ops = checked_ops(Dtype::bf16, pool);
   QuantWeight packed(*ops, format(), 1, 66, 100);
   packed.pack(*ops, 0, w());
   const Matrix x = random_matrix(Dtype::bf16, 3, 100, 2);
@@ -98,8 +98,8 @@ TEST_P(QuantPackTest, rows_of_zeros_stay_zero) {
 TEST_P(QuantPackTest, a_weight_that_is_not_finite_makes_its_output_nan) {
   ThreadPool pool(2);
   for (const Dtype act : {Dtype::bf16, Dtype::f32}) {
-    for (const Isa isa : usable_isas()) {
-      const auto ops = checked_cpu_ops(act, pool, isa);
+    for (const Variant& v : variants()) {
+      const auto ops = checked_ops(act, pool, v);
       const Matrix w = random_matrix(Dtype::f32, 70, 100, 1);
       set(w(), 5, 99, HUGE_VAL);
       set(w(), 64, 0, std::nan(""));
@@ -110,7 +110,7 @@ TEST_P(QuantPackTest, a_weight_that_is_not_finite_makes_its_output_nan) {
       run_linear(*ops, y(), x(), packed(), {0, 3});
       for (int64_t r = 0; r < 3; ++r) {
         for (int64_t o = 0; o < 70; ++o) {
-          ASSERT_EQ(std::isnan(get(y(), r, o)), o == 5 || o == 64) << to_string(isa) << " " << o;
+          ASSERT_EQ(std::isnan(get(y(), r, o)), o == 5 || o == 64) << v.name << " " << o;
         }
       }
     }
@@ -136,7 +136,7 @@ TEST_P(QuantPackTest, extreme_weights_keep_what_the_scale_can_hold) {
 
 TEST_P(QuantPackTest, packs_from_each_source_type_and_in_the_order_of_x) {
   ThreadPool pool(2);
-  const auto ops = checked_cpu_ops(Dtype::bf16, pool);
+  const auto ops = checked_ops(Dtype::bf16, pool);
   const Matrix narrow = random_matrix(Dtype::bf16, 70, 90, 3);
   const Matrix half(Dtype::f16, 70, 90);
   const Matrix wide(Dtype::f32, 70, 90);
@@ -217,7 +217,7 @@ TEST(QuantPack, fp8_keeps_every_value_of_e4m3_and_rounds_to_even) {
 
 TEST(CheckedQuant, wrong_arguments_abort) {
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(Dtype::bf16, pool);
+  const auto ops = checked_ops(Dtype::bf16, pool);
   EXPECT_DEATH(ops->weight_layout(1, 8, 64, {Kind::int8, 48, false}), "groups of 48");
   EXPECT_DEATH(ops->weight_layout(1, 8, 64, {Kind::fp8, 32, false}), "groups of 32");
   EXPECT_DEATH(ops->weight_layout(1, 8, 65537, {Kind::int8, 0, false}), "65537 inputs");

@@ -34,7 +34,7 @@ TEST_P(QuantTest, equals_the_documented_arithmetic_on_every_instruction_set) {
     int64_t rows, out, in;
   };
   ThreadPool pool(1);
-  const auto reference = checked_cpu_ops(act(), pool, best_portable_isa());
+  const auto reference = checked_ops(act(), pool, best_portable_variant());
   unsigned seed = 1;
   for (const Case& c :
        {Case{1, 64, 64}, Case{1, 1, 1}, Case{2, 65, 3}, Case{3, 130, 37}, Case{4, 16, 33},
@@ -93,7 +93,7 @@ TEST_P(QuantTest, each_group_uses_its_own_weights_and_order) {
       },
       ordered());
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(act(), pool, best_portable_isa());
+  const auto ops = checked_ops(act(), pool, best_portable_variant());
   for (size_t g = 0; g < 6; ++g) {
     const int32_t n = begin[g + 1] - begin[g];
     if (n == 0) continue;
@@ -107,7 +107,7 @@ TEST_P(QuantTest, each_group_uses_its_own_weights_and_order) {
 
 TEST_P(QuantTest, long_rows_and_many_rows_equal_the_documented_arithmetic) {
   ThreadPool pool(2);
-  const auto ops = checked_cpu_ops(act(), pool, best_portable_isa());
+  const auto ops = checked_ops(act(), pool, best_portable_variant());
   const Matrix x = random_matrix(act(), 200, 2501, 3);
   const QuantValues w(format(), 66, 2501, 4);
   const Matrix y(Dtype::f32, 200, 66);
@@ -118,10 +118,10 @@ TEST_P(QuantTest, long_rows_and_many_rows_equal_the_documented_arithmetic) {
 }
 
 TEST_P(QuantTest, a_row_has_the_same_bits_alone_and_among_others) {
-  for (const Isa isa : usable_isas()) {
+  for (const Variant& v : variants()) {
     ThreadPool pool(2);
-    const auto ops = checked_cpu_ops(act(), pool, isa);
-    const int64_t in = isa == Isa::scalar ? 201 : 4111;
+    const auto ops = checked_ops(act(), pool, v);
+    const int64_t in = v.slow ? 201 : 4111;
     const Matrix x = random_matrix(act(), 300, in, 8);
     QuantWeight packed(*ops, format(), 1, 80, in);
     packed.pack(*ops, 0, QuantValues(format(), 80, in, 9));
@@ -130,12 +130,12 @@ TEST_P(QuantTest, a_row_has_the_same_bits_alone_and_among_others) {
       run_linear(*ops, rows(alone(), r, 1), rows(x(), r, 1), packed(), {0, 1});
     }
     for (const int32_t n : {2, 7, 12, 24, 32, 300}) {
-      if (isa == Isa::scalar && n > 32) continue;
+      if (v.slow && n > 32) continue;
       const Matrix y(Dtype::f32, n, 80);
       run_linear(*ops, y(), rows(x(), 0, n), packed(), {0, n});
       const int64_t same = std::min(n, 32);
       EXPECT_TRUE(bytes_of(rows(y(), 0, same)) == bytes_of(rows(alone(), 0, same)))
-          << to_string(isa) << ", " << n << " rows";
+          << v.name << ", " << n << " rows";
     }
   }
 }
@@ -155,8 +155,8 @@ TEST_P(QuantTest, a_row_that_is_not_finite_gives_nan_and_changes_no_other) {
     for (const int64_t at : {0, 15, 98, 99}) {
       const Matrix x = random_matrix(act(), 9, 100, 3);
       ThreadPool pool(2);
-      for (const Isa isa : usable_isas()) {
-        const auto ops = checked_cpu_ops(act(), pool, isa);
+      for (const Variant& v : variants()) {
+        const auto ops = checked_ops(act(), pool, v);
         QuantWeight packed(*ops, format(), 1, 70, 100);
         packed.pack(*ops, 0, w);
         Matrix y(Dtype::f32, 9, 70);

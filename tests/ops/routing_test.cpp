@@ -4,7 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include "ops/cpu/probe.h"
 #include "ops/support.h"
 
 namespace lorry::test {
@@ -90,7 +89,7 @@ TEST(Route, nan_scores_still_name_experts_that_exist) {
   const Matrix scores(Dtype::f32, 1, 4);
   for (int64_t e = 0; e < 4; ++e) set(scores(), 0, e, std::nan(""));
   ThreadPool pool(1);
-  checked_cpu_ops(Dtype::f32, pool)->route(r.route, scores(), {4, 1.0F});
+  checked_ops(Dtype::f32, pool)->route(r.route, scores(), {4, 1.0F});
   std::vector<int32_t> experts(r.expert().row<int32_t>(0), r.expert().row<int32_t>(0) + 4);
   std::sort(experts.begin(), experts.end());
   EXPECT_EQ(experts, (std::vector<int32_t>{0, 1, 2, 3}));
@@ -119,7 +118,7 @@ TEST(Group, sorts_by_expert_adapter_and_row) {
     }
     ThreadPool pool(1);
     const std::vector<AdapterView> views(static_cast<size_t>(adapters));
-    checked_cpu_ops(Dtype::f32, pool)->group(r.route, {views, row_adapter, {}});
+    checked_ops(Dtype::f32, pool)->group(r.route, {views, row_adapter, {}});
 
     const int32_t* begin = r.begin().row<int32_t>(0);
     const int32_t* source = r.source().row<int32_t>(0);
@@ -180,7 +179,7 @@ TEST(Group, own_experts_get_their_rows_and_no_others) {
       r.expert().row<int32_t>(t)[1] = (t + 3) % experts;
     }
     ThreadPool pool(1);
-    checked_cpu_ops(Dtype::f32, pool)->group(r.route, {views, row_adapter, {}});
+    checked_ops(Dtype::f32, pool)->group(r.route, {views, row_adapter, {}});
     ASSERT_EQ(r.route.groups().begin.size(), size_t(n) + 1);
     int64_t own = 0;
     for (int32_t t = 0; t < rows; ++t) {
@@ -207,14 +206,6 @@ TEST(Group, own_experts_get_their_rows_and_no_others) {
     }
   }
   EXPECT_EQ(std::count(found.begin(), found.end(), 1), rows * k);
-}
-
-TEST(Probe, measures_something) {
-  ThreadPool pool(2);
-  const Probe probe = probe_machine(pool);
-  EXPECT_GT(probe.bf16_gflops, 0.1);
-  EXPECT_GT(probe.read_gb_s, 0.1);
-  EXPECT_EQ(probe.int8_gops > 0.1, best_isa() >= Isa::avx512);
 }
 
 }  // namespace

@@ -77,7 +77,7 @@ TEST_P(RowsTest, add_silu_in_place_and_not) {
       }
     }
     ThreadPool pool(1);
-    checked_cpu_ops(GetParam(), pool)->add_silu(x(), x(), v(), b);
+    checked_ops(GetParam(), pool)->add_silu(x(), x(), v(), b);
     EXPECT_EQ(bytes_of(x()), bytes_of(y()));
   }
 }
@@ -97,7 +97,7 @@ TEST_P(RowsTest, clamp_keeps_nan) {
   }
   x().row<float>(1)[7] = std::nanf("");
   ThreadPool pool(1);
-  checked_cpu_ops(GetParam(), pool)->clamp(x(), 4.0F);
+  checked_ops(GetParam(), pool)->clamp(x(), 4.0F);
   EXPECT_TRUE(std::isnan(x().row<float>(1)[7]));
 }
 
@@ -166,7 +166,7 @@ TEST_P(RowsTest, activations_are_accurate_everywhere) {
   }
   const Matrix y(GetParam(), 1, n);
   ThreadPool pool(2);
-  const auto ops = checked_cpu_ops(GetParam(), pool);
+  const auto ops = checked_ops(GetParam(), pool);
   for (const Activation kind : {Activation::silu, Activation::gelu_tanh, Activation::gelu_erf}) {
     ops->glu(y(), gu(), kind);
     for (int64_t c = 0; c < n; ++c) {
@@ -260,7 +260,7 @@ TEST_P(RowsTest, rows_that_are_not_here_add_nothing) {
 
 TEST(CheckedRows, ids_out_of_range_abort) {
   ThreadPool pool(1);
-  const auto ops = checked_cpu_ops(Dtype::f32, pool);
+  const auto ops = checked_ops(Dtype::f32, pool);
   const Matrix table = random_matrix(Dtype::f32, 4, 8, 1);
   const Matrix y(Dtype::f32, 1, 8);
   std::vector<int32_t> ids{4};

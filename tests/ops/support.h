@@ -1,10 +1,12 @@
 // What the tests of the operations share: tensors with their memory, random values, and running a
-// call with every instruction set and several numbers of threads, whose results must be equal.
+// call with every variant of the backend and several numbers of threads, whose results must be
+// equal.
 #pragma once
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -12,8 +14,7 @@
 #include "base/float16.h"
 #include "base/memory.h"
 #include "base/thread_pool.h"
-#include "ops/checked_ops.h"
-#include "ops/cpu/cpu_ops.h"
+#include "ops/ops.h"
 
 namespace lorry::test {
 
@@ -95,29 +96,40 @@ inline void append(Bytes& all, const Bytes& more) {
   all.insert(all.end(), more.begin(), more.end());
 }
 
-inline std::unique_ptr<Ops> checked_cpu_ops(Dtype act, ThreadPool& pool, Isa isa = best_isa()) {
-  return make_checked_ops(make_cpu_ops(act, pool, isa));
+// A way to run the operations: an instruction set of the CPU (cpu_variants.cpp), or an order of the
+// threads of a CUDA kernel (cuda/simt_variants.cpp). The program has one of these files.
+struct Variant {
+  std::string name;
+  bool portable = true;  // has the bits of every other portable variant
+  bool slow = false;
+  int number = 0;
+};
+std::vector<Variant> variants();  // the slowest first
+// The one that is used unless another is asked for.
+Variant best_variant();
+Variant best_portable_variant();
+std::unique_ptr<Ops> checked_ops(Dtype act, ThreadPool& pool, const Variant& v);
+inline std::unique_ptr<Ops> checked_ops(Dtype act, ThreadPool& pool) {
+  return checked_ops(act, pool, best_variant());
 }
 
-// The best of those whose results have the same bits.
-inline Isa best_portable_isa() { return portable(best_isa()) ? best_isa() : Isa::avx512_fma; }
-
-// Calls f(ops), which returns what it computed as bytes, with every portable instruction set on two
-// threads and with the best one on one and three: the bytes must be the same. `exact`: what is
-// summed is whole numbers, so that AMX has the same bits too. Returns them.
+// Calls f(ops), which returns what it computed as bytes, with every portable variant on two threads
+// and with the best one on one and three: the bytes must be the same. `exact`: what is summed is
+// whole numbers, so that all variants have the same bits. Returns them.
 template <class F>
 Bytes same_everywhere(Dtype act, F&& f, bool exact = false) {
   Bytes first;
   ThreadPool two(2);
-  for (const Isa isa : usable_isas()) {
-    if (!portable(isa) && !exact && act == Dtype::bf16) continue;
-    const Bytes bytes = f(*checked_cpu_ops(act, two, isa));
-    if (isa == usable_isas().front()) first = bytes;
-    EXPECT_TRUE(bytes == first) << to_string(isa) << " differs from scalar";
+  for (const Variant& v : variants()) {
+    if (!v.portable && !exact && act == Dtype::bf16) continue;
+    const Bytes bytes = f(*checked_ops(act, two, v));
+    if (v.number == variants().front().number) first = bytes;
+    EXPECT_TRUE(bytes == first) << v.name << " differs from " << variants().front().name;
   }
   for (const int threads : {1, 3}) {
     ThreadPool pool(threads);
-    EXPECT_TRUE(f(*checked_cpu_ops(act, pool, exact ? best_isa() : best_portable_isa())) == first)
+    EXPECT_TRUE(f(*checked_ops(act, pool, exact ? best_variant() : best_portable_variant())) ==
+                first)
         << threads << " threads differ";
   }
   return first;

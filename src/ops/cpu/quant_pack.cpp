@@ -6,6 +6,7 @@
 #include "base/float16.h"
 #include "base/float8.h"
 #include "ops/cpu/backend.h"
+#include "ops/cpu/fit.h"
 
 namespace lorry::cpu {
 
@@ -62,7 +63,8 @@ float fit_int4(const Kernels& kernels, const QuantLayout& l, const float* w, int
   return best != 0 ? best : stored(l, largest / -8.0F);
 }
 
-// q [n, padded to 16] <- w [n]; returns its scale: NaN where a value is not finite.
+}  // namespace
+
 float fit(uint8_t* q, const Kernels& kernels, const QuantLayout& l, const float* w, int64_t n) {
   std::array<float, 3> range{};
   kernels.weight_range(w, n, range.data());
@@ -85,6 +87,8 @@ float fit(uint8_t* q, const Kernels& kernels, const QuantLayout& l, const float*
   std::fill(q + done, q + round_up(n, 16), zero);
   return scale;
 }
+
+namespace {
 
 // Steps [from, to) of the values of one output, at its place in the first of `to - from` steps.
 void put_steps(std::byte* to, QuantKind kind, const uint8_t* q, int64_t n) {

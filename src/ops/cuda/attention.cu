@@ -1,0 +1,370 @@
+// attention over keys and values in bf16, on the tensor cores.
+//
+// A warp has a tile: up to 16 query rows of one KV head, which are some positions times the heads
+// that share it. It goes through the keys by units of kUnitKeys: scores, softmax and values of a
+// unit from zero, then the unit's result is merged into what there is (attend.h). With few tiles
+// each unit is a warp's of its own and merge_units does the same merging: equal bits. Rows of mma
+// do not see each other, and a unit's place does not depend on the tile, so chunks of a prompt and
+// batch mates change no bit.
+//
+// Keys and values go from the cache straight to registers, in the order of layout.h: lane 4 g + q
+// has inputs 8 q ... of key g as 16 bytes, and of a pair of values (tokens 2q, 2q + 1) the columns
+// 4 g ... 4 g + 3 of every 32.
+#include "ops/cuda/attend.h"
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/launch.h"
+
+namespace lorry::cuda {
+
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kKeyTiles = kUnitKeys / 8;
+
+// Where a warp works.
+struct Place {
+  AttentionTile tile;
+  int head;               // KV head
+  int first_head, heads;  // query heads of the tile
+  int index;              // of (KV head, head tile)
+  int rows;               // positions * heads
+  int g, q;
+
+  // Of row i of the tile.
+  LORRY_DEVICE int position(int i) const { return tile.position + i / heads; }
+};
+
+LORRY_DEVICE Place place_of(const AttentionArgs& a, const AttentionTile& tile, int index) {
+  Place p;
+  p.tile = tile;
+  p.index = index;
+  p.head = index / a.head_tiles;
+  const int per_head = a.heads / a.kv_heads;
+  const int within = index % a.head_tiles * a.tile_heads;
+  p.first_head = p.head * per_head + within;
+  p.heads = per_head - within < a.tile_heads ? per_head - within : a.tile_heads;
+  p.rows = tile.positions * p.heads;
+  p.g = lane_index() / 4;
+  p.q = lane_index() % 4;
+  return p;
+}
+
+// Keys that some row of the tile sees: [low, high].
+LORRY_DEVICE int lowest_key(const AttentionArgs& a, int position) {
+  return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
+}
+
+// Pair i of row r as bf16; zeros beyond.
+LORRY_DEVICE uint32_t query_pair(const AttentionArgs& a, const Place& p, int r, int i) {
+  if (r >= p.rows) return 0;
+  const float* q = a.q + (p.tile.row + r / p.heads) * a.q_pitch +
+                   int64_t{p.first_head + r % p.heads} * a.head_dim;
+  const float low = i < a.head_dim ? q[i] : 0.0F;
+  const float high = i + 1 < a.head_dim ? q[i + 1] : 0.0F;
+  return pack_bf16(low, high);
+}
+
+// The block of the cache that holds key `key` of the tile's sequence; null: no row of the tile sees
+// any of its keys.
+LORRY_DEVICE const unsigned char* block_of(const AttentionArgs& a, const Place& p,
+                                           const unsigned char* cache, int key, int low, int high) {
+  if (key > high || key + kTokens <= low) return nullptr;
+  const int32_t block = a.table[int64_t{p.tile.sequence} * a.max_blocks + key / kTokens];
+  return cache + (int64_t{block} * a.kv_heads + p.head) * a.block_bytes;
+}
+
+template <int kC>
+struct Query {
+  Word4 t[kC][2];
+};
+
+template <int kC>
+LORRY_DEVICE void load_query(Query<kC>& query, const AttentionArgs& a, const Place& p) {
+  LORRY_UNROLL
+  for (int c = 0; c < kC; ++c) {
+    LORRY_UNROLL
+    for (int t = 0; t < 2; ++t) {
+      const int i = 32 * c + 8 * p.q + 4 * t;
+      query.t[c][t] = {query_pair(a, p, p.g, i), query_pair(a, p, p.g + 8, i),
+                       query_pair(a, p, p.g, i + 2), query_pair(a, p, p.g + 8, i + 2)};
+    }
+  }
+}
+
+// s[j]: rows g, g + 8 times keys first + 8 j + 2 q, + 1.
+template <int kC>
+LORRY_DEVICE void score(Float4 (&s)[kKeyTiles], const Query<kC>& query, const AttentionArgs& a,
+                        const Place& p, int first, int low, int high) {
+  const auto width = static_cast<int>(head_width(true, a.head_dim));
+  LORRY_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    s[j] = {};
+    const unsigned char* block = block_of(a, p, a.k, first + j / 2 * kTokens, low, high);
+    const auto* key = reinterpret_cast<const uint16_t*>(block) + (j % 2 * 8 + p.g) * width;
+    LORRY_UNROLL
+    for (int c = 0; c < kC; ++c) {
+      const int i = 32 * c + 8 * p.q;
+      Word4 k{0, 0, 0, 0};
+      if (block != nullptr && i < width) k = *reinterpret_cast<const Word4*>(key + i);
+      mma_bf16(s[j], query.t[c][0], k.x, k.y);
+      mma_bf16(s[j], query.t[c][1], k.z, k.w);
+    }
+  }
+}
+
+// Scores to probabilities in place (not yet divided), the largest score and the sum of a row in all
+// lanes that have it; h: row g or g + 8.
+LORRY_DEVICE RowState soften(Float4 (&s)[kKeyTiles], const AttentionArgs& a, const Place& p, int h,
+                             int first, float scale) {
+  const int row = p.g + 8 * h;
+  const int position = p.position(row);
+  const int low = lowest_key(a, position);
+  float most = -INFINITY;
+  LORRY_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    LORRY_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int key = first + 8 * j + 2 * p.q + i;
+      float& x = s[j].v[2 * h + i];
+      x = row < p.rows && key >= low && key <= position ? x * scale : -INFINITY;
+      most = x > most || x != x ? x : most;
+    }
+  }
+  for (int mask = 2; mask > 0; mask >>= 1) {
+    const float other = shuffle_xor(most, mask);
+    most = other > most || other != other ? other : most;
+  }
+  const float base = most == -INFINITY ? 0.0F : most;
+  float sum = 0;
+  LORRY_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    LORRY_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      float& x = s[j].v[2 * h + i];
+      x = expf(x - base);
+      sum += x;
+    }
+  }
+  sum += shuffle_xor(sum, 1);
+  sum += shuffle_xor(sum, 2);
+  return {most, sum};
+}
+
+// Zero where the token is not between low and high: nobody sees what is there.
+LORRY_DEVICE uint32_t seen_pair(uint32_t pair, int token, int low, int high) {
+  if (token < low || token > high) pair &= 0xffff0000U;
+  if (token + 1 < low || token + 1 > high) pair &= 0x0000ffffU;
+  return pair;
+}
+LORRY_DEVICE Word4 load_values(const unsigned char* block, int pair, int width, int i, int token,
+                               int low, int high) {
+  if (block == nullptr || i >= width) return {0, 0, 0, 0};
+  const auto* v = reinterpret_cast<const uint16_t*>(block) + pair * 2 * width + 2 * i;
+  const Word4 w = *reinterpret_cast<const Word4*>(v);
+  return {seen_pair(w.x, token, low, high), seen_pair(w.y, token, low, high),
+          seen_pair(w.z, token, low, high), seen_pair(w.w, token, low, high)};
+}
+
+// o[c][j] += probabilities times values: rows g, g + 8, columns 32 c + 4 (2 q), 4 (2 q + 1), + j.
+template <int kC>
+LORRY_DEVICE void add_values(Float4 (&o)[kC][4], const Float4 (&s)[kKeyTiles],
+                             const AttentionArgs& a, const Place& p, int first, int low, int high) {
+  const auto width = static_cast<int>(head_width(true, a.head_dim));
+  LORRY_UNROLL
+  for (int b = 0; b < kUnitKeys / kTokens; ++b) {
+    const int key = first + b * kTokens;
+    const Float4& left = s[2 * b];
+    const Float4& right = s[2 * b + 1];
+    const Word4 prob{pack_bf16(left.v[0], left.v[1]), pack_bf16(left.v[2], left.v[3]),
+                     pack_bf16(right.v[0], right.v[1]), pack_bf16(right.v[2], right.v[3])};
+    const unsigned char* block = block_of(a, p, a.v, key, low, high);
+    LORRY_UNROLL
+    for (int c = 0; c < kC; ++c) {
+      const int i = 32 * c + 4 * p.g;
+      const Word4 v0 = load_values(block, p.q, width, i, key + 2 * p.q, low, high);
+      const Word4 v1 = load_values(block, p.q + 4, width, i, key + 2 * p.q + 8, low, high);
+      mma_bf16(o[c][0], prob, v0.x, v1.x);
+      mma_bf16(o[c][1], prob, v0.y, v1.y);
+      mma_bf16(o[c][2], prob, v0.z, v1.z);
+      mma_bf16(o[c][3], prob, v0.w, v1.w);
+    }
+  }
+}
+
+// The column of v[2 h + i] of o[c][j].
+LORRY_DEVICE int column_of(const Place& p, int c, int j, int i) {
+  return 32 * c + 4 * (2 * p.q + i) + j;
+}
+
+template <int kC>
+struct Result {
+  Float4 o[kC][4];
+  RowState state[2];  // of rows g and g + 8
+};
+
+template <int kC>
+LORRY_DEVICE void attend_unit(Result<kC>& r, const Query<kC>& query, const AttentionArgs& a,
+                              const Place& p, int unit) {
+  const float scale = 1.0F / sqrtf(static_cast<float>(a.head_dim));
+  const int first = unit * kUnitKeys;
+  const int low = lowest_key(a, p.tile.position);
+  const int high = p.tile.position + p.tile.positions - 1;
+  Float4 s[kKeyTiles];
+  score<kC>(s, query, a, p, first, low, high);
+  r.state[0] = soften(s, a, p, 0, first, scale);
+  r.state[1] = soften(s, a, p, 1, first, scale);
+  LORRY_UNROLL
+  for (int c = 0; c < kC; ++c) {
+    LORRY_UNROLL
+    for (int j = 0; j < 4; ++j) r.o[c][j] = {};
+  }
+  add_values<kC>(r.o, s, a, p, first, low, high);
+}
+
+// Where a unit's result of row `row` lies: o [width], largest score, sum.
+LORRY_DEVICE float* result_row(const AttentionArgs& a, const Place& p, int unit, int row) {
+  const int64_t width = head_width(true, a.head_dim) + 2;
+  const int64_t slot = p.tile.first_slot + unit;
+  return a.results + ((slot * a.kv_heads * a.head_tiles + p.index) * 16 + row) * width;
+}
+
+LORRY_DEVICE uint16_t* output_row(const AttentionArgs& a, const Place& p, int row) {
+  return static_cast<uint16_t*>(a.o) + (p.tile.row + row / p.heads) * a.o_pitch +
+         int64_t{p.first_head + row % p.heads} * a.head_dim;
+}
+
+template <int kC>
+LORRY_DEVICE void store_unit(const Result<kC>& r, const AttentionArgs& a, const Place& p,
+                             int unit) {
+  LORRY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const int row = p.g + 8 * h;
+    if (row >= p.rows) continue;
+    float* to = result_row(a, p, unit, row);
+    const auto width = static_cast<int>(head_width(true, a.head_dim));
+    LORRY_UNROLL
+    for (int c = 0; c < kC; ++c) {
+      LORRY_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        const int column = column_of(p, c, j % 4, j / 4);
+        if (column < width) to[column] = r.o[c][j % 4].v[2 * h + j / 4];
+      }
+    }
+    if (p.q == 0) {
+      to[width] = r.state[h].most;
+      to[width + 1] = r.state[h].sum;
+    }
+  }
+}
+
+template <int kC>
+LORRY_DEVICE void merge_into(Result<kC>& all, const Result<kC>& unit) {
+  LORRY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const Merge m = merge_states(all.state[h], unit.state[h]);
+    LORRY_UNROLL
+    for (int c = 0; c < kC; ++c) {
+      LORRY_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        float& x = all.o[c][j % 4].v[2 * h + j / 4];
+        x = m(x, unit.o[c][j % 4].v[2 * h + j / 4]);
+      }
+    }
+  }
+}
+
+template <int kC>
+LORRY_DEVICE void store_rows(const Result<kC>& r, const AttentionArgs& a, const Place& p) {
+  LORRY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const int row = p.g + 8 * h;
+    if (row >= p.rows) continue;
+    uint16_t* to = output_row(a, p, row);
+    LORRY_UNROLL
+    for (int c = 0; c < kC; ++c) {
+      LORRY_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        const int column = column_of(p, c, j % 4, j / 4);
+        if (column < a.head_dim) {
+          to[column] = to_bf16(r.o[c][j % 4].v[2 * h + j / 4] / r.state[h].sum);
+        }
+      }
+    }
+  }
+}
+
+// grid: tiles by kWarps, (KV head, head tile).
+template <int kC, bool kByUnits>
+LORRY_KERNEL(32 * kWarps)
+attention_kernel(AttentionArgs a) {
+  const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
+  if (at >= a.n_tiles) return;
+  const AttentionTile tile = a.tiles[at];
+  const Place p = place_of(a, tile, static_cast<int>(blockIdx.y));
+  Query<kC> query;
+  load_query<kC>(query, a, p);
+  Result<kC> unit;
+  if constexpr (kByUnits) {
+    attend_unit<kC>(unit, query, a, p, tile.unit);
+    store_unit<kC>(unit, a, p, tile.unit - lowest_key(a, tile.position) / kUnitKeys);
+  } else {
+    Result<kC> all;
+    for (int i = 0; i < tile.n_units; ++i) {
+      attend_unit<kC>(unit, query, a, p, tile.unit + i);
+      if (i == 0) {
+        all = unit;
+      } else {
+        merge_into<kC>(all, unit);
+      }
+    }
+    store_rows<kC>(all, a, p);
+  }
+}
+
+// A warp a row of a tile. grid: tiles x 16 rows by kWarps, (KV head, head tile).
+LORRY_KERNEL(32 * kWarps) merge_kernel(AttentionArgs a) {
+  const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
+  if (at >= int64_t{a.n_tiles} * 16) return;
+  const Place p = place_of(a, a.tiles[at / 16], static_cast<int>(blockIdx.y));
+  const auto row = static_cast<int>(at % 16);
+  if (row >= p.rows) return;
+  const auto width = static_cast<int>(head_width(true, a.head_dim));
+  for (int i = lane_index(); i < a.head_dim; i += 32) {
+    const float* unit = result_row(a, p, 0, row);
+    RowState state{unit[width], unit[width + 1]};
+    float o = unit[i];
+    for (int u = 1; u < p.tile.n_units; ++u) {
+      unit = result_row(a, p, u, row);
+      const Merge m = merge_states(state, {unit[width], unit[width + 1]});
+      o = m(o, unit[i]);
+    }
+    output_row(a, p, row)[i] = to_bf16(o / state.sum);
+  }
+}
+
+template <int kC>
+void attend(Stream s, const AttentionArgs& a, bool by_units) {
+  const Grid grid{ceil_div(a.n_tiles, kWarps), int64_t{a.kv_heads} * a.head_tiles};
+  constexpr int kThreads = 32 * kWarps;
+  if (by_units) {
+    return start<AttentionArgs, attention_kernel<kC, true>>("attention", grid, kThreads, 0, s, a);
+  }
+  start<AttentionArgs, attention_kernel<kC, false>>("attention", grid, kThreads, 0, s, a);
+}
+
+}  // namespace
+
+void attention_bf16(Stream s, const AttentionArgs& a, bool by_units) {
+  if (a.head_dim <= 32) return attend<1>(s, a, by_units);
+  if (a.head_dim <= 64) return attend<2>(s, a, by_units);
+  if (a.head_dim <= 96) return attend<3>(s, a, by_units);
+  if (a.head_dim <= 128) return attend<4>(s, a, by_units);
+  attend<8>(s, a, by_units);
+}
+
+void merge_units(Stream s, const AttentionArgs& a) {
+  const Grid grid{ceil_div(int64_t{a.n_tiles} * 16, kWarps), int64_t{a.kv_heads} * a.head_tiles};
+  start<AttentionArgs, merge_kernel>("merge_units", grid, 32 * kWarps, 0, s, a);
+}
+
+}  // namespace lorry::cuda

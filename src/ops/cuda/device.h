@@ -1,0 +1,231 @@
+// What kernels are written with: CUDA's own where nvcc compiles, else the same on simt/simt.h. The
+// only place that tells the two apart, with launch.h and the runtime.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#define LORRY_DEVICE __device__ __forceinline__
+#define LORRY_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define LORRY_UNROLL _Pragma("unroll")
+#else
+#include "ops/cuda/simt/simt.h"
+#define LORRY_DEVICE inline
+#define LORRY_KERNEL(threads) void
+#define LORRY_UNROLL
+#define threadIdx (::lorry::simt::built().thread_idx)
+#define blockIdx (::lorry::simt::built().block_idx)
+#define blockDim (::lorry::simt::built().block_dim)
+#define gridDim (::lorry::simt::built().grid_dim)
+#endif
+
+namespace lorry::cuda {
+
+// ---- bits ----
+
+#ifdef __CUDACC__
+LORRY_DEVICE float as_float(uint32_t x) { return __uint_as_float(x); }
+LORRY_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
+#else
+LORRY_DEVICE float as_float(uint32_t x) {
+  float f;
+  memcpy(&f, &x, 4);
+  return f;
+}
+LORRY_DEVICE uint32_t as_bits(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  return u;
+}
+#endif
+
+// Two bf16 as they lie in memory, the first in the low half.
+LORRY_DEVICE float low_bf16(uint32_t pair) { return as_float(pair << 16); }
+LORRY_DEVICE float high_bf16(uint32_t pair) { return as_float(pair & 0xffff0000U); }
+LORRY_DEVICE float from_bf16(uint16_t x) { return as_float(static_cast<uint32_t>(x) << 16); }
+LORRY_DEVICE uint16_t to_bf16(float x) {
+  const uint32_t u = as_bits(x);
+  if ((u & 0x7fffffffU) > 0x7f800000U) return static_cast<uint16_t>((u >> 16) | 0x40U);
+  return static_cast<uint16_t>((u + 0x7fffU + ((u >> 16) & 1U)) >> 16);
+}
+LORRY_DEVICE uint32_t pack_bf16(float low, float high) {
+  return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16;
+}
+
+LORRY_DEVICE float from_f16(uint16_t x) {
+  const uint32_t sign = static_cast<uint32_t>(x & 0x8000U) << 16;
+  const uint32_t exponent = (x >> 10) & 0x1fU;
+  const uint32_t mantissa = x & 0x3ffU;
+  if (exponent == 0) {
+    return as_float(as_bits(static_cast<float>(mantissa) * 0x1p-24F) | sign);
+  }
+  return as_float(sign | (exponent == 31 ? 0xffU : exponent + 112U) << 23 | mantissa << 13);
+}
+
+// e4m3: exponent bias 7, no infinity, 0x7f is NaN.
+LORRY_DEVICE float from_e4m3(uint32_t x) {
+  const uint32_t magnitude = x & 0x7fU;
+  const uint32_t sign = (x & 0x80U) << 24;
+  if (magnitude == 0x7fU) return as_float(sign | 0x7fc00000U);
+  const float value = magnitude < 8U ? static_cast<float>(magnitude) * 0x1p-9F
+                                     : as_float((magnitude << 20) + (120U << 23));
+  return as_float(as_bits(value) | sign);
+}
+
+// ---- activations as the kernels read and write them ----
+
+struct Bf16 {
+  uint16_t bits;
+};
+LORRY_DEVICE float widen(float x) { return x; }
+LORRY_DEVICE float widen(Bf16 x) { return from_bf16(x.bits); }
+LORRY_DEVICE float widen(int8_t x) { return static_cast<float>(x); }
+LORRY_DEVICE void narrow(float& to, float x) { to = x; }
+LORRY_DEVICE void narrow(Bf16& to, float x) { to.bits = to_bf16(x); }
+
+// Loads of 16 and 8 bytes; aligned as wide as they are.
+struct alignas(16) Word4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) Word2 {
+  uint32_t x, y;
+};
+
+// ---- threads ----
+
+#ifdef __CUDACC__
+LORRY_DEVICE void sync_threads() { __syncthreads(); }
+LORRY_DEVICE int lane_index() { return static_cast<int>(threadIdx.x & 31U); }
+// What the lanes of a warp wrote to shared memory can be read by the others.
+LORRY_DEVICE void sync_warp() { __syncwarp(); }
+LORRY_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0U, x, mask); }
+LORRY_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(~0U, x, mask); }
+LORRY_DEVICE int shuffle_up(int x, int by) { return __shfl_up_sync(~0U, x, by); }
+LORRY_DEVICE unsigned char* shared_bytes() {
+  extern __shared__ __align__(16) unsigned char lorry_shared[];
+  return lorry_shared;
+}
+#else
+using simt::sync_threads;
+LORRY_DEVICE int lane_index() { return simt::lane(); }
+LORRY_DEVICE void sync_warp() { simt::exchange({}); }
+LORRY_DEVICE uint32_t shuffle_word(uint32_t x, int from) {
+  const simt::Slot* all = simt::exchange({{x}});
+  return all[from].word[0];
+}
+LORRY_DEVICE float shuffle_xor(float x, int mask) {
+  return as_float(shuffle_word(as_bits(x), simt::lane() ^ mask));
+}
+LORRY_DEVICE int shuffle_xor(int x, int mask) {
+  return static_cast<int>(shuffle_word(static_cast<uint32_t>(x), simt::lane() ^ mask));
+}
+LORRY_DEVICE int shuffle_up(int x, int by) {
+  const int from = simt::lane() - by;
+  return static_cast<int>(shuffle_word(static_cast<uint32_t>(x), from < 0 ? simt::lane() : from));
+}
+LORRY_DEVICE unsigned char* shared_bytes() {
+  return reinterpret_cast<unsigned char*>(simt::shared_memory());
+}
+#endif
+
+LORRY_DEVICE int warp_index() { return static_cast<int>(threadIdx.x >> 5U); }
+
+// Of all lanes, in all lanes, in a fixed order.
+LORRY_DEVICE float warp_sum(float x) {
+  for (int mask = 16; mask > 0; mask >>= 1) x += shuffle_xor(x, mask);
+  return x;
+}
+LORRY_DEVICE int warp_sum(int x) {
+  for (int mask = 16; mask > 0; mask >>= 1) x += shuffle_xor(x, mask);
+  return x;
+}
+// NaN where one is.
+LORRY_DEVICE float warp_max(float x) {
+  for (int mask = 16; mask > 0; mask >>= 1) {
+    const float other = shuffle_xor(x, mask);
+    x = other > x || other != other ? other : x;
+  }
+  return x;
+}
+
+// Of all threads of a block of kThreads, in a fixed order. `shared`: kThreads / 32 floats.
+template <int kThreads>
+LORRY_DEVICE float block_sum(float x, float* shared) {
+  x = warp_sum(x);
+  sync_threads();  // the last call's values have been read
+  if (lane_index() == 0) shared[warp_index()] = x;
+  sync_threads();
+  float sum = shared[0];
+  for (int w = 1; w < kThreads / 32; ++w) sum += shared[w];
+  return sum;
+}
+
+// ---- tensor cores ----
+// Lane l = 4 g + q, g = l / 4.
+
+struct Float4 {
+  float v[4];
+};
+struct Int4 {
+  int v[4];
+};
+
+// c [16, 8] += a [16, 16] b [16, 8], bf16, sums in f32.
+//   a: words of two neighbours in k: (row g, k 2q), (g + 8, 2q), (g, 2q + 8), (g + 8, 2q + 8);
+//   b: (k 2q, column g), (2q + 8, g);  c: (row g, columns 2q, 2q + 1), (g + 8, the same).
+LORRY_DEVICE void mma_bf16(Float4& c, const Word4& a, uint32_t b0, uint32_t b1) {
+#ifdef __CUDACC__
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+#else
+  const simt::Slot* all = simt::exchange({{a.x, a.y, a.z, a.w, b0, b1}});
+  const int g = simt::lane() / 4;
+  const int q = simt::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int column = 2 * q + i % 2;
+    float sum = c.v[i];
+    for (int pair = 0; pair < 8; ++pair) {
+      const uint32_t left = all[4 * g + pair % 4].word[i / 2 + pair / 4 * 2];
+      const uint32_t right = all[4 * column + pair % 4].word[4 + pair / 4];
+      sum = fmaf(low_bf16(left), low_bf16(right), sum);
+      sum = fmaf(high_bf16(left), high_bf16(right), sum);
+    }
+    c.v[i] = sum;
+  }
+#endif
+}
+
+// c [16, 8] += a [16, 32] b [32, 8], s8, sums in s32.
+//   a: words of four neighbours in k: (row g, k 4q), (g + 8, 4q), (g, 4q + 16), (g + 8, 4q + 16);
+//   b: (k 4q, column g), (4q + 16, g);  c as above.
+LORRY_DEVICE void mma_s8(Int4& c, const Word4& a, uint32_t b0, uint32_t b1) {
+#ifdef __CUDACC__
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c.v[0]), "+r"(c.v[1]), "+r"(c.v[2]), "+r"(c.v[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+#else
+  const simt::Slot* all = simt::exchange({{a.x, a.y, a.z, a.w, b0, b1}});
+  const int g = simt::lane() / 4;
+  const int q = simt::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int column = 2 * q + i % 2;
+    for (int word = 0; word < 8; ++word) {
+      const uint32_t left = all[4 * g + word % 4].word[i / 2 + word / 4 * 2];
+      const uint32_t right = all[4 * column + word % 4].word[4 + word / 4];
+      for (int byte = 0; byte < 4; ++byte) {
+        c.v[i] +=
+            static_cast<int8_t>(left >> (8 * byte)) * static_cast<int8_t>(right >> (8 * byte));
+      }
+    }
+  }
+#endif
+}
+
+}  // namespace lorry::cuda

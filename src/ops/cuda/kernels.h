@@ -1,0 +1,251 @@
+// What the host asks of the kernels: for each a struct of arguments and a function that starts it
+// on a stream. All pointers are device memory. Pitches are in elements.
+#pragma once
+#include <stdint.h>
+
+#include "ops/cuda/layout.h"
+
+namespace lorry::cuda {
+
+using Stream = void*;
+
+// ---- rows.cu ----
+
+struct EmbedArgs {
+  float* y;
+  int64_t y_pitch;
+  const void* table;
+  int64_t table_pitch;
+  const int32_t* ids;
+  int64_t rows, cols;
+};
+void embed(Stream s, const EmbedArgs& a, bool bf16);
+
+struct NormArgs {
+  void* y;
+  int64_t y_pitch;
+  const float* x;
+  int64_t x_pitch;
+  const float* weight;
+  int64_t rows, cols;
+  float eps;
+  bool centered;
+};
+void norm(Stream s, const NormArgs& a, bool bf16);
+
+struct ClampArgs {
+  float* x;
+  int64_t pitch, rows, cols;
+  float limit;
+};
+void clamp(Stream s, const ClampArgs& a);
+
+struct RopeArgs {
+  float* x;
+  int64_t pitch;
+  const float* cos;
+  const float* sin;
+  int64_t cos_pitch, sin_pitch;
+  int64_t rows, cols, half;
+};
+void rope(Stream s, const RopeArgs& a);
+
+enum class KvType : uint8_t { bf16, f32, int8 };
+struct KvWriteArgs {
+  unsigned char* k;
+  unsigned char* v;
+  int64_t block_bytes;  // of one head
+  const float* k_rows;
+  const float* v_rows;
+  int64_t k_pitch, v_pitch;
+  const int32_t* slots;
+  int32_t rows, kv_heads, head_dim;
+};
+void kv_write(Stream s, const KvWriteArgs& a, KvType type);
+
+struct GatherArgs {
+  unsigned char* y;
+  const unsigned char* x;
+  int64_t y_pitch, x_pitch;  // bytes
+  const int32_t* index;
+  int64_t rows, bytes;
+};
+void gather(Stream s, const GatherArgs& a);
+
+struct GluArgs {
+  void* y;
+  int64_t y_pitch;
+  const float* gu;
+  int64_t gu_pitch, rows, cols;
+  int activation;  // as lorry::Activation
+};
+void glu(Stream s, const GluArgs& a, bool bf16);
+
+struct CombineArgs {
+  float* y;
+  int64_t y_pitch;
+  const float* d;
+  int64_t d_pitch;
+  const int32_t* slot;
+  const float* weight;
+  int64_t slot_pitch, weight_pitch;
+  int64_t rows, cols;
+  int32_t k;
+};
+void combine(Stream s, const CombineArgs& a);
+
+struct AddArgs {
+  float* x;
+  int64_t x_pitch;
+  const float* y;
+  int64_t y_pitch, rows, cols;
+};
+void add(Stream s, const AddArgs& a);
+
+struct AddSiluArgs {
+  void* y;
+  int64_t y_pitch;
+  const void* x;
+  int64_t x_pitch;
+  const float* v;
+  int64_t v_pitch;
+  const float* bias;
+  int64_t rows, cols;
+};
+void add_silu(Stream s, const AddSiluArgs& a, bool bf16);
+
+// ---- routing.cu ----
+
+struct RouteArgs {
+  const float* scores;
+  int64_t scores_pitch;
+  int32_t* expert;
+  float* weight;
+  int64_t expert_pitch, weight_pitch;
+  int32_t rows, experts, k;
+  float norm_p;
+};
+constexpr int32_t kMaxExperts = 1024;
+void route(Stream s, const RouteArgs& a);
+
+struct Segment {  // as lorry::LoraSegment
+  int32_t begin, end, adapter, group;
+};
+struct GroupArgs {
+  const int32_t* expert;
+  int64_t expert_pitch;
+  const int32_t* row_adapter;  // null: no row has one
+  int32_t* slot;
+  int64_t slot_pitch;
+  int32_t* source;
+  int32_t* begin;
+  Segment* segments;  // filled up to max_segments, those behind the last begin and end at n
+  int32_t* n_segments;
+  int32_t rows, k, first_own, groups, max_segments;
+};
+void group(Stream s, const GroupArgs& a);
+
+// ---- linear.cu, linear_f32.cu, quant.cu ----
+
+struct LinearArgs {
+  float* y;
+  int64_t y_pitch;
+  const void* x;
+  int64_t x_pitch;
+  const unsigned char* w;
+  WeightPlan plan;
+  int64_t group_bytes;
+  const int32_t* begin;  // [groups + 1]; null: one group of all rows
+  const int32_t* order;  // [groups, in], or null
+  int32_t rows, out, groups;
+};
+// x bf16, values bf16 or fp8.
+void linear_bf16(Stream s, const LinearArgs& a);
+// x f32, any values.
+void linear_f32(Stream s, const LinearArgs& a);
+
+struct QuantArgs {
+  LinearArgs linear;  // x bf16, values s8 or s4
+  int8_t* xq;         // [rows, chunks * 32]
+  float* scale;       // [rows]
+  int32_t* sums;      // [rows, scales]
+};
+void linear_quant(Stream s, const QuantArgs& a);
+
+// ---- lora.cu, change.cu ----
+
+// What an adapter does at one site of one group.
+struct Patch {
+  const void* a;
+  const void* b;
+  const unsigned char* weight;
+  const float* gain;
+  const int32_t* tokens;
+  const unsigned char* token_rows;
+  float scale;
+  int32_t rank, n_tokens;
+};
+struct PatchSite {
+  int64_t column, panel_stride;
+  int32_t in, out;
+};
+constexpr int kMaxSites = 4;
+struct AdaptArgs {
+  float* y;
+  int64_t y_pitch;
+  const void* x;
+  int64_t x_pitch;
+  const Segment* segments;
+  int32_t n_segments, rows;
+  const Patch* patches;  // [adapters, groups, sites]
+  int32_t groups, sites, max_rank, max_out, max_tokens;
+  PatchSite site[kMaxSites];
+  float* t;  // [sites, rows, pitch]
+  int64_t t_pitch;
+};
+void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, bool bf16);
+void add_pairs(Stream s, const AdaptArgs& a, bool bf16);
+void scale_outputs(Stream s, const AdaptArgs& a);
+
+struct AdaptEmbeddingArgs {
+  AdaptArgs adapt;  // x: none
+  const int32_t* ids;
+};
+void adapt_embedding(Stream s, const AdaptEmbeddingArgs& a, bool bf16);
+
+// ---- attention.cu, attention_plain.cu ----
+
+// Rows of the batch that a warp works on: `positions` of them, of one sequence.
+struct AttentionTile {
+  int32_t row, positions;
+  int32_t position;  // of the first row
+  int32_t sequence;
+  int32_t unit;        // by units: the unit; else the first one
+  int32_t n_units;     // of the tile
+  int32_t first_slot;  // by units: where the tile's results begin, in units
+};
+constexpr int kUnitKeys = 64;  // keys whose softmax is made at once
+struct AttentionArgs {
+  void* o;
+  int64_t o_pitch;
+  const float* q;
+  int64_t q_pitch;
+  const unsigned char* k;
+  const unsigned char* v;
+  int64_t block_bytes;  // of one head
+  const int32_t* table;
+  int32_t max_blocks;
+  const AttentionTile* tiles;
+  int32_t n_tiles;
+  int32_t heads, kv_heads, head_dim, window;
+  int32_t tile_heads, head_tiles;  // heads of a tile, tiles of a KV head's heads
+  float* results;                  // by units: [slots, kv_heads * head_tiles, 16, head width + 2]
+};
+// Keys and values in bf16, head_dim <= 256. by_units: one unit a warp, then merge_units.
+void attention_bf16(Stream s, const AttentionArgs& a, bool by_units);
+// tiles: one for each tile of rows.
+void merge_units(Stream s, const AttentionArgs& a);
+// Keys and values in f32 or int8, o as act; tiles of one row.
+void attention_plain(Stream s, const AttentionArgs& a, KvType type, bool bf16);
+
+}  // namespace lorry::cuda

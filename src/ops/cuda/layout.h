@@ -1,0 +1,87 @@
+// Where the elements of packed weights, of LoRA pairs and of cache blocks lie in the memory of the
+// CUDA backend: for the host, which packs, and for the kernels. Plain index arithmetic.
+//
+// A linear [out, in] is row blocks of 16 outputs; a row block is its values, by chunks of 32
+// inputs, then its scales [scales][16] (f16; f32 where an output has only one) and its zero points
+// [scales][16] (u8, where they are stored). Values of a chunk lie as the lanes of a warp load them
+// for mma: lane 4 g + q has rows g and g + 8, and inputs 8 q ... 8 q + 7, which are also 16 bytes
+// of a row of x. So the inputs that a lane multiplies in one mma (its "k 2q, 2q + 1, 2q + 8, 2q +
+// 9") are neighbours here; both operands agree, and a sum does not care.
+#pragma once
+#include <stdint.h>
+
+namespace lorry::cuda {
+
+constexpr int kRowBlock = 16;  // outputs of a row block
+constexpr int kChunk = 32;     // inputs of a chunk
+constexpr int kChunkValues = kRowBlock * kChunk;
+
+// bf16, f32, fp8: place of (row, k) of a chunk. Tile t, the first or second mma, has inputs
+// 8 q + 4 t ... + 3 of each q. bf16: [tile][lane][8]; fp8: [lane][tile][8], in another order
+// within.
+constexpr int place_of(int row, int k) {
+  const int lane = row % 8 * 4 + k / 8;
+  const int tile = k % 8 / 4;
+  return tile * 256 + lane * 8 + (k % 4 / 2 * 2 + row / 8) * 2 + k % 2;
+}
+constexpr int place_of_fp8(int row, int k) {
+  const int lane = row % 8 * 4 + k / 8;
+  return lane * 16 + k % 8 / 4 * 8 + (k % 4 / 2 * 2 + row / 8) * 2 + k % 2;
+}
+// int8 [lane][4 words]; word: tile, then row / 8; byte: k % 4.
+constexpr int place_of_s8(int row, int k) {
+  const int lane = row % 8 * 4 + k / 8;
+  return lane * 16 + (k % 8 / 4 * 2 + row / 8) * 4 + k % 4;
+}
+// int4: bytes [lane][8]; the low nibble is of row g, the high one of row g + 8.
+constexpr int byte_of_s4(int row, int k) {
+  const int lane = row % 8 * 4 + k / 8;
+  return lane * 8 + k % 8;
+}
+
+enum class Values : uint8_t { f32, bf16, fp8, s8, s4 };
+
+constexpr int64_t chunk_bytes(Values v) {
+  return v == Values::f32    ? kChunkValues * 4
+         : v == Values::bf16 ? kChunkValues * 2
+         : v == Values::s4   ? kChunkValues / 2
+                             : kChunkValues;
+}
+
+// A linear's packed form; all row blocks are alike.
+struct WeightPlan {
+  Values values = Values::bf16;
+  bool half = false;   // scales are f16
+  bool zeros = false;  // zero points are stored
+  int32_t in = 0;
+  int32_t group = 0;   // inputs of a scale; 0: no scales
+  int32_t scales = 0;  // of an output
+
+  constexpr int64_t chunks() const { return (in + kChunk - 1) / kChunk; }
+  constexpr int64_t scales_offset() const { return chunks() * chunk_bytes(values); }
+  constexpr int64_t scale_bytes() const { return half ? 2 : 4; }
+  constexpr int64_t zeros_offset() const {
+    return scales_offset() + int64_t{scales} * kRowBlock * scale_bytes();
+  }
+  constexpr int64_t block_bytes() const {
+    return zeros_offset() + (zeros ? int64_t{scales} * kRowBlock : 0);
+  }
+};
+
+// A of a pair [rank, in]: blocks of 8 ranks, by chunks, [tile][lane][4]: half of a row block.
+constexpr int kRankBlock = 8;
+constexpr int place_in_a(int rank, int k) {
+  return k % 8 / 4 * 128 + (rank * 4 + k / 8) * 4 + k % 4;
+}
+// B [out, rank]: panels of 64 outputs, [rank][64].
+constexpr int kPanelB = 64;
+
+// A block of 16 tokens of one head. K [16][d]; V in bf16 [8][d][2], else [16][d]; bf16: d rounded
+// up to 8, the rest zeros; int8: behind the values the f32 scales of the 16 tokens.
+constexpr int kTokens = 16;
+constexpr int64_t head_width(bool bf16, int64_t d) { return bf16 ? (d + 7) / 8 * 8 : d; }
+constexpr int64_t place_in_v(int64_t width, int64_t token, int64_t i) {
+  return token / 2 * 2 * width + 2 * i + token % 2;
+}
+
+}  // namespace lorry::cuda

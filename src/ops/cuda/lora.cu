@@ -1,0 +1,229 @@
+// adapt, the pairs: t = scale * A x, then y += B t, one fma for each rank in order.
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/launch.h"
+#include "ops/cuda/rows_times.h"
+#include "ops/cuda/segments.h"
+
+namespace lorry::cuda {
+
+namespace {
+
+// Warps of a shrink; each has a slice of the inputs. The slices' sums are added in order.
+constexpr int kShrinkWarps = 8;
+
+// Where the sums of a row begin.
+LORRY_DEVICE float* sums_of(const AdaptArgs& a, int site, int64_t row) {
+  return a.t + (int64_t{site} * a.rows + row) * a.t_pitch;
+}
+
+// 16 ranks of A at once; those beyond the pair's are zero.
+LORRY_DEVICE Tiles load_ranks(const unsigned char* a, bool second, int64_t block_bytes) {
+  const auto* low = reinterpret_cast<const Word2*>(a) + lane_index();
+  const auto* high = reinterpret_cast<const Word2*>(a + block_bytes) + lane_index();
+  Tiles tiles;
+  LORRY_UNROLL
+  for (int t = 0; t < 2; ++t) {
+    const Word2 rows = low[32 * t];
+    const Word2 more = second ? high[32 * t] : Word2{0, 0};
+    tiles.t[t] = {rows.x, more.x, rows.y, more.y};
+  }
+  return tiles;
+}
+
+// grid: tiles of rows, sites x blocks of 16 ranks, segments of a tile.
+LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
+  constexpr int kAhead = 4;
+  float* shared = reinterpret_cast<float*>(shared_bytes());
+  const auto site = static_cast<int>(blockIdx.y) % a.sites;
+  const auto rank = static_cast<int>(blockIdx.y) / a.sites * 16;
+  const TileRows rows =
+      rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
+  if (rows.begin == rows.end || rank >= rows.patch[site].rank) return;
+  const Patch& patch = rows.patch[site];
+  const int chunks = (a.site[site].in + kChunk - 1) / kChunk;
+  const int64_t block_bytes = int64_t{chunks} * kRankBlock * kChunk * 2;
+  const unsigned char* w =
+      static_cast<const unsigned char*>(patch.a) + rank / kRankBlock * block_bytes;
+  const bool second = rank + kRankBlock < patch.rank;
+  const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, a.site[site].in);
+  const auto begin = [&](int s) { return static_cast<int>(int64_t{chunks} * s / kShrinkWarps); };
+  Float4 sum{};
+  const int last = begin(warp_index() + 1);
+  for (int c = begin(warp_index()); c < last; c += kAhead) {
+    Tiles left[kAhead];
+    Word4 right[kAhead];
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      const int chunk = c + i < last ? c + i : last - 1;
+      left[i] = load_ranks(w + int64_t{chunk} * kRankBlock * kChunk * 2, second, block_bytes);
+      right[i] = x.load(0, chunk);
+    }
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      if (c + i >= last) break;
+      mma_bf16(sum, left[i].t[0], right[i].x, right[i].y);
+      mma_bf16(sum, left[i].t[1], right[i].z, right[i].w);
+    }
+  }
+  LORRY_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane_index() % 4 * 2 + i % 2;
+    shared[(warp_index() * 8 + row) * 16 + lane_index() / 4 + i / 2 * 8] = sum.v[i];
+  }
+  sync_threads();
+  const auto at = static_cast<int>(threadIdx.x);
+  if (at >= 128) return;
+  float total = shared[at];
+  for (int s = 1; s < kShrinkWarps; ++s) total += shared[s * 128 + at];
+  const int row = at / 16;
+  const int r = rank + at % 16;
+  if (rows.begin + row < rows.end && r < patch.rank) {
+    sums_of(a, site, rows.begin + row)[r] = patch.scale * total;
+  }
+}
+
+// The same in f32: a warp a row and rank.
+constexpr int kPlainWarps = 4;
+LORRY_KERNEL(32 * kPlainWarps) shrink_f32_kernel(AdaptArgs a) {
+  const auto site = static_cast<int>(blockIdx.y);
+  const TileRows rows =
+      rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
+  if (rows.begin == rows.end) return;
+  const Patch& patch = rows.patch[site];
+  const int in = a.site[site].in;
+  const int64_t block = int64_t{(in + kChunk - 1) / kChunk} * kRankBlock * kChunk;
+  const int n = (rows.end - rows.begin) * patch.rank;
+  for (int i = warp_index(); i < n; i += kPlainWarps) {
+    const int64_t row = rows.begin + i / patch.rank;
+    const int r = i % patch.rank;
+    const float* x = static_cast<const float*>(a.x) + row * a.x_pitch;
+    const float* w = static_cast<const float*>(patch.a) + r / kRankBlock * block;
+    float sum = 0;
+    for (int k = lane_index(); k < in; k += 32) {
+      const int64_t chunk = k / kChunk * (kRankBlock * kChunk);
+      sum = fmaf(x[k], w[chunk + place_in_a(r % kRankBlock, k % kChunk)], sum);
+    }
+    sum = warp_sum(sum);
+    if (lane_index() == 0) sums_of(a, site, row)[r] = patch.scale * sum;
+  }
+}
+
+constexpr int kExpandThreads = 256;
+
+// grid: tiles of rows, sites x parts of kExpandThreads outputs, segments of a tile.
+template <class T>
+LORRY_KERNEL(kExpandThreads)
+expand_kernel(AdaptArgs a) {
+  float* shared = reinterpret_cast<float*>(shared_bytes());
+  const auto site = static_cast<int>(blockIdx.y) % a.sites;
+  const int64_t o = int64_t{blockIdx.y} / a.sites * kExpandThreads + threadIdx.x;
+  const TileRows rows =
+      rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
+  if (rows.begin == rows.end || rows.patch[site].rank == 0) return;
+  const Patch& patch = rows.patch[site];
+  const int n = rows.end - rows.begin;
+  for (int i = static_cast<int>(threadIdx.x); i < n * patch.rank; i += kExpandThreads) {
+    shared[i] = sums_of(a, site, rows.begin + i / patch.rank)[i % patch.rank];
+  }
+  sync_threads();
+  if (o >= a.site[site].out) return;
+  const T* b = static_cast<const T*>(patch.b) + o / kPanelB * kPanelB * patch.rank + o % kPanelB;
+  float* y = a.y + rows.begin * a.y_pitch + column_of(a.site[site], o);
+  float sum[kTileRows];
+  LORRY_UNROLL
+  for (int i = 0; i < kTileRows; ++i) sum[i] = i < n ? y[i * a.y_pitch] : 0.0F;
+  for (int r = 0; r < patch.rank; ++r) {
+    const float w = widen(b[int64_t{r} * kPanelB]);
+    LORRY_UNROLL
+    for (int i = 0; i < kTileRows; ++i) {
+      if (i < n) sum[i] = fmaf(shared[i * patch.rank + r], w, sum[i]);
+    }
+  }
+  LORRY_UNROLL
+  for (int i = 0; i < kTileRows; ++i) {
+    if (i < n) y[i * a.y_pitch] = sum[i];
+  }
+}
+
+// What a patch does to row `row` of the embedding.
+template <class T>
+LORRY_DEVICE void adapt_row(const AdaptEmbeddingArgs& e, const Patch& patch, int64_t row,
+                            float* t) {
+  const AdaptArgs& a = e.adapt;
+  const int32_t id = e.ids[row];
+  float* y = a.y + row * a.y_pitch;
+  const int64_t dim = a.site[0].out;
+  int32_t own = -1;
+  for (int32_t i = 0; i < patch.n_tokens && own < 0; ++i) {
+    if (patch.tokens[i] == id) own = i;
+  }
+  const auto* pair = static_cast<const T*>(patch.a);
+  if (own < 0) {
+    for (int r = static_cast<int>(threadIdx.x); r < patch.rank; r += kExpandThreads) {
+      t[r] = widen(pair[int64_t{id} * patch.rank + r]) * patch.scale;
+    }
+  }
+  sync_threads();
+  for (int64_t o = threadIdx.x; o < dim; o += kExpandThreads) {
+    if (own >= 0) {
+      y[o] = widen(reinterpret_cast<const T*>(patch.token_rows)[own * dim + o]);
+      continue;
+    }
+    float sum = patch.weight == nullptr
+                    ? y[o]
+                    : widen(reinterpret_cast<const T*>(patch.weight)[id * dim + o]);
+    const int64_t first = o / kPanelB * kPanelB * patch.rank + o % kPanelB;
+    for (int r = 0; r < patch.rank; ++r) {
+      sum = fmaf(t[r], widen(static_cast<const T*>(patch.b)[first + int64_t{r} * kPanelB]), sum);
+    }
+    y[o] = patch.gain == nullptr ? sum : sum * patch.gain[o];
+  }
+}
+
+// A block a row.
+template <class T>
+LORRY_KERNEL(kExpandThreads)
+adapt_embedding_kernel(AdaptEmbeddingArgs e) {
+  float* t = reinterpret_cast<float*>(shared_bytes());
+  const auto row = static_cast<int32_t>(blockIdx.x);
+  if (e.ids[row] < 0) return;
+  for (int slot = 0; slot < kTileRows; ++slot) {
+    const TileRows rows = rows_of_tile(e.adapt, row / kTileRows, slot);
+    if (rows.begin == rows.end) return;
+    if (row >= rows.begin && row < rows.end) return adapt_row<T>(e, *rows.patch, row, t);
+  }
+}
+
+}  // namespace
+
+void add_pairs(Stream s, const AdaptArgs& a, bool bf16) {
+  const int64_t tiles = ceil_div(a.rows, kTileRows);
+  const int64_t slots = a.n_segments < kTileRows ? a.n_segments : kTileRows;
+  if (bf16) {
+    constexpr size_t kShared = sizeof(float) * kShrinkWarps * 128;
+    const Grid grid{tiles, a.sites * ceil_div(a.max_rank, 16), slots};
+    start<AdaptArgs, shrink_kernel>("shrink", grid, 32 * kShrinkWarps, kShared, s, a);
+  } else {
+    start<AdaptArgs, shrink_f32_kernel>("shrink", {tiles, a.sites, slots}, 32 * kPlainWarps, 0, s,
+                                        a);
+  }
+  const Grid grid{tiles, a.sites * ceil_div(a.max_out, kExpandThreads), slots};
+  const size_t shared = sizeof(float) * static_cast<size_t>(kTileRows * a.max_rank);
+  if (bf16) {
+    return start<AdaptArgs, expand_kernel<Bf16>>("expand", grid, kExpandThreads, shared, s, a);
+  }
+  start<AdaptArgs, expand_kernel<float>>("expand", grid, kExpandThreads, shared, s, a);
+}
+
+void adapt_embedding(Stream s, const AdaptEmbeddingArgs& e, bool bf16) {
+  const size_t shared = sizeof(float) * static_cast<size_t>(e.adapt.max_rank + 1);
+  const Grid grid{e.adapt.rows};
+  if (bf16) {
+    return start<AdaptEmbeddingArgs, adapt_embedding_kernel<Bf16>>("adapt_embedding", grid,
+                                                                   kExpandThreads, shared, s, e);
+  }
+  start<AdaptEmbeddingArgs, adapt_embedding_kernel<float>>("adapt_embedding", grid, kExpandThreads,
+                                                           shared, s, e);
+}
+
+}  // namespace lorry::cuda

@@ -1,0 +1,154 @@
+// adapt: tables of what each adapter does at each site, and the kernels.
+#include "ops/cuda/backend.h"
+
+namespace lorry::cuda {
+
+namespace {
+
+// Of linear: the most groups that a segment can name. Segments on the device are not looked at.
+int32_t groups_of(const Call& call, std::span<const LoraSite> sites,
+                  std::span<const LoraSegment> segments) {
+  int32_t groups = sites.front().groups;
+  if (call.on_device(segments.data())) return groups;
+  for (const LoraSegment& s : segments) groups = std::max(groups, s.group + 1);
+  return groups;
+}
+
+const std::byte* first_pointer(const SitePatch& p) {
+  if (p.a != nullptr || p.change == nullptr) return p.a;
+  if (p.change->weight != nullptr) return p.change->weight;
+  if (p.change->gain != nullptr) return reinterpret_cast<const std::byte*>(p.change->gain);
+  return p.change->token_rows;
+}
+
+}  // namespace
+
+// Sizes in bytes of what a patch points to.
+struct CudaOps::PatchSizes {
+  int64_t a, b, weight, gain, token_rows;
+};
+
+Patch CudaOps::patch_of(Call& call, const SitePatch& from, const PatchSizes& size) const {
+  const SiteChange none;
+  const SiteChange& change = from.change == nullptr ? none : *from.change;
+  Patch p{};
+  p.rank = from.rank;
+  p.scale = from.scale;
+  p.n_tokens = change.n_tokens;
+  p.a = from.a;
+  p.b = from.b;
+  p.weight = reinterpret_cast<const unsigned char*>(change.weight);
+  p.gain = change.gain;
+  p.tokens = change.tokens;
+  p.token_rows = reinterpret_cast<const unsigned char*>(change.token_rows);
+  // An image is in one place.
+  if (call.on_device(first_pointer(from))) return p;
+  p.a = call.in(from.a, from.rank == 0 ? 0 : size.a);
+  p.b = call.in(from.b, from.rank == 0 ? 0 : size.b);
+  p.weight = call.in(p.weight, size.weight);
+  p.gain = call.in(p.gain, size.gain);
+  p.tokens = call.in(p.tokens, int64_t{p.n_tokens});
+  p.token_rows = call.in(p.token_rows, size.token_rows);
+  return p;
+}
+
+// A patch for each (adapter, group, site), and what the kernels' sizes depend on.
+void CudaOps::fill_tables(AdaptArgs& a, Call& call, std::span<const LoraSite> sites,
+                          std::span<const LoraSegment> segments, const LoraPlan& plan) {
+  LORRY_CHECK(sites.size() <= kMaxSites, "{} sites of one linear", sites.size());
+  a.groups = groups_of(call, sites, segments);
+  a.sites = static_cast<int32_t>(sites.size());
+  a.segments = reinterpret_cast<const Segment*>(call.in(segments));
+  a.n_segments = static_cast<int32_t>(segments.size());
+  for (size_t s = 0; s < sites.size(); ++s) {
+    a.site[s] = {sites[s].column, sites[s].panel_stride, static_cast<int32_t>(sites[s].in),
+                 static_cast<int32_t>(sites[s].out)};
+    a.max_out = std::max(a.max_out, a.site[s].out);
+  }
+  const auto matrix = [&](int64_t out, int64_t in) { return plain_bytes(out, in); };
+  patches_.clear();
+  for (const AdapterView& view : plan.adapters) {
+    for (int32_t g = 0; g < a.groups; ++g) {
+      for (const LoraSite& site : sites) {
+        const SitePatch& from = view.patches[static_cast<size_t>(site.index(g))];
+        if (from.neutral()) {
+          patches_.push_back({});
+          continue;
+        }
+        const int32_t n_tokens = from.change == nullptr ? 0 : from.change->n_tokens;
+        patches_.push_back(patch_of(
+            call, from,
+            {static_cast<int64_t>(lora_a_bytes(from.rank, site.in)),
+             static_cast<int64_t>(lora_b_bytes(site.out, from.rank)), matrix(site.out, site.in),
+             div_up(site.out, kPanel) * kPanel, matrix(n_tokens, site.in)}));
+        a.max_rank = std::max(a.max_rank, from.rank);
+        a.max_tokens = std::max(a.max_tokens, n_tokens);
+      }
+    }
+  }
+  a.patches = call.send(patches_);
+}
+
+void CudaOps::adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
+                    std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) {
+  if (segments.empty() || plan.adapters.empty()) return;
+  Call call(memory_, staging_);
+  AdaptArgs a{};
+  a.rows = static_cast<int32_t>(x.rows());
+  fill_tables(a, call, sites, segments, plan);
+  a.x = call.in(x);
+  a.x_pitch = x.pitch;
+  a.y = call.out<float>(y);
+  a.y_pitch = y.pitch;
+  a.t_pitch = div_up(a.max_rank, 16) * 16;
+  const int64_t needed = int64_t{a.rows} * a.sites * a.t_pitch;
+  LORRY_CHECK(scratch.shape.size() >= needed, "scratch of {} for {} rows, {} sites, rank {}",
+              scratch.shape.size(), a.rows, a.sites, a.max_rank);
+  a.t = call.out<float>(scratch);
+  const auto any = [&](auto&& has) { return std::any_of(patches_.begin(), patches_.end(), has); };
+  if (any([](const Patch& p) { return p.weight != nullptr; })) {
+    replace_outputs(call.stream(), a, false, bf16());
+  }
+  if (a.max_rank > 0) cuda::add_pairs(call.stream(), a, bf16());
+  if (any([](const Patch& p) { return p.gain != nullptr; })) scale_outputs(call.stream(), a);
+  if (a.max_tokens > 0) replace_outputs(call.stream(), a, true, bf16());
+}
+
+void CudaOps::adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
+                              std::span<const LoraSegment> segments, const LoraPlan& plan,
+                              Tensor scratch) {
+  if (segments.empty()) return;
+  (void)scratch;  // a row's sums are in shared memory
+  Call call(memory_, staging_);
+  AdaptEmbeddingArgs e{};
+  AdaptArgs& a = e.adapt;
+  a.rows = static_cast<int32_t>(y.rows());
+  a.groups = 1;
+  a.sites = 1;
+  a.segments = reinterpret_cast<const Segment*>(call.in(segments));
+  a.n_segments = static_cast<int32_t>(segments.size());
+  a.site[0].in = static_cast<int32_t>(site.in);
+  a.site[0].out = static_cast<int32_t>(site.out);
+  patches_.clear();
+  bool any = false;
+  for (const AdapterView& view : plan.adapters) {
+    const SitePatch& from = view.patches[static_cast<size_t>(site.first)];
+    const int64_t row = site.out * size_of(act_);
+    const int32_t n_tokens = from.change == nullptr ? 0 : from.change->n_tokens;
+    const Patch p = patch_of(call, from,
+                             {site.in * from.rank * size_of(act_),
+                              static_cast<int64_t>(lora_b_bytes(site.out, from.rank)),
+                              site.in * row, div_up(site.out, kPanel) * kPanel, n_tokens * row});
+    a.max_rank = std::max(a.max_rank, p.rank);
+    any = any || !from.neutral();
+    patches_.push_back(p);
+  }
+  if (!any) return;
+  a.patches = call.send(patches_);
+  a.y = call.out<float>(y);
+  a.y_pitch = y.pitch;
+  e.ids = call.in<int32_t>(ids);
+  cuda::adapt_embedding(call.stream(), e, bf16());
+}
+
+}  // namespace lorry::cuda

@@ -1,0 +1,103 @@
+// attention: tiles of rows, and whether a warp takes a tile or one unit of its keys.
+#include "ops/cuda/backend.h"
+#include "ops/cuda/cuda_ops.h"
+
+namespace lorry::cuda {
+
+namespace {
+
+constexpr int32_t kTileRows = 16;  // of the tensor cores
+// With fewer tiles than this (times heads) the device is not full, and units go to warps of their
+// own. Either way gives the same bits.
+constexpr int64_t kManyTiles = 2048;
+constexpr int64_t kMinResults = int64_t{16} << 20;  // bytes
+
+}  // namespace
+
+Tensor CudaOps::kv_layout(int64_t blocks, const AttentionSpec& spec) const {
+  LORRY_CHECK(spec.head_dim <= kCudaMaxHeadDim,
+              "heads of {}: the CUDA backend has kernels up to 256", spec.head_dim);
+  if (spec.kv == KvFormat::int8) {
+    return view(nullptr, Dtype::i8, {blocks, spec.kv_heads, kBlockTokens * (spec.head_dim + 4)});
+  }
+  return view(nullptr, act_,
+              {blocks, spec.kv_heads, kBlockTokens * head_width(bf16(), spec.head_dim)});
+}
+
+// Results of units; where they do not fit, tiles take their units one after the other.
+size_t CudaOps::attention_scratch_bytes(int64_t, const AttentionSpec& spec) const {
+  return kv_type(spec) == KvType::bf16 ? kMinResults : 0;
+}
+
+// tiles_: of the rows; units_: the same, one entry for each unit.
+void CudaOps::plan_tiles(const AttentionPlan& plan, const AttentionSpec& spec, int tile_heads) {
+  tiles_.clear();
+  units_.clear();
+  const int32_t per_tile = std::max(1, kTileRows / tile_heads);
+  int32_t slots = 0;
+  for (size_t s = 0; s < plan.kv_len.size(); ++s) {
+    const int32_t n = plan.q_begin[s + 1] - plan.q_begin[s];
+    const int32_t start = plan.kv_len[s] - n;
+    for (int32_t i = 0; i < n; i += per_tile) {
+      AttentionTile t{};
+      t.row = plan.q_begin[s] + i;
+      t.positions = std::min(per_tile, n - i);
+      t.position = start + i;
+      t.sequence = static_cast<int32_t>(s);
+      const int32_t low = spec.window > 0 ? std::max(0, t.position - spec.window + 1) : 0;
+      t.unit = low / kUnitKeys;
+      t.n_units = (t.position + t.positions - 1) / kUnitKeys + 1 - t.unit;
+      t.first_slot = slots;
+      slots += t.n_units;
+      tiles_.push_back(t);
+      for (int32_t u = 0; u < t.n_units; ++u) {
+        units_.push_back(t);
+        units_.back().unit += u;
+      }
+    }
+  }
+}
+
+void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
+                        const AttentionSpec& spec) {
+  if (q.rows() == 0) return;
+  Call call(memory_, staging_);
+  const KvType type = kv_type(spec);
+  const int32_t per_head = spec.heads / spec.kv_heads;
+  const bool tiled = type == KvType::bf16;
+  AttentionArgs a{};
+  a.tile_heads = tiled ? std::min(per_head, kTileRows) : kTileRows;  // plain: tiles of one row
+  a.head_tiles = static_cast<int32_t>(div_up(per_head, a.tile_heads));
+  plan_tiles(plan, spec, a.tile_heads);
+  a.o = call.out(o);
+  a.o_pitch = o.pitch;
+  a.q = call.in<float>(q);
+  a.q_pitch = q.pitch;
+  a.k = call.in<unsigned char>(kv.k);
+  a.v = call.in<unsigned char>(kv.v);
+  a.block_bytes = kv.k.cols() * size_of(kv.k.dtype);
+  a.table = call.in(plan.block_table);
+  a.max_blocks = plan.max_blocks;
+  a.heads = spec.heads;
+  a.kv_heads = spec.kv_heads;
+  a.head_dim = spec.head_dim;
+  a.window = spec.window;
+  a.tiles = call.send(tiles_);
+  a.n_tiles = static_cast<int32_t>(tiles_.size());
+  if (!tiled) return attention_plain(call.stream(), a, type, bf16());
+  const int64_t heads = int64_t{a.kv_heads} * a.head_tiles;
+  const int64_t results = static_cast<int64_t>(units_.size()) * heads * kTileRows *
+                          (head_width(true, spec.head_dim) + 2) * 4;
+  const bool by_units = units_.size() > tiles_.size() && a.n_tiles * heads < kManyTiles &&
+                        results <= plan.scratch.shape.size() - 16;
+  if (!by_units) return attention_bf16(call.stream(), a, false);
+  const auto at = reinterpret_cast<uintptr_t>(call.out(plan.scratch));
+  a.results = reinterpret_cast<float*>((at + 15) / 16 * 16);
+  AttentionArgs units = a;
+  units.tiles = call.send(units_);
+  units.n_tiles = static_cast<int32_t>(units_.size());
+  attention_bf16(call.stream(), units, true);
+  merge_units(call.stream(), a);
+}
+
+}  // namespace lorry::cuda

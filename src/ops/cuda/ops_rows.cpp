@@ -1,0 +1,179 @@
+// The operations that work row by row, and routing.
+#include <cmath>
+
+#include "ops/cuda/backend.h"
+#include "ops/cuda/cuda_ops.h"
+
+namespace lorry {
+
+CudaStatus cuda_status() {
+  if (const char* why = cuda::why_no_device()) return {true, false, why};
+  const cuda::DeviceFacts f = cuda::device_facts();
+  return {
+      true, true,
+      fmt::format("{}, compute capability {}.{}, {} multiprocessors, {:.1f} GiB ({:.1f} free)",
+                  f.name, f.major, f.minor, f.processors, static_cast<double>(f.memory) / 0x1p30,
+                  static_cast<double>(f.free) / 0x1p30)};
+}
+
+std::unique_ptr<Ops> make_cuda_ops(Dtype act, ThreadPool& pool) {
+  LORRY_CHECK(act == Dtype::bf16 || act == Dtype::f32, "{}", to_string(act));
+  if (const char* why = cuda::why_no_device()) {
+    fail(Code::unsupported, "no CUDA device can be used: {}", why);
+  }
+  return std::make_unique<cuda::CudaOps>(act, pool);
+}
+
+namespace cuda {
+
+const void* Call::in(const void* p, size_t bytes) {
+  if (p == nullptr || memory_.contains(p)) return p;
+  const Staging::Room r = room(bytes);
+  std::memcpy(r.host, p, bytes);
+  staging_.send(r);
+  return r.device;
+}
+
+void* Call::out(void* p, size_t bytes) {
+  if (p == nullptr || memory_.contains(p)) return p;
+  const Staging::Room r = room(bytes);
+  std::memcpy(r.host, p, bytes);
+  staging_.send(r);
+  out_.push_back({p, r});
+  return r.device;
+}
+
+void Call::finish() {
+  for (const Copy& c : out_) {
+    staging_.fetch(c.room);
+    std::memcpy(c.to, c.room.host, c.room.bytes);
+  }
+  out_.clear();
+}
+
+void CudaOps::embed(Tensor y, Tensor table, Tensor ids) {
+  Call call(memory_, staging_);
+  cuda::embed(call.stream(),
+              {call.out<float>(y), y.pitch, call.in(table), table.pitch, call.in<int32_t>(ids),
+               y.rows(), y.cols()},
+              bf16());
+}
+
+void CudaOps::norm(Tensor y, Tensor x, const Norm& n) {
+  Call call(memory_, staging_);
+  cuda::norm(call.stream(),
+             {call.out(y), y.pitch, call.in<float>(x), x.pitch, call.in<float>(n.weight), x.rows(),
+              x.cols(), n.eps, n.centered},
+             bf16());
+}
+
+void CudaOps::clamp(Tensor x, float limit) {
+  if (std::isinf(limit)) return;
+  Call call(memory_, staging_);
+  cuda::clamp(call.stream(), {call.out<float>(x), x.pitch, x.rows(), x.cols(), limit});
+}
+
+void CudaOps::rope(Tensor x, Tensor cos, Tensor sin) {
+  Call call(memory_, staging_);
+  cuda::rope(call.stream(), {call.out<float>(x), x.pitch, call.in<float>(cos), call.in<float>(sin),
+                             cos.pitch, sin.pitch, x.rows(), x.cols(), cos.cols()});
+}
+
+void CudaOps::kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
+                       const AttentionSpec& spec) {
+  Call call(memory_, staging_);
+  KvWriteArgs a{};
+  a.k = call.out<unsigned char>(kv.k);
+  a.v = call.out<unsigned char>(kv.v);
+  a.block_bytes = kv.k.cols() * size_of(kv.k.dtype);
+  a.k_rows = call.in<float>(k);
+  a.v_rows = call.in<float>(v);
+  a.k_pitch = k.pitch;
+  a.v_pitch = v.pitch;
+  a.slots = call.in<int32_t>(slots);
+  a.rows = static_cast<int32_t>(k.rows());
+  a.kv_heads = spec.kv_heads;
+  a.head_dim = spec.head_dim;
+  cuda::kv_write(call.stream(), a, kv_type(spec));
+}
+
+void CudaOps::gather(Tensor y, Tensor x, Tensor index) {
+  Call call(memory_, staging_);
+  const int64_t size = size_of(x.dtype);
+  cuda::gather(call.stream(),
+               {call.out<unsigned char>(y), call.in<unsigned char>(x), y.pitch * size,
+                x.pitch * size, call.in<int32_t>(index), y.rows(), y.cols() * size});
+}
+
+void CudaOps::glu(Tensor y, Tensor gu, Activation activation) {
+  Call call(memory_, staging_);
+  cuda::glu(call.stream(),
+            {call.out(y), y.pitch, call.in<float>(gu), gu.pitch, y.rows(), y.cols(),
+             static_cast<int>(activation)},
+            bf16());
+}
+
+void CudaOps::combine(Tensor y, Tensor d, const Route& route) {
+  Call call(memory_, staging_);
+  cuda::combine(call.stream(),
+                {call.out<float>(y), y.pitch, call.in<float>(d), d.pitch,
+                 call.in<int32_t>(route.slot), call.in<float>(route.weight), route.slot.pitch,
+                 route.weight.pitch, y.rows(), y.cols(), static_cast<int32_t>(route.slot.cols())});
+}
+
+void CudaOps::add(Tensor x, Tensor y) {
+  Call call(memory_, staging_);
+  cuda::add(call.stream(),
+            {call.out<float>(x), x.pitch, call.in<float>(y), y.pitch, x.rows(), x.cols()});
+}
+
+void CudaOps::add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) {
+  Call call(memory_, staging_);
+  cuda::add_silu(call.stream(),
+                 {call.out(y), y.pitch, call.in(x), x.pitch, call.in<float>(v), v.pitch,
+                  call.in<float>(bias), y.rows(), y.cols()},
+                 bf16());
+}
+
+void CudaOps::route(Route& route, Tensor scores, const Routing& routing) {
+  const auto experts = static_cast<int32_t>(scores.cols());
+  LORRY_CHECK(experts <= kMaxExperts && routing.top_k <= experts, "{} of {} experts", routing.top_k,
+              experts);
+  Call call(memory_, staging_);
+  cuda::route(call.stream(),
+              {call.in<float>(scores), scores.pitch, call.out<int32_t>(route.expert),
+               call.out<float>(route.weight), route.expert.pitch, route.weight.pitch,
+               static_cast<int32_t>(scores.rows()), experts, routing.top_k, routing.norm_p});
+}
+
+void CudaOps::group(Route& route, const LoraPlan& plan) {
+  Call call(memory_, staging_);
+  GroupArgs a{};
+  a.rows = static_cast<int32_t>(route.expert.rows());
+  a.k = static_cast<int32_t>(route.expert.cols());
+  a.first_own = route.first_own;
+  a.groups = route.groups_count();
+  a.expert = call.in<int32_t>(route.expert);
+  a.expert_pitch = route.expert.pitch;
+  a.slot = call.out<int32_t>(route.slot);
+  a.slot_pitch = route.slot.pitch;
+  a.source = call.out<int32_t>(route.source);
+  a.begin = call.out<int32_t>(route.begin);
+  const bool adapted = !plan.adapters.empty() && !plan.row_adapter.empty();
+  if (adapted) {
+    a.row_adapter = call.in(plan.row_adapter);
+    a.segments = call.out<Segment>(route.segment);
+    const int64_t most = int64_t{a.groups} * static_cast<int64_t>(plan.adapters.size());
+    a.max_segments = static_cast<int32_t>(std::min<int64_t>(most, int64_t{a.rows} * a.k));
+  }
+  const Staging::Room count = call.room(sizeof(int32_t));
+  a.n_segments = reinterpret_cast<int32_t*>(count.device);
+  cuda::group(call.stream(), a);
+  route.n_segments = a.max_segments;
+  if (!adapted || call.on_device(route.begin.data)) return;
+  call.fetch(count);
+  std::memcpy(&route.n_segments, count.host, sizeof(int32_t));
+}
+
+}  // namespace cuda
+}  // namespace lorry

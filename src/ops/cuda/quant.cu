@@ -1,0 +1,296 @@
+// linear with int8 and int4 weights and x in bf16: rows of x are quantised, products are s8 x s8 on
+// the tensor cores, and the sums of one scale are exact; so these linears have the CPU's bits.
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/launch.h"
+
+namespace lorry::cuda {
+
+namespace {
+
+constexpr int kRowThreads = 256;
+
+// bf16 with denormals taken as zero.
+LORRY_DEVICE float value_of(uint16_t x) { return (x & 0x7f80U) == 0 ? 0.0F : from_bf16(x); }
+
+// NaN wins.
+LORRY_DEVICE float block_max(float x, float* shared) {
+  x = warp_max(x);
+  if (lane_index() == 0) shared[warp_index()] = x;
+  sync_threads();
+  float most = shared[0];
+  for (int w = 1; w < kRowThreads / 32; ++w) {
+    most = shared[w] > most || shared[w] != shared[w] ? shared[w] : most;
+  }
+  return most;
+}
+
+LORRY_DEVICE int quantise(float x, float factor) {
+  const float q = rintf(x * factor);
+  if (x == 0.0F) return 0;
+  return static_cast<int>(q > 127.0F ? 127.0F : q < -127.0F ? -127.0F : q);
+}
+
+// A block a row: xq, scale = max|x| / 127 (NaN where x is not finite) and the sums of xq over the
+// inputs of each scale.
+LORRY_KERNEL(kRowThreads) quantise_kernel(QuantArgs q) {
+  const LinearArgs& a = q.linear;
+  float* shared = reinterpret_cast<float*>(shared_bytes());
+  const auto row = static_cast<int32_t>(blockIdx.x);
+  const uint16_t* x = static_cast<const uint16_t*>(a.x) + row * a.x_pitch;
+  const int32_t* order = nullptr;
+  if (a.order != nullptr) {
+    int32_t group = 0;
+    while (a.begin != nullptr && a.begin[group + 1] <= row) ++group;
+    order = a.order + int64_t{group} * a.plan.in;
+  }
+  float most = 0;
+  for (int k = static_cast<int>(threadIdx.x); k < a.plan.in; k += kRowThreads) {
+    const float size = fabsf(value_of(x[k]));
+    most = size > most || size != size ? size : most;
+  }
+  most = block_max(most, shared);
+  const bool finite = most < INFINITY;
+  const float factor = finite && most > 0 ? 127.0F / most : 0.0F;
+  const auto packed = [&](int k) {
+    if (!finite || k >= a.plan.in) return 0;
+    return quantise(value_of(x[order == nullptr ? k : order[k]]), factor);
+  };
+  const auto padded = static_cast<int>(a.plan.chunks()) * kChunk;
+  int8_t* to = q.xq + int64_t{row} * padded;
+  for (int k = static_cast<int>(threadIdx.x); k < padded; k += kRowThreads) {
+    to[k] = static_cast<int8_t>(packed(k));
+  }
+  for (int u = warp_index(); u < a.plan.scales; u += kRowThreads / 32) {
+    const int end = (u + 1) * a.plan.group < a.plan.in ? (u + 1) * a.plan.group : a.plan.in;
+    int sum = 0;
+    for (int k = u * a.plan.group + lane_index(); k < end; k += 32) sum += packed(k);
+    sum = warp_sum(sum);
+    if (lane_index() == 0) q.sums[int64_t{row} * a.plan.scales + u] = sum;
+  }
+  if (threadIdx.x == 0) q.scale[row] = finite ? most / 127.0F : NAN;
+}
+
+struct LoadS8 {
+  static constexpr int kBytes = kChunkValues;
+  LORRY_DEVICE static Word4 load(const unsigned char* chunk) {
+    return reinterpret_cast<const Word4*>(chunk)[lane_index()];
+  }
+};
+struct LoadS4 {
+  static constexpr int kBytes = kChunkValues / 2;
+  LORRY_DEVICE static Word4 load(const unsigned char* chunk) {
+    const Word2 w = reinterpret_cast<const Word2*>(chunk)[lane_index()];
+    constexpr uint32_t kLow = 0x0f0f0f0fU;
+    return {w.x & kLow, w.x >> 4 & kLow, w.y & kLow, w.y >> 4 & kLow};
+  }
+};
+
+// xq of kN x 8 rows as the b operand.
+template <int kN>
+struct QuantRows {
+  const int8_t* row[kN];
+
+  LORRY_DEVICE QuantRows(const QuantArgs& q, int32_t first, int32_t end) {
+    const int64_t pitch = q.linear.plan.chunks() * kChunk;
+    LORRY_UNROLL
+    for (int n = 0; n < kN; ++n) {
+      const int32_t r = first + 8 * n + lane_index() / 4;
+      row[n] = r < end ? q.xq + r * pitch + lane_index() % 4 * 8 : nullptr;
+    }
+  }
+  LORRY_DEVICE Word2 load(int n, int chunk) const {
+    if (row[n] == nullptr) return {0, 0};
+    return *reinterpret_cast<const Word2*>(row[n] + chunk * kChunk);
+  }
+};
+
+template <class Load, int kN>
+LORRY_DEVICE void multiply(Int4 (&sum)[kN], const unsigned char* w, const QuantRows<kN>& x,
+                           int begin, int end, int step) {
+  for (int c = begin; c < end; c += step) {
+    const Word4 a = Load::load(w + int64_t{c} * Load::kBytes);
+    LORRY_UNROLL
+    for (int n = 0; n < kN; ++n) {
+      const Word2 b = x.load(n, c);
+      mma_s8(sum[n], a, b.x, b.y);
+    }
+  }
+}
+
+// f <- fma(sum less its zero point, scale, f) for output o of a row block, scale u.
+LORRY_DEVICE float add_scaled(const QuantArgs& q, const unsigned char* block, int o, int32_t row,
+                              int u, int sum, float f) {
+  const WeightPlan& plan = q.linear.plan;
+  const int at = u * kRowBlock + o;
+  const bool int8 = plan.values == Values::s8;
+  const int stored = plan.zeros ? block[plan.zeros_offset() + at] : int8 ? 128 : 8;
+  const int zero = int8 ? stored - 128 : stored;
+  const float scale =
+      plan.half ? from_f16(reinterpret_cast<const uint16_t*>(block + plan.scales_offset())[at])
+                : reinterpret_cast<const float*>(block + plan.scales_offset())[at];
+  const int xq = q.sums[int64_t{row} * plan.scales + u];
+  // Wraps as the tensor cores do; what comes out is within range.
+  const auto exact = static_cast<int>(static_cast<uint32_t>(sum) -
+                                      static_cast<uint32_t>(zero) * static_cast<uint32_t>(xq));
+  return fmaf(static_cast<float>(exact), scale, f);
+}
+
+struct Rows {
+  int32_t begin, end;
+};
+LORRY_DEVICE Rows rows_of(const LinearArgs& a, int group) {
+  if (a.begin == nullptr) return {0, a.rows};
+  return {a.begin[group], a.begin[group + 1]};
+}
+
+constexpr int kWarps = 4;
+
+// Few rows: a block of kWarps warps has one row block. They take a scale each at a time (one scale
+// for all inputs: a part of its chunks), and what they find is added in order of the scales by the
+// thread that owns the output. grid: row blocks, groups.
+template <class Load, int kN>
+LORRY_KERNEL(32 * kWarps)
+quant_decode_kernel(QuantArgs q) {
+  static_assert(32 * kWarps == kRowBlock * 8);
+  const LinearArgs& a = q.linear;
+  int* shared = reinterpret_cast<int*>(shared_bytes());
+  const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
+  const unsigned char* block = a.w + blockIdx.y * a.group_bytes + blockIdx.x * a.plan.block_bytes();
+  const auto chunks = static_cast<int>(a.plan.chunks());
+  const bool one = a.plan.scales == 1;
+  const int per_scale = a.plan.group / kChunk;
+  const int rounds = one ? 1 : (a.plan.scales + kWarps - 1) / kWarps;
+  const int output = static_cast<int>(threadIdx.x) % kRowBlock;
+  const int first = static_cast<int>(threadIdx.x) / kRowBlock;
+  const int64_t column = int64_t{blockIdx.x} * kRowBlock + output;
+  for (int32_t r = rows.begin; r < rows.end; r += 8 * kN) {
+    const QuantRows<kN> x(q, r, rows.end);
+    float f[kN] = {};
+    for (int round = 0; round < rounds; ++round) {
+      const int u = round * kWarps + warp_index();
+      Int4 sum[kN] = {};
+      if (one) {
+        multiply<Load, kN>(sum, block, x, warp_index(), chunks, kWarps);
+      } else {
+        const int begin = u * per_scale;
+        const int end = begin + per_scale < chunks ? begin + per_scale : chunks;
+        multiply<Load, kN>(sum, block, x, begin, end, 1);
+      }
+      sync_threads();
+      LORRY_UNROLL
+      for (int n = 0; n < kN; ++n) {
+        LORRY_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int row = 8 * n + lane_index() % 4 * 2 + i % 2;
+          shared[(warp_index() * 8 * kN + row) * kRowBlock + lane_index() / 4 + i / 2 * 8] =
+              sum[n].v[i];
+        }
+      }
+      sync_threads();
+      LORRY_UNROLL
+      for (int j = 0; j < kN; ++j) {
+        const int32_t row = r + first + 8 * j;
+        if (row >= rows.end || column >= a.out) continue;
+        uint32_t all = 0;
+        for (int w = 0; w < kWarps; ++w) {
+          const int part = shared[(w * 8 * kN + first + 8 * j) * kRowBlock + output];
+          if (one) {
+            all += static_cast<uint32_t>(part);
+          } else if (round * kWarps + w < a.plan.scales) {
+            f[j] = add_scaled(q, block, output, row, round * kWarps + w, part, f[j]);
+          }
+        }
+        if (one) f[j] = add_scaled(q, block, output, row, 0, static_cast<int>(all), 0.0F);
+      }
+    }
+    LORRY_UNROLL
+    for (int j = 0; j < kN; ++j) {
+      const int32_t row = r + first + 8 * j;
+      if (row < rows.end && column < a.out) a.y[row * a.y_pitch + column] = f[j] * q.scale[row];
+    }
+  }
+}
+
+// Many rows: a warp has a row block and 8 kN rows, scale after scale. grid: row blocks by kWarps,
+// groups, row tiles.
+template <class Load, int kN>
+LORRY_KERNEL(32 * kWarps)
+quant_prefill_kernel(QuantArgs q) {
+  const LinearArgs& a = q.linear;
+  const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
+  const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
+  if (at * kRowBlock >= a.out) return;
+  const unsigned char* block = a.w + blockIdx.y * a.group_bytes + at * a.plan.block_bytes();
+  const auto chunks = static_cast<int>(a.plan.chunks());
+  const int per_scale = a.plan.scales == 1 ? chunks : a.plan.group / kChunk;
+  const auto step = static_cast<int32_t>(8 * kN * gridDim.z);
+  for (int32_t r = rows.begin + static_cast<int32_t>(8 * kN * blockIdx.z); r < rows.end;
+       r += step) {
+    const QuantRows<kN> x(q, r, rows.end);
+    Float4 f[kN] = {};
+    for (int u = 0; u < a.plan.scales; ++u) {
+      Int4 sum[kN] = {};
+      const int begin = u * per_scale;
+      const int end = begin + per_scale < chunks ? begin + per_scale : chunks;
+      multiply<Load, kN>(sum, block, x, begin, end, 1);
+      LORRY_UNROLL
+      for (int n = 0; n < kN; ++n) {
+        LORRY_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int32_t row = r + 8 * n + lane_index() % 4 * 2 + i % 2;
+          if (row >= rows.end) continue;
+          f[n].v[i] =
+              add_scaled(q, block, lane_index() / 4 + i / 2 * 8, row, u, sum[n].v[i], f[n].v[i]);
+        }
+      }
+    }
+    LORRY_UNROLL
+    for (int n = 0; n < kN; ++n) {
+      LORRY_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int32_t row = r + 8 * n + lane_index() % 4 * 2 + i % 2;
+        const int64_t column = at * kRowBlock + lane_index() / 4 + i / 2 * 8;
+        if (row < rows.end && column < a.out) {
+          a.y[row * a.y_pitch + column] = f[n].v[i] * q.scale[row];
+        }
+      }
+    }
+  }
+}
+
+template <class Load, int kN>
+void decode(Stream s, const QuantArgs& q) {
+  constexpr size_t kShared = sizeof(int) * kWarps * kRowBlock * 8 * kN;
+  start<QuantArgs, quant_decode_kernel<Load, kN>>(
+      "linear_quant", {ceil_div(q.linear.out, kRowBlock), q.linear.groups}, 32 * kWarps, kShared, s,
+      q);
+}
+template <class Load, int kN>
+void prefill(Stream s, const QuantArgs& q, int64_t tiles) {
+  start<QuantArgs, quant_prefill_kernel<Load, kN>>(
+      "linear_quant", {ceil_div(q.linear.out, kRowBlock * kWarps), q.linear.groups, tiles},
+      32 * kWarps, 0, s, q);
+}
+
+template <class Load>
+void multiply_all(Stream s, const QuantArgs& q) {
+  const LinearArgs& a = q.linear;
+  const int64_t rows = ceil_div(a.rows, a.groups);
+  const int64_t expected = a.groups == 1 ? rows : 2 * rows;
+  if (expected <= 8) return decode<Load, 1>(s, q);
+  if (expected <= 16) return decode<Load, 2>(s, q);
+  if (expected <= 32) return decode<Load, 4>(s, q);
+  const int64_t tiles = ceil_div(a.groups == 1 ? rows : 3 * rows, 64);
+  prefill<Load, 8>(s, q, tiles < 1024 ? tiles : 1024);
+}
+
+}  // namespace
+
+void linear_quant(Stream s, const QuantArgs& q) {
+  constexpr size_t kShared = kRowThreads / 32 * sizeof(float);
+  start<QuantArgs, quantise_kernel>("quantise", {q.linear.rows}, kRowThreads, kShared, s, q);
+  if (q.linear.plan.values == Values::s4) return multiply_all<LoadS4>(s, q);
+  multiply_all<LoadS8>(s, q);
+}
+
+}  // namespace lorry::cuda

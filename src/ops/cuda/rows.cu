@@ -1,0 +1,280 @@
+// The operations that work row by row.
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/launch.h"
+
+namespace lorry::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// f(row, column) for all elements, spread over the grid.
+template <class F>
+LORRY_DEVICE void each_element(int64_t rows, int64_t cols, F&& f) {
+  const int64_t n = rows * cols;
+  const int64_t step = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += step) {
+    f(i / cols, i % cols);
+  }
+}
+
+template <class T>
+LORRY_KERNEL(kThreads)
+embed_kernel(EmbedArgs a) {
+  each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
+    const int32_t id = a.ids[r];
+    const T* table = static_cast<const T*>(a.table);
+    a.y[r * a.y_pitch + c] = id < 0 ? 0.0F : widen(table[id * a.table_pitch + c]);
+  });
+}
+
+template <class T>
+LORRY_KERNEL(kThreads)
+norm_kernel(NormArgs a) {
+  float* shared = reinterpret_cast<float*>(shared_bytes());
+  const float* x = a.x + blockIdx.x * a.x_pitch;
+  T* y = static_cast<T*>(a.y) + blockIdx.x * a.y_pitch;
+  const auto n = static_cast<float>(a.cols);
+  float mean = 0;
+  if (a.centered) {
+    float sum = 0;
+    for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) sum += x[c];
+    mean = block_sum<kThreads>(sum, shared) / n;
+  }
+  float squares = 0;
+  for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) {
+    const float d = x[c] - mean;
+    squares = fmaf(d, d, squares);
+  }
+  const float factor = 1.0F / sqrtf(block_sum<kThreads>(squares, shared) / n + a.eps);
+  for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) {
+    narrow(y[c], (x[c] - mean) * factor * a.weight[c]);
+  }
+}
+
+LORRY_KERNEL(kThreads) clamp_kernel(ClampArgs a) {
+  each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
+    float& x = a.x[r * a.pitch + c];
+    x = x < -a.limit ? -a.limit : x > a.limit ? a.limit : x;  // NaN stays
+  });
+}
+
+LORRY_KERNEL(kThreads) rope_kernel(RopeArgs a) {
+  each_element(a.rows, a.cols / 2, [&](int64_t r, int64_t c) {
+    const int64_t i = c % a.half;
+    float* head = a.x + r * a.pitch + c / a.half * 2 * a.half;
+    const float cos = a.cos[r * a.cos_pitch + i];
+    const float sin = a.sin[r * a.sin_pitch + i];
+    const float first = head[i];
+    const float second = head[a.half + i];
+    head[i] = fmaf(first, cos, -(second * sin));
+    head[a.half + i] = fmaf(second, cos, first * sin);
+  });
+}
+
+// One token of one head by a warp; t: its place in the block.
+LORRY_DEVICE void write_head(uint16_t* k, uint16_t* v, const float* k_row, const float* v_row,
+                             int d, int t) {
+  const auto width = static_cast<int>(head_width(true, d));
+  for (int i = lane_index(); i < width; i += 32) {
+    k[t * width + i] = i < d ? to_bf16(k_row[i]) : uint16_t{0};
+    v[place_in_v(width, t, i)] = i < d ? to_bf16(v_row[i]) : uint16_t{0};
+  }
+}
+LORRY_DEVICE void write_head(float* k, float* v, const float* k_row, const float* v_row, int d,
+                             int t) {
+  for (int i = lane_index(); i < d; i += 32) {
+    k[t * d + i] = k_row[i];
+    v[t * d + i] = v_row[i];
+  }
+}
+LORRY_DEVICE void quantise_head(int8_t* block, const float* x, int d, int t) {
+  float most = 0;
+  for (int i = lane_index(); i < d; i += 32) {
+    const float size = fabsf(x[i]);
+    most = size > most || size != size ? size : most;
+  }
+  most = warp_max(most);
+  const bool finite = most < INFINITY;
+  const float factor = finite && most > 0 ? 127.0F / most : 0.0F;
+  for (int i = lane_index(); i < d; i += 32) {
+    const float q = finite ? rintf(x[i] * factor) : 0.0F;
+    block[t * d + i] = static_cast<int8_t>(q > 127.0F ? 127.0F : q < -127.0F ? -127.0F : q);
+  }
+  if (lane_index() == 0) {
+    reinterpret_cast<float*>(block + kTokens * d)[t] = finite ? most / 127.0F : NAN;
+  }
+}
+LORRY_DEVICE void write_head(int8_t* k, int8_t* v, const float* k_row, const float* v_row, int d,
+                             int t) {
+  quantise_head(k, k_row, d, t);
+  quantise_head(v, v_row, d, t);
+}
+
+template <class T>
+LORRY_KERNEL(kThreads)
+kv_write_kernel(KvWriteArgs a) {
+  const int64_t at = int64_t{blockIdx.x} * (kThreads / 32) + warp_index();
+  const int64_t row = at / a.kv_heads;
+  const int64_t head = at % a.kv_heads;
+  if (row >= a.rows || a.slots[row] < 0) return;
+  const int64_t place = (int64_t{a.slots[row] / kTokens} * a.kv_heads + head) * a.block_bytes;
+  write_head(reinterpret_cast<T*>(a.k + place), reinterpret_cast<T*>(a.v + place),
+             a.k_rows + row * a.k_pitch + head * a.head_dim,
+             a.v_rows + row * a.v_pitch + head * a.head_dim, a.head_dim, a.slots[row] % kTokens);
+}
+
+template <class Word>
+LORRY_KERNEL(kThreads)
+gather_kernel(GatherArgs a) {
+  each_element(a.rows, a.bytes / static_cast<int64_t>(sizeof(Word)), [&](int64_t r, int64_t c) {
+    const auto* from = reinterpret_cast<const Word*>(a.x + a.index[r] * a.x_pitch);
+    reinterpret_cast<Word*>(a.y + r * a.y_pitch)[c] = from[c];
+  });
+}
+
+LORRY_DEVICE float silu(float x) { return x / (1.0F + expf(-x)); }
+
+// x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+LORRY_DEVICE float gelu_tanh(float x) {
+  const float cubic = fmaf(x * x, 0.044715F * x, x);
+  return x / (1.0F + expf(-1.59576912F * cubic));
+}
+// x Phi(x), Phi's tail by erfc's rational Chebyshev fit and e^(-x^2 / 2) apart, with the rounding
+// error of the square put back: as on the CPU (ops/cpu/rows.h).
+LORRY_DEVICE float gelu_erf(float x) {
+  if (x < -13.0F) return 0.0F;
+  const float t = 1.0F / fmaf(0.5F, fabsf(x) * 0.707106781F, 1.0F);
+  float p = fmaf(0.17087277F, t, -0.82215223F);
+  p = fmaf(p, t, 1.48851587F);
+  p = fmaf(p, t, -1.13520398F);
+  p = fmaf(p, t, 0.27886807F);
+  p = fmaf(p, t, -0.18628806F);
+  p = fmaf(p, t, 0.09678418F);
+  p = fmaf(p, t, 0.37409196F);
+  p = fmaf(p, t, 1.00002368F);
+  p = fmaf(p, t, -1.26551223F);
+  const float half = -0.5F * x;
+  const float square = half * x;
+  const float gauss = expf(square);
+  if (x >= 0.0F && gauss == 0.0F) return x;  // the square may not be finite
+  const float lost = fmaf(half, x, -square);
+  const float tail = 0.5F * (t * (gauss * (1.0F + lost) * expf(p)));
+  return x * (x < 0.0F ? tail : 1.0F - tail);
+}
+
+template <class T>
+LORRY_KERNEL(kThreads)
+glu_kernel(GluArgs a) {
+  each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
+    const float* gate = a.gu + r * a.gu_pitch + c / 64 * 128 + c % 64;
+    const float x = gate[0];
+    const float active = a.activation == 0   ? silu(x)
+                         : a.activation == 1 ? gelu_tanh(x)
+                                             : gelu_erf(x);
+    narrow(static_cast<T*>(a.y)[r * a.y_pitch + c], active * gate[64]);
+  });
+}
+
+LORRY_KERNEL(kThreads) combine_kernel(CombineArgs a) {
+  each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
+    float sum = 0;
+    bool first = true;
+    for (int32_t j = 0; j < a.k; ++j) {
+      const int32_t slot = a.slot[r * a.slot_pitch + j];
+      if (slot < 0) continue;
+      const float w = a.weight[r * a.weight_pitch + j];
+      const float x = a.d[slot * a.d_pitch + c];
+      sum = first ? x * w : fmaf(x, w, sum);
+      first = false;
+    }
+    a.y[r * a.y_pitch + c] = sum;
+  });
+}
+
+LORRY_KERNEL(kThreads) add_kernel(AddArgs a) {
+  each_element(a.rows, a.cols,
+               [&](int64_t r, int64_t c) { a.x[r * a.x_pitch + c] += a.y[r * a.y_pitch + c]; });
+}
+
+template <class T>
+LORRY_KERNEL(kThreads)
+add_silu_kernel(AddSiluArgs a) {
+  each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
+    const float x = widen(static_cast<const T*>(a.x)[r * a.x_pitch + c]);
+    const float step = silu(a.v[r * a.v_pitch + c] + a.bias[c]);
+    narrow(static_cast<T*>(a.y)[r * a.y_pitch + c], x + step);
+  });
+}
+
+}  // namespace
+
+void embed(Stream s, const EmbedArgs& a, bool bf16) {
+  const Grid grid = elements(a.rows * a.cols, kThreads);
+  if (bf16) return start<EmbedArgs, embed_kernel<Bf16>>("embed", grid, kThreads, 0, s, a);
+  start<EmbedArgs, embed_kernel<float>>("embed", grid, kThreads, 0, s, a);
+}
+
+void norm(Stream s, const NormArgs& a, bool bf16) {
+  constexpr size_t kShared = kThreads / 32 * sizeof(float);
+  if (bf16) return start<NormArgs, norm_kernel<Bf16>>("norm", {a.rows}, kThreads, kShared, s, a);
+  start<NormArgs, norm_kernel<float>>("norm", {a.rows}, kThreads, kShared, s, a);
+}
+
+void clamp(Stream s, const ClampArgs& a) {
+  start<ClampArgs, clamp_kernel>("clamp", elements(a.rows * a.cols, kThreads), kThreads, 0, s, a);
+}
+
+void rope(Stream s, const RopeArgs& a) {
+  const Grid grid = elements(a.rows * a.cols / 2, kThreads);
+  start<RopeArgs, rope_kernel>("rope", grid, kThreads, 0, s, a);
+}
+
+void kv_write(Stream s, const KvWriteArgs& a, KvType type) {
+  const Grid grid{ceil_div(int64_t{a.rows} * a.kv_heads, kThreads / 32)};
+  switch (type) {
+    case KvType::bf16:
+      return start<KvWriteArgs, kv_write_kernel<uint16_t>>("kv_write", grid, kThreads, 0, s, a);
+    case KvType::f32:
+      return start<KvWriteArgs, kv_write_kernel<float>>("kv_write", grid, kThreads, 0, s, a);
+    case KvType::int8:
+      return start<KvWriteArgs, kv_write_kernel<int8_t>>("kv_write", grid, kThreads, 0, s, a);
+  }
+}
+
+void gather(Stream s, const GatherArgs& a) {
+  const auto fits = [&](uintptr_t n) {
+    return (reinterpret_cast<uintptr_t>(a.x) | reinterpret_cast<uintptr_t>(a.y) |
+            static_cast<uintptr_t>(a.x_pitch | a.y_pitch | a.bytes)) %
+               n ==
+           0;
+  };
+  const auto grid = [&](int64_t n) { return elements(a.rows * (a.bytes / n), kThreads); };
+  if (fits(16)) {
+    return start<GatherArgs, gather_kernel<Word4>>("gather", grid(16), kThreads, 0, s, a);
+  }
+  start<GatherArgs, gather_kernel<uint16_t>>("gather", grid(2), kThreads, 0, s, a);
+}
+
+void glu(Stream s, const GluArgs& a, bool bf16) {
+  const Grid grid = elements(a.rows * a.cols, kThreads);
+  if (bf16) return start<GluArgs, glu_kernel<Bf16>>("glu", grid, kThreads, 0, s, a);
+  start<GluArgs, glu_kernel<float>>("glu", grid, kThreads, 0, s, a);
+}
+
+void combine(Stream s, const CombineArgs& a) {
+  const Grid grid = elements(a.rows * a.cols, kThreads);
+  start<CombineArgs, combine_kernel>("combine", grid, kThreads, 0, s, a);
+}
+
+void add(Stream s, const AddArgs& a) {
+  start<AddArgs, add_kernel>("add", elements(a.rows * a.cols, kThreads), kThreads, 0, s, a);
+}
+
+void add_silu(Stream s, const AddSiluArgs& a, bool bf16) {
+  const Grid grid = elements(a.rows * a.cols, kThreads);
+  if (bf16) return start<AddSiluArgs, add_silu_kernel<Bf16>>("add_silu", grid, kThreads, 0, s, a);
+  start<AddSiluArgs, add_silu_kernel<float>>("add_silu", grid, kThreads, 0, s, a);
+}
+
+}  // namespace lorry::cuda

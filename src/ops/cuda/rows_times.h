@@ -1,0 +1,147 @@
+// Rows of x times row blocks of a packed weight on the tensor cores: what linears, the weights that
+// adapters put in their place and the shrink of LoRA are made of.
+//
+// Bits: inputs are cut into kSlices slices, each summed by mma in order of k from zero; the slices'
+// sums are added in order. Decoding (a warp for each slice) and prefill (one warp, slice after
+// slice) do exactly that, and a row or column of mma does not see the others. So an output has one
+// value, however many rows are multiplied and whatever kernel does it.
+#pragma once
+#include "ops/cuda/device.h"
+#include "ops/cuda/layout.h"
+
+namespace lorry::cuda {
+
+constexpr int kSlices = 4;
+
+// The first chunk of slice s.
+constexpr int slice_begin(int chunks, int s) {
+  return static_cast<int>(static_cast<int64_t>(chunks) * s / kSlices);
+}
+
+// x of kN x 8 rows as the b operand: lane 4 g + q has row 8 n + g, inputs 8 q ... of a chunk.
+template <int kN>
+struct XRows {
+  const uint16_t* row[kN];  // null: beyond the last, zeros
+  int in;
+  bool wide;  // 16 bytes at a time
+
+  LORRY_DEVICE XRows(const void* x, int64_t pitch, int first, int end, int in_) : in(in_) {
+    const auto* base = static_cast<const uint16_t*>(x);
+    LORRY_UNROLL
+    for (int n = 0; n < kN; ++n) {
+      const int r = first + 8 * n + lane_index() / 4;
+      row[n] = r < end ? base + r * pitch : nullptr;
+    }
+    wide = reinterpret_cast<uintptr_t>(base) % 16 == 0 && pitch % 8 == 0;
+  }
+
+  LORRY_DEVICE Word4 load(int n, int chunk) const {
+    const int k = chunk * kChunk + lane_index() % 4 * 8;
+    if (row[n] == nullptr || k >= in) return {0, 0, 0, 0};
+    const uint16_t* x = row[n] + k;
+    if (wide && k + 8 <= in) return *reinterpret_cast<const Word4*>(x);
+    uint32_t v[8];
+    LORRY_UNROLL
+    for (int i = 0; i < 8; ++i) v[i] = k + i < in ? x[i] : 0U;
+    return {v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16};
+  }
+};
+
+// Both a operands of a chunk.
+struct Tiles {
+  Word4 t[2];
+};
+
+struct LoadBf16 {
+  static constexpr int kBytes = kChunkValues * 2;
+  LORRY_DEVICE static Tiles load(const unsigned char* chunk) {
+    const auto* words = reinterpret_cast<const Word4*>(chunk) + lane_index();
+    return {{words[0], words[32]}};
+  }
+};
+
+struct LoadFp8 {
+  static constexpr int kBytes = kChunkValues;
+  LORRY_DEVICE static uint32_t widen_pair(uint32_t x) {
+    return pack_bf16(from_e4m3(x & 0xffU), from_e4m3(x >> 8 & 0xffU));
+  }
+  LORRY_DEVICE static Word4 widen_tile(uint32_t low, uint32_t high) {
+    return {widen_pair(low), widen_pair(low >> 16), widen_pair(high), widen_pair(high >> 16)};
+  }
+  LORRY_DEVICE static Tiles load(const unsigned char* chunk) {
+    const Word4 w = reinterpret_cast<const Word4*>(chunk)[lane_index()];
+    return {{widen_tile(w.x, w.y), widen_tile(w.z, w.w)}};
+  }
+};
+
+// sum[m][n] += row block m (at w + m * block_bytes) times x, chunks [begin, end).
+template <class Load, int kM, int kN>
+LORRY_DEVICE void multiply(Float4 (&sum)[kM][kN], const unsigned char* w, int64_t block_bytes,
+                           const XRows<kN>& x, int begin, int end) {
+  constexpr int kAhead = kM * kN <= 2 ? 4 : kM * kN <= 4 ? 2 : 1;  // chunks loaded together
+  for (int c = begin; c < end; c += kAhead) {
+    Tiles a[kAhead][kM];
+    Word4 b[kAhead][kN];
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      // Past the end the last chunk is loaded again, and not used.
+      const int chunk = c + i < end ? c + i : end - 1;
+      LORRY_UNROLL
+      for (int m = 0; m < kM; ++m) {
+        a[i][m] = Load::load(w + m * block_bytes + int64_t{chunk} * Load::kBytes);
+      }
+      LORRY_UNROLL
+      for (int n = 0; n < kN; ++n) b[i][n] = x.load(n, chunk);
+    }
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      if (c + i >= end) break;
+      LORRY_UNROLL
+      for (int n = 0; n < kN; ++n) {
+        LORRY_UNROLL
+        for (int m = 0; m < kM; ++m) {
+          mma_bf16(sum[m][n], a[i][m].t[0], b[i][n].x, b[i][n].y);
+          mma_bf16(sum[m][n], a[i][m].t[1], b[i][n].z, b[i][n].w);
+        }
+      }
+    }
+  }
+}
+
+// One row block by kSlices warps: thread t of 32 * kSlices gets the sums of output t % 16 for rows
+// t / 16 + 8 j, j < kN, in order of the slices. shared: kSlices * 16 * 8 kN floats.
+template <class Load, int kN>
+LORRY_DEVICE void multiply_by_slices(float (&sum)[kN], float* shared, const unsigned char* w,
+                                     const XRows<kN>& x, int chunks) {
+  static_assert(kSlices * 32 == kRowBlock * 8);
+  const int slice = warp_index();
+  Float4 part[1][kN] = {};
+  multiply<Load, 1, kN>(part, w, 0, x, slice_begin(chunks, slice), slice_begin(chunks, slice + 1));
+  const int g = lane_index() / 4;
+  const int q = lane_index() % 4;
+  sync_threads();  // what was in `shared` has been read
+  LORRY_UNROLL
+  for (int n = 0; n < kN; ++n) {
+    LORRY_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int row = 8 * n + 2 * q + i % 2;
+      shared[(slice * 8 * kN + row) * kRowBlock + g + i / 2 * 8] = part[0][n].v[i];
+    }
+  }
+  sync_threads();
+  const int output = static_cast<int>(threadIdx.x) % kRowBlock;
+  const int first = static_cast<int>(threadIdx.x) / kRowBlock;
+  LORRY_UNROLL
+  for (int j = 0; j < kN; ++j) {
+    const int at = (first + 8 * j) * kRowBlock + output;
+    float total = shared[at];
+    for (int s = 1; s < kSlices; ++s) total += shared[s * 8 * kN * kRowBlock + at];
+    sum[j] = total;
+  }
+}
+template <int kN>
+constexpr size_t slices_shared() {
+  return sizeof(float) * kSlices * kRowBlock * 8 * kN;
+}
+
+}  // namespace lorry::cuda

@@ -1,0 +1,46 @@
+// Which rows of a tile use which adapter: kernels of LoRA have a block for each tile of rows and
+// each of its first segments, so that many adapters of few rows work side by side.
+#pragma once
+#include "ops/cuda/device.h"
+#include "ops/cuda/kernels.h"
+
+namespace lorry::cuda {
+
+constexpr int kTileRows = 8;  // also the most segments of a tile
+
+// Rows [begin, end) of the batch and what is done to them. Nothing: begin == end.
+struct TileRows {
+  int32_t begin, end;
+  const Patch* patch;  // [sites]
+};
+
+// Segment number `slot` of those that have rows in tile `tile`.
+LORRY_DEVICE TileRows rows_of_tile(const AdaptArgs& a, int32_t tile, int32_t slot) {
+  const int32_t first = tile * kTileRows;
+  // The first segment that ends behind the tile's first row.
+  int32_t low = 0;
+  int32_t high = a.n_segments;
+  while (low < high) {
+    const int32_t middle = (low + high) / 2;
+    if (a.segments[middle].end > first) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  const int32_t at = low + slot;
+  if (at >= a.n_segments) return {0, 0, nullptr};
+  const Segment s = a.segments[at];
+  const int32_t begin = s.begin > first ? s.begin : first;
+  int32_t end = s.end < first + kTileRows ? s.end : first + kTileRows;
+  end = end < a.rows ? end : a.rows;
+  if (begin >= end) return {0, 0, nullptr};
+  const int64_t place = (int64_t{s.adapter} * a.groups + s.group) * a.sites;
+  return {begin, end, a.patches + place};
+}
+
+LORRY_DEVICE int64_t column_of(const PatchSite& site, int64_t o) {
+  return site.column + o / 64 * site.panel_stride + o % 64;
+}
+
+}  // namespace lorry::cuda
