@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks and measures the CUDA backend on a GPU, with the programs that tools/gpu_bundle.sh made in
-# build/gpu (nothing is built here). Prints one table; what the programs said is kept in the folder
+# build/gpu.tar.gz (nothing is built here). Prints one table; what the programs said is kept in the folder
 # given, or bench/results/gpu. Takes less than 9 minutes: each step has a limit, and says when it was
 # reached.
 set -uo pipefail
@@ -8,9 +8,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out=${1:-bench/results/gpu}
 bundle=build/gpu
+[ -x $bundle/test_ops_gpu ] || [ ! -e $bundle.tar.gz ] || tar -C build -xzf $bundle.tar.gz
 [ -x $bundle/test_ops_gpu ] || { echo "run_on_gpu: run tools/gpu_bundle.sh first" >&2; exit 2; }
 mkdir -p "$out"
 export LD_LIBRARY_PATH=$PWD/$bundle/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+$bundle/lorry env >/dev/null 2>&1 || export LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$PWD/$bundle/lib-c++
 failed=0
 rows=()
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds what tests/run_on_gpu.sh runs and puts it into build/gpu, with the libraries that a machine may
-# lack: it needs nothing there but a driver and a glibc as new as this one's. Needs tools/setup_cuda.sh.
+# Builds what tests/run_on_gpu.sh runs and puts it into build/gpu, and packed into build/gpu.tar.gz, with
+# the libraries that a machine may lack: it needs nothing there but a driver and a glibc as new as this
+# one's. Needs tools/setup_cuda.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,7 +18,11 @@ ldd build/gpu/lorry build/gpu/test_* | awk '$2 == "=>" && $3 ~ /^\// {print $3}'
   grep -vE '/(libc|libm|libdl|libpthread|librt|libresolv|libutil)\.so' |
   while read -r library; do cp -L "$library" build/gpu/lib/; done
 strip --strip-unneeded build/gpu/lib/*
+# The C++ library asks for the newest glibc of all: only for machines whose own is too old.
+mkdir build/gpu/lib-c++
+mv build/gpu/lib/libstdc++.so.* build/gpu/lib/libgcc_s.so.* build/gpu/lib-c++/
 newest=$(for f in build/gpu/lorry build/gpu/test_* build/gpu/lib/*; do
   objdump -T "$f" 2>/dev/null | grep -oE 'GLIBC_2\.[0-9]+'
 done | sort -uV | tail -n 1)
-echo "gpu_bundle: build/gpu, $(du -sh build/gpu | cut -f1), asks for ${newest:-GLIBC_?}"
+tar -C build -czf build/gpu.tar.gz gpu
+echo "gpu_bundle: build/gpu.tar.gz, $(du -sh build/gpu.tar.gz | cut -f1), asks for ${newest:-GLIBC_?}"

@@ -10,7 +10,7 @@ constexpr int32_t kTileRows = 16;  // of the tensor cores
 // With fewer tiles than this (times heads) the device is not full, and units go to warps of their
 // own. Either way gives the same bits.
 constexpr int64_t kManyTiles = 2048;
-constexpr int64_t kMinResults = int64_t{16} << 20;  // bytes
+constexpr int64_t kResultBytes = int64_t{16} << 20;
 
 }  // namespace
 
@@ -26,7 +26,7 @@ Tensor CudaOps::kv_layout(int64_t blocks, const AttentionSpec& spec) const {
 
 // Results of units; where they do not fit, tiles take their units one after the other.
 size_t CudaOps::attention_scratch_bytes(int64_t, const AttentionSpec& spec) const {
-  return kv_type(spec) == KvType::bf16 ? kMinResults : 0;
+  return static_cast<size_t>(kv_type(spec) == KvType::bf16 ? kResultBytes : 64);
 }
 
 // tiles_: of the rows; units_: the same, one entry for each unit.
