@@ -256,9 +256,8 @@ void Service::start_generation(const CallPtr& call, MakeJob make,
 void Service::prepare(const CallPtr& call, const MakeJob& make,
                       const std::shared_ptr<Presenter>& presenter) {
   const auto begin = std::chrono::steady_clock::now();
-  std::vector<std::string> unknown;
   try {
-    auto job = std::make_shared<Job>(make(*call, &unknown));
+    const std::shared_ptr<Job> job = make_job(*call, make);
     call->request.body = {};  // not for as long as the answer takes
     const auto n_answers = static_cast<int64_t>(job->prompts.size()) * job->answers_per_prompt;
     if (!call->ticket->take(n_answers - 1)) {
@@ -287,7 +286,19 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
     metrics_.failed(type_of(error.problem));
     call->responder->post([this, call, error] { refuse(*call, error); });
   }
-  note_unknown(unknown);
+}
+
+// Unknown fields are counted before anyone has an answer.
+std::shared_ptr<Job> Service::make_job(const Call& call, const MakeJob& make) {
+  std::vector<std::string> unknown;
+  try {
+    auto job = std::make_shared<Job>(make(call, &unknown));
+    note_unknown(unknown);
+    return job;
+  } catch (...) {
+    note_unknown(unknown);
+    throw;
+  }
 }
 
 // With keys the Authorization header holds one of them, and no token of the hub.

@@ -105,6 +105,7 @@ class Service {
   void tell(const Call& call, const Results& results, std::string_view outcome) const;
   void reply(const Call& call, HttpResponse response) const;
   void refuse(const Call& call, const ApiError& error) const;
+  std::shared_ptr<Job> make_job(const Call& call, const MakeJob& make);
   void note_unknown(const std::vector<std::string>& names);
   std::vector<std::string> served_models() const;
   void write_model(JsonWriter& json, const std::string& id) const;

@@ -15,7 +15,7 @@ CHART = DEPLOY / "helm/lorry"
 
 
 def flags(request):
-    help_text = subprocess.run([request.config.getoption("--lorry"), "serve", "--help"],
+    help_text = subprocess.run([request.config.getoption("--lorry"), "serve", "--help-all"],
                                capture_output=True, text=True, check=True).stdout
     return set(re.findall(r"--([a-z][a-z0-9-]+)", help_text))
 

@@ -16,14 +16,14 @@ EFFECTS = {
     "validation-workers": ("3", "validation_workers", 3),
     "dtype": ("float32", "model_dtype", "F32"),
 }
-TAKEN = {"max-batch-prefill-tokens": "300", "prefix-caching": "true", "max-active-adapters": "8",
+TAKEN = {"revision": "main", "max-batch-prefill-tokens": "300", "prefix-caching": "true", "max-active-adapters": "8",
          "adapter-cycle-time-s": "2", "adapter-memory-fraction": "0.1", "num-shard": "1",
          "default-adapter-source": "local", "preloaded-adapter-ids": "french", "adapter-id": "pirate",
          "speculative-tokens": "2", "json-output": "true", "hostname": "127.0.0.1",
          "cors-allow-origin": "https://a.example", "max-lora-rank": "64", "max-num-seqs": "32",
          "served-model-name": "base", "shutdown-timeout": "5", "disable-log-requests": "true"}
 # The log says so.
-NO_EFFECT = {"revision": "main", "source": "hub", "sharded": "false", "waiting-served-ratio": "1.2",
+NO_EFFECT = {"source": "hub", "sharded": "false", "waiting-served-ratio": "1.2",
              "max-waiting-tokens": "20", "eager-prefill": "false", "chunked-prefill": "true",
              "weights-cache-override": "/data", "cuda-memory-fraction": "0.9", "compile": "true",
              "eager": "true", "backend": "fa2", "enable-lora": "true"}
@@ -75,7 +75,7 @@ def test_the_line_counts_before_the_environment_and_that_before_the_file(start, 
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--sharded", "true"], "--num-shard"), (["--download-only"], "nothing is downloaded"),
+    (["--sharded", "true"], "--num-shard"), (["--download-only"], "lorry pull"),
     (["--tokenizer-config-path", "x.json"], "model's folder"), (["--no-such-flag"], "no-such-flag")])
 def test_what_would_change_the_answer_is_refused(start, flags, message):
     with pytest.raises(AssertionError, match=message):
