@@ -5,8 +5,8 @@
 
 #include "adapters/names.h"
 #include "base/text.h"
-#include "fetch/adapter_files.h"
 #include "fetch/hub.h"
+#include "fetch/remote_files.h"
 #include "fetch/s3.h"
 #include "fetch/s3_xml.h"
 #include "fetch/url.h"
@@ -54,11 +54,13 @@ void try_listing(std::string_view text) {
     files.push_back({std::string(text.substr(at, end - at)), 1});
     at = end + 1;
   }
-  fuzz::may_refuse([&] {
-    for (const ListedFile& file : select_adapter_files(files, "a listing")) {
-      LORRY_CHECK(file.name.find('/') == file.name.npos && file.name != "..", "{}", file.name);
-    }
-  });
+  for (const RemoteKind wanted : {RemoteKind::adapter, RemoteKind::model, RemoteKind::any}) {
+    fuzz::may_refuse([&] {
+      for (const ListedFile& file : select_files(files, wanted, "a listing").files) {
+        LORRY_CHECK(file.name.find('/') == file.name.npos && file.name != "..", "{}", file.name);
+      }
+    });
+  }
 }
 
 }  // namespace
