@@ -40,7 +40,7 @@ FENCES = [
 ]
 
 # Where the compiler may be asked what it is compiling for.
-CONDITIONALS = ("src/ops/cpu", "src/ops/cuda", "src/parallel", "src/base/cpu_relax.h")
+CONDITIONALS = ("src/ops/cpu", "src/ops/cuda", "src/parallel")
 ENVIRONMENT = ("src/cli",)
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
@@ -87,8 +87,8 @@ def layer_of(path):
     return None
 
 
-def inside(path, places):
-    return any(path == place or path.startswith(place + "/") for place in places)
+def inside(path, folders):
+    return any(path.startswith(folder + "/") for folder in folders)
 
 
 def check_include(path, quote, name, allowed):
