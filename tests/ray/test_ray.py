@@ -97,14 +97,20 @@ class Fleet:
         return found
 
     def stop(self):
-        if self._process.poll() is None:
+        # Again, as one does at a terminal: Python drops an interrupt that comes while it runs a
+        # callback of Ray's, and `serve run` waits on.
+        for _ in range(4):
+            if self._process.poll() is not None:
+                break
             self._process.send_signal(signal.SIGINT)
             try:
-                self._process.wait(90)
+                self._process.wait(30)
             except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-                raise
+                print("serve run goes on after an interrupt:", self.log()[-2000:])
+        else:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            raise AssertionError("serve run does not end")
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
