@@ -151,7 +151,19 @@ TEST(Spec, synthetic_models_are_read_like_any_other) {
   const Spec s = architecture_of(c.text("model_type")).spec(c);
   EXPECT_EQ(s.dim, 2048);
   EXPECT_EQ(s.experts, 8);
-  EXPECT_THROW(synthetic_config("synthetic:nothing"), Error);
+  const auto read = [](const char* model) {
+    const Config shape = Config::parse(synthetic_config(model), "synthetic");
+    return architecture_of(shape.text("model_type")).spec(shape);
+  };
+  EXPECT_EQ(read("synthetic:mixtral-8x7b").layers, 32);
+  EXPECT_EQ(read("synthetic:mixtral-8x7b:3").layers, 3);
+  EXPECT_EQ(read("synthetic:dbrx").layers, 40);
+  EXPECT_EQ(read("synthetic:dbrx:2").experts, 16);
+  for (const char* wrong :
+       {"synthetic:nothing", "synthetic:mini-mixtral:2", "synthetic:dbrx:", "synthetic:dbrx:0",
+        "synthetic:dbrx:-1", "synthetic:dbrx:2x", "synthetic:mixtral-8x7b:99999999999"}) {
+    EXPECT_THROW(synthetic_config(wrong), Error) << wrong;
+  }
 }
 
 TEST(Sites, numbering_is_dense_and_unique) {
