@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks and measures the CUDA backend on a GPU, with the programs that tools/gpu_bundle.sh made in
-# build/gpu.tar.gz (nothing is built here). Prints one table; what the programs said is kept in the folder
+# build/gpu.tar.xz (nothing is built here). Prints one table; what the programs said is kept in the folder
 # given, or bench/results/gpu. Takes less than 9 minutes: each step has a limit, and says when it was
 # reached.
 set -uo pipefail
@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out=${1:-bench/results/gpu}
 bundle=build/gpu
-[ -x $bundle/test_ops_gpu ] || [ ! -e $bundle.tar.gz ] || tar -C build -xzf $bundle.tar.gz
+[ -x $bundle/test_ops_gpu ] || [ ! -e $bundle.tar.xz ] || tar -C build -xJf $bundle.tar.xz
 [ -x $bundle/test_ops_gpu ] || { echo "run_on_gpu: run tools/gpu_bundle.sh first" >&2; exit 2; }
 mkdir -p "$out"
 export LD_LIBRARY_PATH=$PWD/$bundle/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
@@ -61,9 +61,9 @@ step ops 100 $bundle/test_ops_gpu --gtest_brief=1
 step golden 60 $bundle/test_engine_gpu --gtest_brief=1 --gtest_filter='*Golden*'
 step invariance 60 $bundle/test_engine_gpu --gtest_brief=1 --gtest_filter='*nvarian*'
 step engine 60 $bundle/test_engine_gpu --gtest_brief=1 --gtest_filter='-*Golden*:*nvarian*'
-bench bench-bf16 100 --kind all --batch 1,16,64 --adapters 0,16
-bench bench-int4 60 --kind decode --batch 1,16 --quantize int4
-bench bench-int8 60 --kind decode --batch 1,16 --quantize int8
+bench bench-bf16 100 --kind all --batch 1 16 64 --adapters 0 16
+bench bench-int4 60 --kind decode --batch 1 16 --quantize int4
+bench bench-int8 60 --kind decode --batch 1 16 --quantize int8
 {
   cat "$out/gpu.txt" 2>/dev/null
   printf '%s\n' "${rows[@]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds what tests/run_on_gpu.sh runs and puts it into build/gpu, and packed into build/gpu.tar.gz, with
+# Builds what tests/run_on_gpu.sh runs and puts it into build/gpu, and packed into build/gpu.tar.xz, with
 # the libraries that a machine may lack: it needs nothing there but a driver and a glibc as new as this
 # one's. Needs tools/setup_cuda.sh.
 set -euo pipefail
@@ -24,5 +24,5 @@ mv build/gpu/lib/libstdc++.so.* build/gpu/lib/libgcc_s.so.* build/gpu/lib-c++/
 newest=$(for f in build/gpu/lorry build/gpu/test_* build/gpu/lib/*; do
   objdump -T "$f" 2>/dev/null | grep -oE 'GLIBC_2\.[0-9]+'
 done | sort -uV | tail -n 1)
-tar -C build -czf build/gpu.tar.gz gpu
-echo "gpu_bundle: build/gpu.tar.gz, $(du -sh build/gpu.tar.gz | cut -f1), asks for ${newest:-GLIBC_?}"
+tar -C build -cf - gpu | xz -T0 -6 >build/gpu.tar.xz
+echo "gpu_bundle: build/gpu.tar.xz, $(du -sh build/gpu.tar.xz | cut -f1), asks for ${newest:-GLIBC_?}"

@@ -53,12 +53,12 @@ void DecoderLayer::attend(Step& step, const KvLayer& kv) const {
   StepBuffers& b = step.buf;
   if (spec.attention.heads == 0) return clear(ops, b.y);  // more ranks than heads
   const Tensor q = columns(b.qkv, 0, spec.q_dim());
+  const Tensor q_and_k = columns(b.qkv, 0, spec.q_dim() + spec.kv_dim());
   const Tensor k = columns(b.qkv, spec.q_dim(), spec.kv_dim());
   const Tensor v = columns(b.qkv, spec.q_dim() + spec.kv_dim(), spec.kv_dim());
   apply(step, b.qkv, b.h, wqkv, step.rows);
   ops.clamp(b.qkv, spec.qkv_clip);
-  ops.rope(q, b.cos, b.sin);
-  ops.rope(k, b.cos, b.sin);
+  ops.rope(q_and_k, b.cos, b.sin);
   ops.kv_write(kv, k, v, step.slots, spec.attention);
   ops.attention(b.o, q, kv, step.attention, spec.attention);
   apply(step, b.y, b.o, wo, step.rows);

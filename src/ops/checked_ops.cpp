@@ -132,7 +132,7 @@ class CheckedOps final : public Ops {
     check_matrix("x", x, act(), x.rows(), w.in);
     check_matrix("y", y, Dtype::f32, x.rows(), w.out);
     check_groups(groups, w.groups, x.rows());
-    if (!w.format.plain()) {
+    if (!w.format.plain() || scratch.data != nullptr) {
       check_vector("scratch", scratch, Dtype::u8,
                    static_cast<int64_t>(ops_->linear_scratch_bytes(x.rows(), w.in)));
     }

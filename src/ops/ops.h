@@ -185,7 +185,8 @@ class Ops {
   // y [T, D] act <- x [T, D] f32, normalised in f32.
   virtual void norm(Tensor y, Tensor x, const Norm& n) = 0;
   // y [T, out] f32 <- x [T, in] act times W of each row's group, transposed. scratch: u8,
-  // linear_scratch_bytes; not needed for a plain weight.
+  // linear_scratch_bytes; a plain weight is multiplied without it too, to the same bits, but
+  // perhaps more slowly.
   // int8, int4 with act bf16: row r of x becomes xq = rint(x * (127 / max|x|)), s = max|x| / 127;
   // sums over the inputs of one scale are exact; f = fma(sum_g, scale_g, f) in order of g; y = f s.
   // A row that is not finite gives NaN. fp8, and everything with act f32: the values are widened

@@ -40,7 +40,7 @@ TEST_P(LinearTest, equals_the_reference_on_every_instruction_set) {
     same_everywhere(GetParam(), [&](Ops& ops) {
       fill(y(), 0);
       const PackedWeight packed(ops, {w()}, c.out, c.in);
-      ops.linear(y(), x(), packed(), {begin}, {});
+      run_linear(ops, y(), x(), packed(), begin);
       return bytes_of(y());
     });
     expect_linear(y(), x(), w(), 0, c.rows);
@@ -60,7 +60,7 @@ TEST_P(LinearTest, long_rows_and_many_rows_equal_the_reference) {
   const Matrix y(Dtype::f32, 200, 66);
   const PackedWeight packed(*ops, {w()}, 66, 2501);
   const std::vector<int32_t> begin{0, 200};
-  ops->linear(y(), x(), packed(), {begin}, {});
+  run_linear(*ops, y(), x(), packed(), begin);
   expect_linear(y(), x(), w(), 0, 200);
 }
 
@@ -74,11 +74,32 @@ TEST_P(LinearTest, each_group_uses_its_own_weights) {
   const Matrix y(Dtype::f32, 11, 72);
   same_everywhere(GetParam(), [&](Ops& ops) {
     const PackedWeight packed(ops, views, 72, 34);
-    ops.linear(y(), x(), packed(), {begin}, {});
+    run_linear(ops, y(), x(), packed(), begin);
     return bytes_of(y());
   });
   for (size_t g = 0; g < 6; ++g) {
     expect_linear(y(), x(), views[g], begin[g], begin[g + 1]);
+  }
+}
+
+// As many rows as the kernels for prompts are made for, and a group that has most of them.
+TEST_P(LinearTest, groups_of_many_rows_use_their_own_weights) {
+  constexpr int64_t kOut = 136;
+  constexpr int64_t kIn = 300;
+  std::vector<Matrix> w;
+  std::vector<Tensor> views;
+  for (unsigned g = 0; g < 4; ++g) w.push_back(random_matrix(Dtype::f32, kOut, kIn, 200 + g));
+  for (const Matrix& m : w) views.push_back(m());
+  ThreadPool pool(2);
+  const auto ops = checked_ops(GetParam(), pool);
+  const PackedWeight packed(*ops, views, kOut, kIn);
+  for (const int32_t n : {40, 110, 200, 300}) {
+    SCOPED_TRACE(n);
+    const std::vector<int32_t> begin{0, 0, n / 4, n / 4 + 1, n};
+    const Matrix x = random_matrix(GetParam(), n, kIn, 7);
+    const Matrix y(Dtype::f32, n, kOut);
+    run_linear(*ops, y(), x(), packed(), begin);
+    for (size_t g = 0; g < 4; ++g) expect_linear(y(), x(), views[g], begin[g], begin[g + 1]);
   }
 }
 
@@ -93,16 +114,19 @@ TEST_P(LinearTest, a_row_has_the_same_bits_alone_and_among_others) {
     const Matrix alone(Dtype::f32, 300, 80);
     for (int64_t r = 0; r < 64; ++r) {
       const std::vector<int32_t> begin{0, 1};
-      ops->linear(rows(alone(), r, 1), rows(x(), r, 1), packed(), {begin}, {});
+      run_linear(*ops, rows(alone(), r, 1), rows(x(), r, 1), packed(), begin);
     }
-    for (const int32_t n : {2, 7, 24, 64, 300}) {
-      if (v.slow && n > 64) continue;
+    for (const int32_t n : {2, 7, 24, 64, 100, 300}) {
       const Matrix y(Dtype::f32, n, 80);
       const std::vector<int32_t> begin{0, n};
-      ops->linear(y(), rows(x(), 0, n), packed(), {begin}, {});
       const int64_t same = std::min(n, 64);
+      run_linear(*ops, y(), rows(x(), 0, n), packed(), begin);
       EXPECT_TRUE(bytes_of(rows(y(), 0, same)) == bytes_of(rows(alone(), 0, same)))
           << v.name << ", " << n << " rows";
+      fill(y(), 0);
+      ops->linear(y(), rows(x(), 0, n), packed(), {begin}, {});
+      EXPECT_TRUE(bytes_of(rows(y(), 0, same)) == bytes_of(rows(alone(), 0, same)))
+          << v.name << ", " << n << " rows, without scratch";
     }
   }
 }
@@ -127,7 +151,7 @@ TEST_P(LinearTest, extreme_values_have_the_same_bits_on_every_instruction_set) {
   const std::vector<int32_t> begin{0, 5};
   same_everywhere(GetParam(), [&](Ops& ops) {
     const PackedWeight packed(ops, {w()}, 192, 64);
-    ops.linear(y(), x(), packed(), {begin}, {});
+    run_linear(ops, y(), x(), packed(), begin);
     // Which NaN it is (infinity - infinity) is the processor's choice.
     for (int64_t r = 0; r < 5; ++r) {
       for (int64_t c = 0; c < 192; ++c) {
@@ -154,7 +178,7 @@ TEST_P(LinearTest, packs_from_each_source_type) {
   const std::vector<int32_t> begin{0, 4};
   for (const Tensor& w : {half(), wide()}) {
     const PackedWeight packed(*ops, {w}, 70, 21);
-    ops->linear(y(), x(), packed(), {begin}, {});
+    run_linear(*ops, y(), x(), packed(), begin);
     expect_linear(y(), x(), w, 0, 4);
   }
 }

@@ -121,17 +121,6 @@ class QuantWeight {
   Buffer buffer_;
 };
 
-// linear() with just as much scratch as it asks for, at an odd place, and a guard behind it.
-inline void run_linear(Ops& ops, const Tensor& y, const Tensor& x, const Weight& w,
-                       const std::vector<int32_t>& begin) {
-  const auto size = static_cast<int64_t>(ops.linear_scratch_bytes(x.rows(), w.in));
-  Bytes memory(static_cast<size_t>(size) + 128, std::byte{0xff});
-  ops.linear(y, x, w, {begin}, view(memory.data() + 4, Dtype::u8, {size}));
-  for (auto i = static_cast<size_t>(size) + 4; i < memory.size(); ++i) {
-    ASSERT_EQ(memory[i], std::byte{0xff}) << i - static_cast<size_t>(size);
-  }
-}
-
 // A row of x (inputs in packed order) as linear quantises it.
 struct QuantisedRow {
   explicit QuantisedRow(const std::vector<float>& x) {

@@ -3,7 +3,7 @@
 // A warp has a tile: up to 16 query rows of one KV head, which are some positions times the heads
 // that share it. It goes through the keys by units of kUnitKeys: scores, softmax and values of a
 // unit from zero, then the unit's result is merged into what there is (attend.h). With few tiles
-// each unit is a warp's of its own and merge_units does the same merging: equal bits. Rows of mma
+// each unit has a block of its own and merge_units does the same merging: equal bits. Rows of mma
 // do not see each other, and a unit's place does not depend on the tile, so chunks of a prompt and
 // batch mates change no bit.
 //
@@ -91,25 +91,23 @@ LORRY_DEVICE void load_query(Query<kC>& query, const AttentionArgs& a, const Pla
   }
 }
 
-// s[j]: rows g, g + 8 times keys first + 8 j + 2 q, + 1.
+// Scores of rows g, g + 8 with keys first + 8 j + 2 q, + 1.
 template <int kC>
-LORRY_DEVICE void score(Float4 (&s)[kKeyTiles], const Query<kC>& query, const AttentionArgs& a,
-                        const Place& p, int first, int low, int high) {
+LORRY_DEVICE Float4 score(const Query<kC>& query, const AttentionArgs& a, const Place& p, int first,
+                          int j, int low, int high) {
   const auto width = static_cast<int>(head_width(true, a.head_dim));
+  Float4 s{};
+  const unsigned char* block = block_of(a, p, a.k, first + j / 2 * kTokens, low, high);
+  const auto* key = reinterpret_cast<const uint16_t*>(block) + (j % 2 * 8 + p.g) * width;
   LORRY_UNROLL
-  for (int j = 0; j < kKeyTiles; ++j) {
-    s[j] = {};
-    const unsigned char* block = block_of(a, p, a.k, first + j / 2 * kTokens, low, high);
-    const auto* key = reinterpret_cast<const uint16_t*>(block) + (j % 2 * 8 + p.g) * width;
-    LORRY_UNROLL
-    for (int c = 0; c < kC; ++c) {
-      const int i = 32 * c + 8 * p.q;
-      Word4 k{0, 0, 0, 0};
-      if (block != nullptr && i < width) k = *reinterpret_cast<const Word4*>(key + i);
-      mma_bf16(s[j], query.t[c][0], k.x, k.y);
-      mma_bf16(s[j], query.t[c][1], k.z, k.w);
-    }
+  for (int c = 0; c < kC; ++c) {
+    const int i = 32 * c + 8 * p.q;
+    Word4 k{0, 0, 0, 0};
+    if (block != nullptr && i < width) k = *reinterpret_cast<const Word4*>(key + i);
+    mma_bf16(s, query.t[c][0], k.x, k.y);
+    mma_bf16(s, query.t[c][1], k.z, k.w);
   }
+  return s;
 }
 
 // Scores to probabilities in place (not yet divided), the largest score and the sum of a row in all
@@ -165,30 +163,29 @@ LORRY_DEVICE Word4 load_values(const unsigned char* block, int pair, int width, 
           seen_pair(w.z, token, low, high), seen_pair(w.w, token, low, high)};
 }
 
-// o[c][j] += probabilities times values: rows g, g + 8, columns 32 c + 4 (2 q), 4 (2 q + 1), + j.
-template <int kC>
-LORRY_DEVICE void add_values(Float4 (&o)[kC][4], const Float4 (&s)[kKeyTiles],
-                             const AttentionArgs& a, const Place& p, int first, int low, int high) {
+// Probabilities of the 16 keys of block b of a unit as an a operand.
+LORRY_DEVICE Word4 pack_block(const Float4 (&s)[kKeyTiles], int b) {
+  const Float4& left = s[2 * b];
+  const Float4& right = s[2 * b + 1];
+  return {pack_bf16(left.v[0], left.v[1]), pack_bf16(left.v[2], left.v[3]),
+          pack_bf16(right.v[0], right.v[1]), pack_bf16(right.v[2], right.v[3])};
+}
+
+// o[j] += probabilities times values of block b: rows g, g + 8, columns 32 c + 4 (2 q), 4 (2 q +
+// 1),
+// + j.
+LORRY_DEVICE void add_values(Float4 (&o)[4], const Word4& prob, const AttentionArgs& a,
+                             const Place& p, int first, int b, int c, int low, int high) {
   const auto width = static_cast<int>(head_width(true, a.head_dim));
-  LORRY_UNROLL
-  for (int b = 0; b < kUnitKeys / kTokens; ++b) {
-    const int key = first + b * kTokens;
-    const Float4& left = s[2 * b];
-    const Float4& right = s[2 * b + 1];
-    const Word4 prob{pack_bf16(left.v[0], left.v[1]), pack_bf16(left.v[2], left.v[3]),
-                     pack_bf16(right.v[0], right.v[1]), pack_bf16(right.v[2], right.v[3])};
-    const unsigned char* block = block_of(a, p, a.v, key, low, high);
-    LORRY_UNROLL
-    for (int c = 0; c < kC; ++c) {
-      const int i = 32 * c + 4 * p.g;
-      const Word4 v0 = load_values(block, p.q, width, i, key + 2 * p.q, low, high);
-      const Word4 v1 = load_values(block, p.q + 4, width, i, key + 2 * p.q + 8, low, high);
-      mma_bf16(o[c][0], prob, v0.x, v1.x);
-      mma_bf16(o[c][1], prob, v0.y, v1.y);
-      mma_bf16(o[c][2], prob, v0.z, v1.z);
-      mma_bf16(o[c][3], prob, v0.w, v1.w);
-    }
-  }
+  const int key = first + b * kTokens;
+  const unsigned char* block = block_of(a, p, a.v, key, low, high);
+  const int i = 32 * c + 4 * p.g;
+  const Word4 v0 = load_values(block, p.q, width, i, key + 2 * p.q, low, high);
+  const Word4 v1 = load_values(block, p.q + 4, width, i, key + 2 * p.q + 8, low, high);
+  mma_bf16(o[0], prob, v0.x, v1.x);
+  mma_bf16(o[1], prob, v0.y, v1.y);
+  mma_bf16(o[2], prob, v0.z, v1.z);
+  mma_bf16(o[3], prob, v0.w, v1.w);
 }
 
 // The column of v[2 h + i] of o[c][j].
@@ -202,6 +199,7 @@ struct Result {
   RowState state[2];  // of rows g and g + 8
 };
 
+// By one warp.
 template <int kC>
 LORRY_DEVICE void attend_unit(Result<kC>& r, const Query<kC>& query, const AttentionArgs& a,
                               const Place& p, int unit) {
@@ -210,7 +208,8 @@ LORRY_DEVICE void attend_unit(Result<kC>& r, const Query<kC>& query, const Atten
   const int low = lowest_key(a, p.tile.position);
   const int high = p.tile.position + p.tile.positions - 1;
   Float4 s[kKeyTiles];
-  score<kC>(s, query, a, p, first, low, high);
+  LORRY_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) s[j] = score<kC>(query, a, p, first, j, low, high);
   r.state[0] = soften(s, a, p, 0, first, scale);
   r.state[1] = soften(s, a, p, 1, first, scale);
   LORRY_UNROLL
@@ -218,7 +217,12 @@ LORRY_DEVICE void attend_unit(Result<kC>& r, const Query<kC>& query, const Atten
     LORRY_UNROLL
     for (int j = 0; j < 4; ++j) r.o[c][j] = {};
   }
-  add_values<kC>(r.o, s, a, p, first, low, high);
+  LORRY_UNROLL
+  for (int b = 0; b < kUnitKeys / kTokens; ++b) {
+    const Word4 prob = pack_block(s, b);
+    LORRY_UNROLL
+    for (int c = 0; c < kC; ++c) add_values(r.o[c], prob, a, p, first, b, c, low, high);
+  }
 }
 
 // Where a unit's result of row `row` lies: o [width], largest score, sum.
@@ -233,9 +237,9 @@ LORRY_DEVICE uint16_t* output_row(const AttentionArgs& a, const Place& p, int ro
          int64_t{p.first_head + row % p.heads} * a.head_dim;
 }
 
-template <int kC>
-LORRY_DEVICE void store_unit(const Result<kC>& r, const AttentionArgs& a, const Place& p,
-                             int unit) {
+// Columns 32 c ... + 31 of a unit's result; its states with the first ones.
+LORRY_DEVICE void store_part(const Float4 (&o)[4], const RowState (&state)[2],
+                             const AttentionArgs& a, const Place& p, int unit, int c) {
   LORRY_UNROLL
   for (int h = 0; h < 2; ++h) {
     const int row = p.g + 8 * h;
@@ -243,17 +247,45 @@ LORRY_DEVICE void store_unit(const Result<kC>& r, const AttentionArgs& a, const 
     float* to = result_row(a, p, unit, row);
     const auto width = static_cast<int>(head_width(true, a.head_dim));
     LORRY_UNROLL
-    for (int c = 0; c < kC; ++c) {
-      LORRY_UNROLL
-      for (int j = 0; j < 8; ++j) {
-        const int column = column_of(p, c, j % 4, j / 4);
-        if (column < width) to[column] = r.o[c][j % 4].v[2 * h + j / 4];
-      }
+    for (int j = 0; j < 8; ++j) {
+      const int column = column_of(p, c, j % 4, j / 4);
+      if (column < width) to[column] = o[j % 4].v[2 * h + j / 4];
     }
-    if (p.q == 0) {
-      to[width] = r.state[h].most;
-      to[width + 1] = r.state[h].sum;
+    if (c == 0 && p.q == 0) {
+      to[width] = state[h].most;
+      to[width + 1] = state[h].sum;
     }
+  }
+}
+
+// By the block's warps: each makes a part of the scores, and from all of them a part of the
+// columns.
+template <int kC>
+LORRY_DEVICE void attend_together(const Query<kC>& query, const AttentionArgs& a, const Place& p,
+                                  int unit, int slot) {
+  constexpr int kOwnTiles = kKeyTiles / kWarps;
+  auto* shared = reinterpret_cast<Float4*>(shared_bytes());
+  const float scale = 1.0F / sqrtf(static_cast<float>(a.head_dim));
+  const int first = unit * kUnitKeys;
+  const int low = lowest_key(a, p.tile.position);
+  const int high = p.tile.position + p.tile.positions - 1;
+  LORRY_UNROLL
+  for (int i = 0; i < kOwnTiles; ++i) {
+    const int j = warp_index() * kOwnTiles + i;
+    shared[j * 32 + lane_index()] = score<kC>(query, a, p, first, j, low, high);
+  }
+  sync_threads();
+  Float4 s[kKeyTiles];
+  LORRY_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) s[j] = shared[j * 32 + lane_index()];
+  const RowState state[2] = {soften(s, a, p, 0, first, scale), soften(s, a, p, 1, first, scale)};
+  for (int c = warp_index(); c < kC; c += kWarps) {
+    Float4 o[4] = {};
+    LORRY_UNROLL
+    for (int b = 0; b < kUnitKeys / kTokens; ++b) {
+      add_values(o, pack_block(s, b), a, p, first, b, c, low, high);
+    }
+    store_part(o, state, a, p, slot, c);
   }
 }
 
@@ -294,9 +326,10 @@ LORRY_DEVICE void store_rows(const Result<kC>& r, const AttentionArgs& a, const 
 }
 
 // grid: tiles by kWarps, (KV head, head tile).
-template <int kC, bool kByUnits>
+template <int kC>
 LORRY_KERNEL(32 * kWarps)
 attention_kernel(AttentionArgs a) {
+  begin_kernel();
   const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
   if (at >= a.n_tiles) return;
   const AttentionTile tile = a.tiles[at];
@@ -304,25 +337,34 @@ attention_kernel(AttentionArgs a) {
   Query<kC> query;
   load_query<kC>(query, a, p);
   Result<kC> unit;
-  if constexpr (kByUnits) {
-    attend_unit<kC>(unit, query, a, p, tile.unit);
-    store_unit<kC>(unit, a, p, tile.unit - lowest_key(a, tile.position) / kUnitKeys);
-  } else {
-    Result<kC> all;
-    for (int i = 0; i < tile.n_units; ++i) {
-      attend_unit<kC>(unit, query, a, p, tile.unit + i);
-      if (i == 0) {
-        all = unit;
-      } else {
-        merge_into<kC>(all, unit);
-      }
+  Result<kC> all;
+  for (int i = 0; i < tile.n_units; ++i) {
+    attend_unit<kC>(unit, query, a, p, tile.unit + i);
+    if (i == 0) {
+      all = unit;
+    } else {
+      merge_into<kC>(all, unit);
     }
-    store_rows<kC>(all, a, p);
   }
+  store_rows<kC>(all, a, p);
+}
+
+// A block a unit. grid: units, (KV head, head tile).
+template <int kC>
+LORRY_KERNEL(32 * kWarps)
+unit_kernel(AttentionArgs a) {
+  begin_kernel();
+  const AttentionTile tile = a.tiles[blockIdx.x];
+  const Place p = place_of(a, tile, static_cast<int>(blockIdx.y));
+  Query<kC> query;
+  load_query<kC>(query, a, p);
+  const int slot = tile.unit - lowest_key(a, tile.position) / kUnitKeys;
+  attend_together<kC>(query, a, p, tile.unit, slot);
 }
 
 // A warp a row of a tile. grid: tiles x 16 rows by kWarps, (KV head, head tile).
 LORRY_KERNEL(32 * kWarps) merge_kernel(AttentionArgs a) {
+  begin_kernel();
   const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
   if (at >= int64_t{a.n_tiles} * 16) return;
   const Place p = place_of(a, a.tiles[at / 16], static_cast<int>(blockIdx.y));
@@ -344,12 +386,15 @@ LORRY_KERNEL(32 * kWarps) merge_kernel(AttentionArgs a) {
 
 template <int kC>
 void attend(Stream s, const AttentionArgs& a, bool by_units) {
-  const Grid grid{ceil_div(a.n_tiles, kWarps), int64_t{a.kv_heads} * a.head_tiles};
+  const int64_t heads = int64_t{a.kv_heads} * a.head_tiles;
   constexpr int kThreads = 32 * kWarps;
   if (by_units) {
-    return start<AttentionArgs, attention_kernel<kC, true>>("attention", grid, kThreads, 0, s, a);
+    constexpr size_t kScores = sizeof(Float4) * kKeyTiles * 32;
+    return start<AttentionArgs, unit_kernel<kC>>("attention", {a.n_tiles, heads}, kThreads, kScores,
+                                                 s, a);
   }
-  start<AttentionArgs, attention_kernel<kC, false>>("attention", grid, kThreads, 0, s, a);
+  start<AttentionArgs, attention_kernel<kC>>("attention", {ceil_div(a.n_tiles, kWarps), heads},
+                                             kThreads, 0, s, a);
 }
 
 }  // namespace

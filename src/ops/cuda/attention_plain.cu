@@ -20,6 +20,7 @@ LORRY_DEVICE float scale_of(const int8_t* block, int head_dim, int token) {
 template <class T, class O>
 LORRY_KERNEL(32 * kWarps)
 attention_plain_kernel(AttentionArgs a) {
+  begin_kernel();
   const AttentionTile tile = a.tiles[blockIdx.x];
   const auto head = static_cast<int>(blockIdx.y) * kWarps + warp_index();
   if (head >= a.heads) return;

@@ -83,7 +83,8 @@ class Call {
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(Dtype act, ThreadPool& pool) : act_(act), pool_(pool), staging_(memory_) {}
+  CudaOps(Dtype act, ThreadPool& pool)
+      : act_(act), pool_(pool), wide_(has_wgmma()), staging_(memory_) {}
 
   Dtype act() const override { return act_; }
   DeviceMemory* memory() const override { return &memory_; }
@@ -145,8 +146,11 @@ class CudaOps final : public Ops {
                    std::span<const LoraSegment> segments, const LoraPlan& plan);
   void plan_tiles(const AttentionPlan& plan, const AttentionSpec& spec, int tile_heads);
 
+  std::byte* scratch_of(Call& call, const Tensor& scratch) const;
+
   const Dtype act_;
   ThreadPool& pool_;
+  const bool wide_;  // linear_wide is there
   mutable CudaMemory memory_;
   mutable Staging staging_;
   // Lists: contents live for one call, the memory for good.

@@ -28,6 +28,7 @@ LORRY_DEVICE int64_t target_of(const Patch& patch, const PatchSite& site, int64_
 template <bool kSingle>
 LORRY_KERNEL(32 * kSlices)
 replace_kernel(AdaptArgs a) {
+  begin_kernel();
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const auto s = static_cast<int>(blockIdx.y) % a.sites;
   const int64_t block = int64_t{blockIdx.y} / a.sites;
@@ -39,19 +40,25 @@ replace_kernel(AdaptArgs a) {
   if (block * kRowBlock >= to.out) return;
   const int chunks = (site.in + kChunk - 1) / kChunk;
   const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, site.in);
-  float sum[1];
+  float sum[8 / kStoredRows];
   multiply_by_slices<LoadBf16, 1>(sum, shared, to.w + block * chunks * LoadBf16::kBytes, x, chunks);
   const int64_t o = block * kRowBlock + threadIdx.x % kRowBlock;
-  const int64_t row = rows.begin + static_cast<int32_t>(threadIdx.x) / kRowBlock;
-  if (o < to.out && row < rows.end) {
-    a.y[row * a.y_pitch + target_of<kSingle>(rows.patch[s], site, o)] = sum[0];
+  if (o >= to.out) return;
+  const int64_t first = rows.begin + static_cast<int32_t>(threadIdx.x) / kRowBlock;
+  const int64_t column = target_of<kSingle>(rows.patch[s], site, o);
+  LORRY_UNROLL
+  for (int j = 0; j < 8 / kStoredRows; ++j) {
+    const int64_t row = first + kStoredRows * j;
+    if (row < rows.end) a.y[row * a.y_pitch + column] = sum[j];
   }
 }
 
 // The same in f32: a thread an output and row.
+constexpr int kPlainThreads = kTileRows * kRowBlock;
 template <bool kSingle>
-LORRY_KERNEL(32 * kSlices)
+LORRY_KERNEL(kPlainThreads)
 replace_f32_kernel(AdaptArgs a) {
+  begin_kernel();
   const auto s = static_cast<int>(blockIdx.y) % a.sites;
   const int64_t block = int64_t{blockIdx.y} / a.sites;
   const TileRows rows =
@@ -77,6 +84,7 @@ replace_f32_kernel(AdaptArgs a) {
 constexpr int kScaleThreads = 256;
 
 LORRY_KERNEL(kScaleThreads) scale_kernel(AdaptArgs a) {
+  begin_kernel();
   const auto s = static_cast<int>(blockIdx.y) % a.sites;
   const int64_t o = int64_t{blockIdx.y} / a.sites * kScaleThreads + threadIdx.x;
   const TileRows rows =
@@ -104,9 +112,9 @@ void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, bool bf16) {
     return start<AdaptArgs, replace_kernel<false>>("replace", grid, kThreads, kShared, s, a);
   }
   if (tokens) {
-    return start<AdaptArgs, replace_f32_kernel<true>>("replace", grid, kThreads, 0, s, a);
+    return start<AdaptArgs, replace_f32_kernel<true>>("replace", grid, kPlainThreads, 0, s, a);
   }
-  start<AdaptArgs, replace_f32_kernel<false>>("replace", grid, kThreads, 0, s, a);
+  start<AdaptArgs, replace_f32_kernel<false>>("replace", grid, kPlainThreads, 0, s, a);
 }
 
 void scale_outputs(Stream s, const AdaptArgs& a) {

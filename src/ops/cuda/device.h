@@ -130,6 +130,31 @@ LORRY_DEVICE unsigned char* shared_bytes() {
 }
 #endif
 
+// Every kernel begins with begin_kernel, or with its parts: the next kernel's blocks may take their
+// places as soon as all of this one have theirs, and what the kernels before have written can be
+// read from wait_for_previous on, not earlier. Weights and prompts of the host are there before.
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+LORRY_DEVICE void let_next_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+LORRY_DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#else
+LORRY_DEVICE void let_next_start() {}
+LORRY_DEVICE void wait_for_previous() {}
+#endif
+LORRY_DEVICE void begin_kernel() {
+  let_next_start();
+  wait_for_previous();
+}
+// Asks for the 128 bytes around p to be brought near.
+LORRY_DEVICE void prefetch(const void* p) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+  static_cast<void>(p);
+#endif
+}
+
 LORRY_DEVICE int warp_index() { return static_cast<int>(threadIdx.x >> 5U); }
 
 // Of all lanes, in all lanes, in a fixed order.

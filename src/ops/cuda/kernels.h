@@ -145,7 +145,7 @@ struct GroupArgs {
 };
 void group(Stream s, const GroupArgs& a);
 
-// ---- linear.cu, linear_f32.cu, quant.cu ----
+// ---- linear.cu, linear_wide.cu, linear_f32.cu, quant.cu ----
 
 struct LinearArgs {
   float* y;
@@ -158,9 +158,21 @@ struct LinearArgs {
   const int32_t* begin;  // [groups + 1]; null: one group of all rows
   const int32_t* order;  // [groups, in], or null
   int32_t rows, out, groups;
+  // Of linear_wide: room for x with its inputs in another order, [rows, arranged_pitch] bf16, and
+  // kZeroBytes.
+  uint16_t* arranged;
+  int64_t arranged_pitch;  // in, rounded up to kArranged
 };
-// x bf16, values bf16 or fp8.
+constexpr int64_t kArranged = 4 * kChunk;
+constexpr int kZeroBytes = 2 * kChunkValues;
+// Rows that a group has as likely as not, no more: the kernels are chosen by it.
+constexpr int64_t expected_rows(const LinearArgs& a) {
+  const int64_t rows = (a.rows + a.groups - 1) / a.groups;
+  return a.groups == 1 ? rows : 2 * rows;
+}
+// x bf16, values bf16 or fp8. Both give the same bits; wide: for many rows, on Hopper.
 void linear_bf16(Stream s, const LinearArgs& a);
+void linear_wide(Stream s, const LinearArgs& a);
 // x f32, any values.
 void linear_f32(Stream s, const LinearArgs& a);
 

@@ -18,10 +18,10 @@ struct Grid {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Blocks for n elements, kThreads apart; kernels stride by the whole grid.
-inline Grid elements(int64_t n, int threads) {
-  const int64_t blocks = ceil_div(n, threads);
-  return {blocks < 8192 ? blocks : 8192};
+// Blocks of `threads` for the elements of rows; kernels stride by the whole grid.
+inline Grid elements(int64_t rows, int64_t cols, int threads) {
+  constexpr int64_t kMostRows = 16384;
+  return {ceil_div(cols, threads), rows < kMostRows ? rows : kMostRows};
 }
 
 #ifdef __CUDACC__
@@ -29,10 +29,23 @@ template <class Args, void (*kKernel)(Args)>
 void start(const char* name, Grid grid, int threads, size_t shared, void* stream,
            const Args& args) {
   if (grid.empty()) return;
-  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
-                    static_cast<unsigned>(grid.z));
-  kKernel<<<blocks, static_cast<unsigned>(threads), shared, static_cast<cudaStream_t>(stream)>>>(
-      args);
+  constexpr size_t kAlwaysAllowed = 48 << 10;
+  if (shared > kAlwaysAllowed) {
+    cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shared));
+  }
+  cudaLaunchAttribute overlap{};  // see begin_kernel
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+                        static_cast<unsigned>(grid.z));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kKernel, args);
   check_launch(name);
 }
 #else

@@ -21,27 +21,44 @@ LORRY_DEVICE float scale_of(const LinearArgs& a, const unsigned char* block, int
   return reinterpret_cast<const float*>(block + a.plan.scales_offset())[o];
 }
 
+// The first part of what a warp is about to read.
+template <class Load>
+LORRY_DEVICE void prefetch_slice(const unsigned char* w, int chunks) {
+  constexpr int kLine = 128;
+  constexpr int kLines = 8;  // of a thread
+  const int64_t begin = int64_t{slice_begin(chunks, warp_index())} * Load::kBytes;
+  const int64_t end = int64_t{slice_begin(chunks, warp_index() + 1)} * Load::kBytes;
+  LORRY_UNROLL
+  for (int i = 0; i < kLines; ++i) {
+    const int64_t at = begin + (i * 32 + lane_index()) * kLine;
+    if (at < end) prefetch(w + at);
+  }
+}
+
 // Few rows of a group: a block of kSlices warps has one row block, a warp a slice of its inputs, so
 // that weights stream through all of the memory's channels. grid: row blocks, groups, row tiles.
 template <class Load, int kN>
 LORRY_KERNEL(32 * kSlices)
 decode_kernel(LinearArgs a) {
+  let_next_start();
   float* shared = reinterpret_cast<float*>(shared_bytes());
-  const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
   const unsigned char* w = a.w + blockIdx.y * a.group_bytes + blockIdx.x * a.plan.block_bytes();
+  if (a.begin == nullptr) prefetch_slice<Load>(w, static_cast<int>(a.plan.chunks()));
+  wait_for_previous();
+  const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
   const int output = static_cast<int>(threadIdx.x) % kRowBlock;
   const int64_t column = int64_t{blockIdx.x} * kRowBlock + output;
   const auto step = static_cast<int32_t>(8 * kN * gridDim.z);
   for (int32_t r = rows.begin + static_cast<int32_t>(8 * kN * blockIdx.z); r < rows.end;
        r += step) {
     const XRows<kN> x(a.x, a.x_pitch, r, rows.end, a.plan.in);
-    float sum[kN];
+    float sum[8 * kN / kStoredRows];
     multiply_by_slices<Load, kN>(sum, shared, w, x, static_cast<int>(a.plan.chunks()));
     if (column >= a.out) continue;
     const float scale = scale_of(a, w, output);
     LORRY_UNROLL
-    for (int j = 0; j < kN; ++j) {
-      const int32_t row = r + static_cast<int32_t>(threadIdx.x) / kRowBlock + 8 * j;
+    for (int j = 0; j < 8 * kN / kStoredRows; ++j) {
+      const int32_t row = r + static_cast<int32_t>(threadIdx.x) / kRowBlock + kStoredRows * j;
       if (row < rows.end) a.y[row * a.y_pitch + column] = sum[j] * scale;
     }
   }
@@ -54,6 +71,7 @@ constexpr int kPrefillBlocks = 2;  // row blocks of a warp
 template <class Load, int kN>
 LORRY_KERNEL(32 * kPrefillWarps)
 prefill_kernel(LinearArgs a) {
+  begin_kernel();
   constexpr int kM = kPrefillBlocks;
   const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
   const int64_t blocks = (a.out + kRowBlock - 1) / kRowBlock;
@@ -119,7 +137,7 @@ template <class Load>
 void multiply_all(Stream s, const LinearArgs& a) {
   const int64_t rows = ceil_div(a.rows, a.groups);
   // Groups differ: those with more rows than a tile go on in the same block.
-  const int64_t expected = a.groups == 1 ? rows : 2 * rows;
+  const int64_t expected = expected_rows(a);
   if (expected <= 8) return decode<Load, 1>(s, a, 1);
   if (expected <= 16) return decode<Load, 2>(s, a, 1);
   if (expected <= 32) return decode<Load, 4>(s, a, 1);

@@ -12,6 +12,7 @@ constexpr int kRows = 4;  // of a thread
 
 // grid: outputs, groups, row tiles.
 LORRY_KERNEL(kThreads) linear_f32_kernel(LinearArgs a) {
+  begin_kernel();
   const auto group = static_cast<int>(blockIdx.y);
   const int32_t begin = a.begin == nullptr ? 0 : a.begin[group];
   const int32_t end = a.begin == nullptr ? a.rows : a.begin[group + 1];

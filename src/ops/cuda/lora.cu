@@ -9,7 +9,7 @@ namespace lorry::cuda {
 namespace {
 
 // Warps of a shrink; each has a slice of the inputs. The slices' sums are added in order.
-constexpr int kShrinkWarps = 8;
+constexpr int kShrinkWarps = 16;
 
 // Where the sums of a row begin.
 LORRY_DEVICE float* sums_of(const AdaptArgs& a, int site, int64_t row) {
@@ -32,7 +32,8 @@ LORRY_DEVICE Tiles load_ranks(const unsigned char* a, bool second, int64_t block
 
 // grid: tiles of rows, sites x blocks of 16 ranks, segments of a tile.
 LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
-  constexpr int kAhead = 4;
+  begin_kernel();
+  constexpr int kAhead = 7;
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const auto site = static_cast<int>(blockIdx.y) % a.sites;
   const auto rank = static_cast<int>(blockIdx.y) / a.sites * 16;
@@ -85,6 +86,7 @@ LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
 // The same in f32: a warp a row and rank.
 constexpr int kPlainWarps = 4;
 LORRY_KERNEL(32 * kPlainWarps) shrink_f32_kernel(AdaptArgs a) {
+  begin_kernel();
   const auto site = static_cast<int>(blockIdx.y);
   const TileRows rows =
       rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
@@ -110,13 +112,63 @@ LORRY_KERNEL(32 * kPlainWarps) shrink_f32_kernel(AdaptArgs a) {
 
 constexpr int kExpandThreads = 256;
 
-// grid: tiles of rows, sites x parts of kExpandThreads outputs, segments of a tile.
+// Two neighbours of B's outputs.
+struct Pair {
+  float low, high;
+};
+LORRY_DEVICE Pair load_pair(const Bf16* b) {
+  const uint32_t w = *reinterpret_cast<const uint32_t*>(b);
+  return {low_bf16(w), high_bf16(w)};
+}
+LORRY_DEVICE Pair load_pair(const float* b) {
+  const Word2 w = *reinterpret_cast<const Word2*>(b);
+  return {as_float(w.x), as_float(w.y)};
+}
+
+// Outputs o and o + 1 of the kRows rows from y on; n of them are there.
+template <int kRows, class T>
+LORRY_DEVICE void expand_rows(float* y, int64_t pitch, int n, bool second, const T* b,
+                              const float* t, int rank) {
+  constexpr int kAhead = 8;  // ranks loaded together
+  float sum[kRows][2];
+  LORRY_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    sum[i][0] = i < n ? y[i * pitch] : 0.0F;
+    sum[i][1] = i < n && second ? y[i * pitch + 1] : 0.0F;
+  }
+  for (int first = 0; first < rank; first += kAhead) {
+    Pair w[kAhead];
+    LORRY_UNROLL
+    for (int r = 0; r < kAhead; ++r) {
+      w[r] = load_pair(b + int64_t{first + r < rank ? first + r : rank - 1} * kPanelB);
+    }
+    LORRY_UNROLL
+    for (int r = 0; r < kAhead; ++r) {
+      if (first + r >= rank) break;
+      LORRY_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        if (i >= n) continue;
+        sum[i][0] = fmaf(t[i * rank + first + r], w[r].low, sum[i][0]);
+        sum[i][1] = fmaf(t[i * rank + first + r], w[r].high, sum[i][1]);
+      }
+    }
+  }
+  LORRY_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    if (i >= n) continue;
+    y[i * pitch] = sum[i][0];
+    if (second) y[i * pitch + 1] = sum[i][1];
+  }
+}
+
+// grid: tiles of rows, sites x parts of 2 kExpandThreads outputs, segments of a tile.
 template <class T>
 LORRY_KERNEL(kExpandThreads)
 expand_kernel(AdaptArgs a) {
+  begin_kernel();
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const auto site = static_cast<int>(blockIdx.y) % a.sites;
-  const int64_t o = int64_t{blockIdx.y} / a.sites * kExpandThreads + threadIdx.x;
+  const int64_t o = (int64_t{blockIdx.y} / a.sites * kExpandThreads + threadIdx.x) * 2;
   const TileRows rows =
       rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
   if (rows.begin == rows.end || rows.patch[site].rank == 0) return;
@@ -129,20 +181,9 @@ expand_kernel(AdaptArgs a) {
   if (o >= a.site[site].out) return;
   const T* b = static_cast<const T*>(patch.b) + o / kPanelB * kPanelB * patch.rank + o % kPanelB;
   float* y = a.y + rows.begin * a.y_pitch + column_of(a.site[site], o);
-  float sum[kTileRows];
-  LORRY_UNROLL
-  for (int i = 0; i < kTileRows; ++i) sum[i] = i < n ? y[i * a.y_pitch] : 0.0F;
-  for (int r = 0; r < patch.rank; ++r) {
-    const float w = widen(b[int64_t{r} * kPanelB]);
-    LORRY_UNROLL
-    for (int i = 0; i < kTileRows; ++i) {
-      if (i < n) sum[i] = fmaf(shared[i * patch.rank + r], w, sum[i]);
-    }
-  }
-  LORRY_UNROLL
-  for (int i = 0; i < kTileRows; ++i) {
-    if (i < n) y[i * a.y_pitch] = sum[i];
-  }
+  const bool second = o + 1 < a.site[site].out;
+  if (n == 1) return expand_rows<1>(y, a.y_pitch, n, second, b, shared, patch.rank);
+  expand_rows<kTileRows>(y, a.y_pitch, n, second, b, shared, patch.rank);
 }
 
 // What a patch does to row `row` of the embedding.
@@ -184,6 +225,7 @@ LORRY_DEVICE void adapt_row(const AdaptEmbeddingArgs& e, const Patch& patch, int
 template <class T>
 LORRY_KERNEL(kExpandThreads)
 adapt_embedding_kernel(AdaptEmbeddingArgs e) {
+  begin_kernel();
   float* t = reinterpret_cast<float*>(shared_bytes());
   const auto row = static_cast<int32_t>(blockIdx.x);
   if (e.ids[row] < 0) return;
@@ -207,7 +249,7 @@ void add_pairs(Stream s, const AdaptArgs& a, bool bf16) {
     start<AdaptArgs, shrink_f32_kernel>("shrink", {tiles, a.sites, slots}, 32 * kPlainWarps, 0, s,
                                         a);
   }
-  const Grid grid{tiles, a.sites * ceil_div(a.max_out, kExpandThreads), slots};
+  const Grid grid{tiles, a.sites * ceil_div(a.max_out, 2 * kExpandThreads), slots};
   const size_t shared = sizeof(float) * static_cast<size_t>(kTileRows * a.max_rank);
   if (bf16) {
     return start<AdaptArgs, expand_kernel<Bf16>>("expand", grid, kExpandThreads, shared, s, a);

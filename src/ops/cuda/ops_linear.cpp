@@ -7,15 +7,28 @@ namespace {
 
 constexpr int64_t kAlign = 16;
 
+// Rows of x in decode; with more the wide kernels are faster.
+constexpr int64_t kFewRows = 16;
+
 int64_t padded(int64_t in) { return div_up(in, kChunk) * kChunk; }
+int64_t arranged(int64_t in) { return div_up(in, kArranged) * kArranged; }
 
 }  // namespace
 
-// Of each row: its values as s8, its scale, and the sums of a scale's inputs.
+// Of each row: for quantised weights its values as s8, its scale, and the sums of a scale's inputs;
+// for others its values in another order.
 size_t CudaOps::linear_scratch_bytes(int64_t rows, int64_t in) const {
   if (!bf16()) return 0;
   const int64_t words = 1 + div_up(in, kChunk);
-  return static_cast<size_t>(rows * (padded(in) + 4 * words) + 2 * kAlign);
+  const int64_t quantised = padded(in) + 4 * words;
+  return static_cast<size_t>(rows * std::max(quantised, 2 * arranged(in)) + kZeroBytes +
+                             2 * kAlign);
+}
+
+// The device's part of it, aligned.
+std::byte* CudaOps::scratch_of(Call& call, const Tensor& scratch) const {
+  const auto at = reinterpret_cast<uintptr_t>(call.out(scratch));
+  return reinterpret_cast<std::byte*>((at + kAlign - 1) / kAlign * kAlign);
 }
 
 void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch) {
@@ -36,12 +49,16 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   a.groups = static_cast<int32_t>(w.groups);
   if (!bf16()) return linear_f32(call.stream(), a);
   if (a.plan.values == Values::bf16 || a.plan.values == Values::fp8) {
-    return linear_bf16(call.stream(), a);
+    if (!wide_ || scratch.data == nullptr || expected_rows(a) <= kFewRows) {
+      return linear_bf16(call.stream(), a);
+    }
+    a.arranged = reinterpret_cast<uint16_t*>(scratch_of(call, scratch));
+    a.arranged_pitch = arranged(w.in);
+    return linear_wide(call.stream(), a);
   }
   QuantArgs q{};
   q.linear = a;
-  auto at = reinterpret_cast<uintptr_t>(call.out(scratch));
-  at = (at + kAlign - 1) / kAlign * kAlign;
+  auto at = reinterpret_cast<uintptr_t>(scratch_of(call, scratch));
   q.xq = reinterpret_cast<int8_t*>(at);
   at += static_cast<uintptr_t>(a.rows * padded(w.in));
   q.scale = reinterpret_cast<float*>(at);

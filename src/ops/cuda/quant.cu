@@ -33,6 +33,7 @@ LORRY_DEVICE int quantise(float x, float factor) {
 // A block a row: xq, scale = max|x| / 127 (NaN where x is not finite) and the sums of xq over the
 // inputs of each scale.
 LORRY_KERNEL(kRowThreads) quantise_kernel(QuantArgs q) {
+  begin_kernel();
   const LinearArgs& a = q.linear;
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const auto row = static_cast<int32_t>(blockIdx.x);
@@ -151,6 +152,7 @@ constexpr int kWarps = 4;
 template <class Load, int kN>
 LORRY_KERNEL(32 * kWarps)
 quant_decode_kernel(QuantArgs q) {
+  begin_kernel();
   static_assert(32 * kWarps == kRowBlock * 8);
   const LinearArgs& a = q.linear;
   int* shared = reinterpret_cast<int*>(shared_bytes());
@@ -216,6 +218,7 @@ quant_decode_kernel(QuantArgs q) {
 template <class Load, int kN>
 LORRY_KERNEL(32 * kWarps)
 quant_prefill_kernel(QuantArgs q) {
+  begin_kernel();
   const LinearArgs& a = q.linear;
   const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
   const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();

@@ -34,6 +34,7 @@ LORRY_DEVICE Choice best_of_warp(Choice c) {
 
 // A warp a row. p [experts] in shared memory; -1 where one was taken.
 LORRY_KERNEL(kThreads) route_kernel(RouteArgs a) {
+  begin_kernel();
   float* p = reinterpret_cast<float*>(shared_bytes()) + warp_index() * a.experts;
   const int64_t row = int64_t{blockIdx.x} * kWarps + warp_index();
   if (row >= a.rows) return;
@@ -83,6 +84,7 @@ LORRY_DEVICE int32_t group_of(const GroupArgs& a, int32_t choice) {
 // A warp counts what comes before one choice, or before a group: that is its place. Quadratic, and
 // without an order of its own to depend on.
 LORRY_KERNEL(kThreads) group_kernel(GroupArgs a) {
+  begin_kernel();
   const int32_t choices = a.rows * a.k;
   const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
   if (at >= int64_t{choices} + a.groups + 1) return;
@@ -137,6 +139,7 @@ LORRY_DEVICE int scan_warp(int x) {  // inclusive
 
 // One block numbers the segments in order.
 LORRY_KERNEL(kScanThreads) segments_kernel(GroupArgs a) {
+  begin_kernel();
   int* sums = reinterpret_cast<int*>(shared_bytes());
   const int32_t n = a.begin[a.groups];
   int done = 0;

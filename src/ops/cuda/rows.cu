@@ -11,16 +11,15 @@ constexpr int kThreads = 256;
 // f(row, column) for all elements, spread over the grid.
 template <class F>
 LORRY_DEVICE void each_element(int64_t rows, int64_t cols, F&& f) {
-  const int64_t n = rows * cols;
-  const int64_t step = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += step) {
-    f(i / cols, i % cols);
-  }
+  const int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (c >= cols) return;
+  for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) f(r, c);
 }
 
 template <class T>
 LORRY_KERNEL(kThreads)
 embed_kernel(EmbedArgs a) {
+  begin_kernel();
   each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
     const int32_t id = a.ids[r];
     const T* table = static_cast<const T*>(a.table);
@@ -28,31 +27,72 @@ embed_kernel(EmbedArgs a) {
   });
 }
 
-template <class T>
+// Four neighbours of a row; those beyond its end are not there.
+struct Quad {
+  float v[4];
+};
+LORRY_DEVICE Quad load_quad(const float* x, int64_t c, int64_t cols) {
+  Quad q{};
+  if (c + 4 <= cols && reinterpret_cast<uintptr_t>(x + c) % 16 == 0) {
+    const Word4 w = *reinterpret_cast<const Word4*>(x + c);
+    return {as_float(w.x), as_float(w.y), as_float(w.z), as_float(w.w)};
+  }
+  LORRY_UNROLL
+  for (int e = 0; e < 4; ++e) q.v[e] = c + e < cols ? x[c + e] : 0.0F;
+  return q;
+}
+
+// A block a row; a thread has every kThreads-th quad of it. kHeld of them are kept in registers;
+// with 0, for rows of any length, they are read three times.
+template <class T, int kHeld>
 LORRY_KERNEL(kThreads)
 norm_kernel(NormArgs a) {
+  let_next_start();
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const float* x = a.x + blockIdx.x * a.x_pitch;
   T* y = static_cast<T*>(a.y) + blockIdx.x * a.y_pitch;
   const auto n = static_cast<float>(a.cols);
+  const auto column = [](int i) { return (int64_t{i} * kThreads + threadIdx.x) * 4; };
+  constexpr int kRoom = kHeld > 0 ? kHeld : 1;
+  Quad weights[kRoom];
+  Quad values[kRoom];
+  LORRY_UNROLL
+  for (int i = 0; i < kHeld; ++i) weights[i] = load_quad(a.weight, column(i), a.cols);
+  wait_for_previous();
+  LORRY_UNROLL
+  for (int i = 0; i < kHeld; ++i) values[i] = load_quad(x, column(i), a.cols);
+  const auto quads = static_cast<int>((a.cols + 4 * kThreads - 1) / (4 * kThreads));
+  // f(value, weight, column) for what this thread has.
+  const auto each = [&](auto&& f) {
+    LORRY_UNROLL
+    for (int i = 0; i < (kHeld > 0 ? kHeld : quads); ++i) {
+      const Quad value = kHeld > 0 ? values[i % kRoom] : load_quad(x, column(i), a.cols);
+      const Quad weight = kHeld > 0 ? weights[i % kRoom] : load_quad(a.weight, column(i), a.cols);
+      LORRY_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        if (column(i) + e < a.cols) f(value.v[e], weight.v[e], column(i) + e);
+      }
+    }
+  };
   float mean = 0;
   if (a.centered) {
     float sum = 0;
-    for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) sum += x[c];
+    each([&](float value, float, int64_t) { sum += value; });
     mean = block_sum<kThreads>(sum, shared) / n;
   }
   float squares = 0;
-  for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) {
-    const float d = x[c] - mean;
+  each([&](float value, float, int64_t) {
+    const float d = value - mean;
     squares = fmaf(d, d, squares);
-  }
+  });
   const float factor = 1.0F / sqrtf(block_sum<kThreads>(squares, shared) / n + a.eps);
-  for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) {
-    narrow(y[c], (x[c] - mean) * factor * a.weight[c]);
-  }
+  each([&](float value, float weight, int64_t c) {
+    narrow(y[c], (value - mean) * factor * weight);
+  });
 }
 
 LORRY_KERNEL(kThreads) clamp_kernel(ClampArgs a) {
+  begin_kernel();
   each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
     float& x = a.x[r * a.pitch + c];
     x = x < -a.limit ? -a.limit : x > a.limit ? a.limit : x;  // NaN stays
@@ -60,9 +100,10 @@ LORRY_KERNEL(kThreads) clamp_kernel(ClampArgs a) {
 }
 
 LORRY_KERNEL(kThreads) rope_kernel(RopeArgs a) {
+  begin_kernel();
   each_element(a.rows, a.cols / 2, [&](int64_t r, int64_t c) {
-    const int64_t i = c % a.half;
-    float* head = a.x + r * a.pitch + c / a.half * 2 * a.half;
+    const auto i = static_cast<int32_t>(c) % static_cast<int32_t>(a.half);
+    float* head = a.x + r * a.pitch + (c - i) * 2;
     const float cos = a.cos[r * a.cos_pitch + i];
     const float sin = a.sin[r * a.sin_pitch + i];
     const float first = head[i];
@@ -114,6 +155,7 @@ LORRY_DEVICE void write_head(int8_t* k, int8_t* v, const float* k_row, const flo
 template <class T>
 LORRY_KERNEL(kThreads)
 kv_write_kernel(KvWriteArgs a) {
+  begin_kernel();
   const int64_t at = int64_t{blockIdx.x} * (kThreads / 32) + warp_index();
   const int64_t row = at / a.kv_heads;
   const int64_t head = at % a.kv_heads;
@@ -127,6 +169,7 @@ kv_write_kernel(KvWriteArgs a) {
 template <class Word>
 LORRY_KERNEL(kThreads)
 gather_kernel(GatherArgs a) {
+  begin_kernel();
   each_element(a.rows, a.bytes / static_cast<int64_t>(sizeof(Word)), [&](int64_t r, int64_t c) {
     const auto* from = reinterpret_cast<const Word*>(a.x + a.index[r] * a.x_pitch);
     reinterpret_cast<Word*>(a.y + r * a.y_pitch)[c] = from[c];
@@ -166,6 +209,7 @@ LORRY_DEVICE float gelu_erf(float x) {
 template <class T>
 LORRY_KERNEL(kThreads)
 glu_kernel(GluArgs a) {
+  begin_kernel();
   each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
     const float* gate = a.gu + r * a.gu_pitch + c / 64 * 128 + c % 64;
     const float x = gate[0];
@@ -177,6 +221,7 @@ glu_kernel(GluArgs a) {
 }
 
 LORRY_KERNEL(kThreads) combine_kernel(CombineArgs a) {
+  begin_kernel();
   each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
     float sum = 0;
     bool first = true;
@@ -193,6 +238,7 @@ LORRY_KERNEL(kThreads) combine_kernel(CombineArgs a) {
 }
 
 LORRY_KERNEL(kThreads) add_kernel(AddArgs a) {
+  begin_kernel();
   each_element(a.rows, a.cols,
                [&](int64_t r, int64_t c) { a.x[r * a.x_pitch + c] += a.y[r * a.y_pitch + c]; });
 }
@@ -200,6 +246,7 @@ LORRY_KERNEL(kThreads) add_kernel(AddArgs a) {
 template <class T>
 LORRY_KERNEL(kThreads)
 add_silu_kernel(AddSiluArgs a) {
+  begin_kernel();
   each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
     const float x = widen(static_cast<const T*>(a.x)[r * a.x_pitch + c]);
     const float step = silu(a.v[r * a.v_pitch + c] + a.bias[c]);
@@ -210,23 +257,35 @@ add_silu_kernel(AddSiluArgs a) {
 }  // namespace
 
 void embed(Stream s, const EmbedArgs& a, bool bf16) {
-  const Grid grid = elements(a.rows * a.cols, kThreads);
+  const Grid grid = elements(a.rows, a.cols, kThreads);
   if (bf16) return start<EmbedArgs, embed_kernel<Bf16>>("embed", grid, kThreads, 0, s, a);
   start<EmbedArgs, embed_kernel<float>>("embed", grid, kThreads, 0, s, a);
 }
 
-void norm(Stream s, const NormArgs& a, bool bf16) {
+template <class T>
+static void norm_as(Stream s, const NormArgs& a) {
   constexpr size_t kShared = kThreads / 32 * sizeof(float);
-  if (bf16) return start<NormArgs, norm_kernel<Bf16>>("norm", {a.rows}, kThreads, kShared, s, a);
-  start<NormArgs, norm_kernel<float>>("norm", {a.rows}, kThreads, kShared, s, a);
+  constexpr int64_t kOfAQuad = int64_t{4} * kThreads;
+  if (a.cols <= 4 * kOfAQuad) {
+    return start<NormArgs, norm_kernel<T, 4>>("norm", {a.rows}, kThreads, kShared, s, a);
+  }
+  if (a.cols <= 8 * kOfAQuad) {
+    return start<NormArgs, norm_kernel<T, 8>>("norm", {a.rows}, kThreads, kShared, s, a);
+  }
+  start<NormArgs, norm_kernel<T, 0>>("norm", {a.rows}, kThreads, kShared, s, a);
+}
+
+void norm(Stream s, const NormArgs& a, bool bf16) {
+  if (bf16) return norm_as<Bf16>(s, a);
+  norm_as<float>(s, a);
 }
 
 void clamp(Stream s, const ClampArgs& a) {
-  start<ClampArgs, clamp_kernel>("clamp", elements(a.rows * a.cols, kThreads), kThreads, 0, s, a);
+  start<ClampArgs, clamp_kernel>("clamp", elements(a.rows, a.cols, kThreads), kThreads, 0, s, a);
 }
 
 void rope(Stream s, const RopeArgs& a) {
-  const Grid grid = elements(a.rows * a.cols / 2, kThreads);
+  const Grid grid = elements(a.rows, a.cols / 2, kThreads);
   start<RopeArgs, rope_kernel>("rope", grid, kThreads, 0, s, a);
 }
 
@@ -249,7 +308,7 @@ void gather(Stream s, const GatherArgs& a) {
                n ==
            0;
   };
-  const auto grid = [&](int64_t n) { return elements(a.rows * (a.bytes / n), kThreads); };
+  const auto grid = [&](int64_t n) { return elements(a.rows, a.bytes / n, kThreads); };
   if (fits(16)) {
     return start<GatherArgs, gather_kernel<Word4>>("gather", grid(16), kThreads, 0, s, a);
   }
@@ -257,22 +316,22 @@ void gather(Stream s, const GatherArgs& a) {
 }
 
 void glu(Stream s, const GluArgs& a, bool bf16) {
-  const Grid grid = elements(a.rows * a.cols, kThreads);
+  const Grid grid = elements(a.rows, a.cols, kThreads);
   if (bf16) return start<GluArgs, glu_kernel<Bf16>>("glu", grid, kThreads, 0, s, a);
   start<GluArgs, glu_kernel<float>>("glu", grid, kThreads, 0, s, a);
 }
 
 void combine(Stream s, const CombineArgs& a) {
-  const Grid grid = elements(a.rows * a.cols, kThreads);
+  const Grid grid = elements(a.rows, a.cols, kThreads);
   start<CombineArgs, combine_kernel>("combine", grid, kThreads, 0, s, a);
 }
 
 void add(Stream s, const AddArgs& a) {
-  start<AddArgs, add_kernel>("add", elements(a.rows * a.cols, kThreads), kThreads, 0, s, a);
+  start<AddArgs, add_kernel>("add", elements(a.rows, a.cols, kThreads), kThreads, 0, s, a);
 }
 
 void add_silu(Stream s, const AddSiluArgs& a, bool bf16) {
-  const Grid grid = elements(a.rows * a.cols, kThreads);
+  const Grid grid = elements(a.rows, a.cols, kThreads);
   if (bf16) return start<AddSiluArgs, add_silu_kernel<Bf16>>("add_silu", grid, kThreads, 0, s, a);
   start<AddSiluArgs, add_silu_kernel<float>>("add_silu", grid, kThreads, 0, s, a);
 }

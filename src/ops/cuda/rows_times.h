@@ -11,11 +11,13 @@
 
 namespace lorry::cuda {
 
-constexpr int kSlices = 4;
+constexpr int kSlices = 2;
+constexpr int kSliceChunks = 4;  // a slice begins at a multiple of so many chunks
 
-// The first chunk of slice s.
+// The first chunk of slice s; of slice kSlices: the end.
 constexpr int slice_begin(int chunks, int s) {
-  return static_cast<int>(static_cast<int64_t>(chunks) * s / kSlices);
+  if (s == kSlices) return chunks;
+  return static_cast<int>(static_cast<int64_t>(chunks) * s / kSlices) / kSliceChunks * kSliceChunks;
 }
 
 // x of kN x 8 rows as the b operand: lane 4 g + q has row 8 n + g, inputs 8 q ... of a chunk.
@@ -78,7 +80,7 @@ struct LoadFp8 {
 template <class Load, int kM, int kN>
 LORRY_DEVICE void multiply(Float4 (&sum)[kM][kN], const unsigned char* w, int64_t block_bytes,
                            const XRows<kN>& x, int begin, int end) {
-  constexpr int kAhead = kM * kN <= 2 ? 4 : kM * kN <= 4 ? 2 : 1;  // chunks loaded together
+  constexpr int kAhead = kM * kN <= 2 ? 8 : kM * kN <= 4 ? 2 : 1;  // chunks loaded together
   for (int c = begin; c < end; c += kAhead) {
     Tiles a[kAhead][kM];
     Word4 b[kAhead][kN];
@@ -108,12 +110,14 @@ LORRY_DEVICE void multiply(Float4 (&sum)[kM][kN], const unsigned char* w, int64_
   }
 }
 
+// Rows of a row block that its kSlices warps store at a time, a thread one value.
+constexpr int kStoredRows = 32 * kSlices / kRowBlock;
+
 // One row block by kSlices warps: thread t of 32 * kSlices gets the sums of output t % 16 for rows
-// t / 16 + 8 j, j < kN, in order of the slices. shared: kSlices * 16 * 8 kN floats.
+// t / 16 + kStoredRows j, in order of the slices. shared: kSlices * 16 * 8 kN floats.
 template <class Load, int kN>
-LORRY_DEVICE void multiply_by_slices(float (&sum)[kN], float* shared, const unsigned char* w,
-                                     const XRows<kN>& x, int chunks) {
-  static_assert(kSlices * 32 == kRowBlock * 8);
+LORRY_DEVICE void multiply_by_slices(float (&sum)[8 * kN / kStoredRows], float* shared,
+                                     const unsigned char* w, const XRows<kN>& x, int chunks) {
   const int slice = warp_index();
   Float4 part[1][kN] = {};
   multiply<Load, 1, kN>(part, w, 0, x, slice_begin(chunks, slice), slice_begin(chunks, slice + 1));
@@ -132,8 +136,8 @@ LORRY_DEVICE void multiply_by_slices(float (&sum)[kN], float* shared, const unsi
   const int output = static_cast<int>(threadIdx.x) % kRowBlock;
   const int first = static_cast<int>(threadIdx.x) / kRowBlock;
   LORRY_UNROLL
-  for (int j = 0; j < kN; ++j) {
-    const int at = (first + 8 * j) * kRowBlock + output;
+  for (int j = 0; j < 8 * kN / kStoredRows; ++j) {
+    const int at = (first + kStoredRows * j) * kRowBlock + output;
     float total = shared[at];
     for (int s = 1; s < kSlices; ++s) total += shared[s * 8 * kN * kRowBlock + at];
     sum[j] = total;

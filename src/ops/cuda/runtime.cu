@@ -66,6 +66,12 @@ DeviceFacts device_facts() {
   return f;
 }
 
+bool has_wgmma() {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, probe_kernel), "code for the device");
+  return device_facts().major == 9 && attributes.ptxVersion >= 90;
+}
+
 void* allocate_device(size_t bytes) {
   void* p = nullptr;
   const cudaError_t error = cudaMalloc(&p, bytes);

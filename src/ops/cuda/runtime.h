@@ -15,6 +15,8 @@ struct DeviceFacts {
 // Null where there is a device that can run the kernels; else a sentence that says what is missing.
 const char* why_no_device();
 DeviceFacts device_facts();
+// Whether the device is one of compute capability 9.0, and the program has that code for it.
+bool has_wgmma();
 
 // The functions below need a device. One that fails for another reason than a lack of memory ends
 // the program with the device's message: the device is lost.

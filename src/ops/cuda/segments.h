@@ -14,21 +14,29 @@ struct TileRows {
   const Patch* patch;  // [sites]
 };
 
-// Segment number `slot` of those that have rows in tile `tile`.
+// The first segment that ends behind row `first`. The lanes of a warp ask together: 32 places at a
+// time, so that few loads have to wait for each other.
+LORRY_DEVICE int32_t first_segment(const AdaptArgs& a, int32_t first) {
+  int32_t low = 0;
+  int32_t high = a.n_segments;  // low <= what is looked for <= high
+  while (low < high) {
+    const int32_t step = (high - low + 31) / 32;
+    const int32_t at = low + lane_index() * step;
+    const bool before = at < high && a.segments[at].end <= first;
+    const int32_t passed = warp_sum(before ? 1 : 0);  // the first lanes
+    if (passed == 0) return low;
+    const int32_t next = low + passed * step;
+    low = next - step + 1;
+    high = next < high ? next : high;
+  }
+  return low;
+}
+
+// Segment number `slot` of those that have rows in tile `tile`. All lanes of a warp ask for the
+// same.
 LORRY_DEVICE TileRows rows_of_tile(const AdaptArgs& a, int32_t tile, int32_t slot) {
   const int32_t first = tile * kTileRows;
-  // The first segment that ends behind the tile's first row.
-  int32_t low = 0;
-  int32_t high = a.n_segments;
-  while (low < high) {
-    const int32_t middle = (low + high) / 2;
-    if (a.segments[middle].end > first) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  const int32_t at = low + slot;
+  const int32_t at = first_segment(a, first) + slot;
   if (at >= a.n_segments) return {0, 0, nullptr};
   const Segment s = a.segments[at];
   const int32_t begin = s.begin > first ? s.begin : first;

@@ -20,6 +20,8 @@ DeviceFacts device_facts() {
   return f;
 }
 
+bool has_wgmma() { return true; }
+
 void* allocate_device(size_t bytes) { return std::aligned_alloc(256, (bytes + 255) / 256 * 256); }
 void free_device(void* p) { std::free(p); }
 void* allocate_pinned(size_t bytes) { return allocate_device(bytes); }

@@ -207,7 +207,7 @@ void run(Dim3 grid, Dim3 block, size_t shared_bytes, Body body, const void* args
               "a block of {} threads", m.threads);
   LORRY_CHECK(grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.y < 65536 && grid.z < 65536,
               "a grid of {} x {} x {}", grid.x, grid.y, grid.z);
-  LORRY_CHECK(shared_bytes <= size_t{48} << 10, "{} bytes of shared memory", shared_bytes);
+  LORRY_CHECK(shared_bytes <= size_t{227} << 10, "{} bytes of shared memory", shared_bytes);
   m.running = true;
   m.shared.resize(shared_bytes + 16);
   m.body = body;

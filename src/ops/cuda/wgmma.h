@@ -1,0 +1,164 @@
+// Hopper's products by a warpgroup, and asynchronous copies into shared memory; on simt/simt.h the
+// same, at once.
+//
+// A tile of x in shared memory: rows of 64 bf16 (128 bytes), whose parts of 16 bytes are swizzled
+// within each 8 rows; the tile starts at a multiple of 1024 bytes.
+#pragma once
+#include "ops/cuda/device.h"
+
+namespace lorry::cuda {
+
+constexpr int kTileInputs = 64;
+constexpr int kTileRowBytes = 2 * kTileInputs;
+constexpr size_t kTileAlign = 1024;
+
+// Where part `part` (16 bytes) of row `row` lies in a tile.
+constexpr int place_in_tile(int row, int part) {
+  return row * kTileRowBytes + ((part ^ (row & 7)) << 4);
+}
+
+LORRY_DEVICE unsigned char* align_tile(unsigned char* p) {
+  const auto at = reinterpret_cast<uintptr_t>(p);
+  return p + (kTileAlign - at % kTileAlign) % kTileAlign;
+}
+
+#if defined(__CUDACC__) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define LORRY_WGMMA_CODE 1
+#endif
+
+#ifdef __CUDACC__
+
+LORRY_DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+// 16 bytes from the device's memory, or zeros.
+LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(from), "r"(zeros ? 0 : 16)
+               : "memory");
+}
+LORRY_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All but the last kLeft groups of this thread have arrived, and wgmma may read them after a
+// barrier.
+template <int kLeft>
+LORRY_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+#ifdef LORRY_WGMMA_CODE
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// The tile as wgmma's b operand, at `bytes` (of 64 of a row) from its start.
+using TileOperand = uint64_t;
+LORRY_DEVICE TileOperand tile_operand(const unsigned char* tile, int bytes) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
+  constexpr uint64_t kEightRows = uint64_t{kTileAlign >> 4} << 32;
+  const uint64_t address = (shared_address(tile) + static_cast<uint32_t>(bytes)) & 0x3ffffU;
+  return kSwizzle128 | kEightRows | uint64_t{1} << 16 | address >> 4;
+}
+
+#else
+
+LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros) {
+  zeros ? memset(shared, 0, 16) : memcpy(shared, from, 16);
+}
+LORRY_DEVICE void commit_copies() {}
+template <int>
+LORRY_DEVICE void wait_copies() {}
+
+struct TileOperand {
+  const unsigned char* tile;
+  int bytes;
+};
+LORRY_DEVICE TileOperand tile_operand(const unsigned char* tile, int bytes) {
+  return {tile, bytes};
+}
+
+#endif
+
+#ifdef LORRY_WGMMA_CODE
+
+// Registers of operands that follow may be read and written by wgmma.
+LORRY_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+LORRY_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kLeft>
+LORRY_DEVICE void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+
+#define LORRY_OUT4(i) "+f"(c[i]), "+f"(c[(i) + 1]), "+f"(c[(i) + 2]), "+f"(c[(i) + 3])
+#define LORRY_OUT16(i) LORRY_OUT4(i), LORRY_OUT4((i) + 4), LORRY_OUT4((i) + 8), LORRY_OUT4((i) + 12)
+#define LORRY_OUT64(i) \
+  LORRY_OUT16(i), LORRY_OUT16((i) + 16), LORRY_OUT16((i) + 32), LORRY_OUT16((i) + 48)
+#define LORRY_P0 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define LORRY_P1 LORRY_P0 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define LORRY_P2                                                                              \
+  LORRY_P1                                                                                    \
+      ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52," \
+      "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define LORRY_P3                                                                          \
+  LORRY_P2                                                                                \
+      ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83," \
+      "%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,"   \
+      "%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,"  \
+      "%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define LORRY_WGMMA(n, outputs, a0, a1, a2, a3, b, keep, ...)                             \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #keep                                 \
+               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" outputs \
+               "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", p, 1, 1, 0;\n}\n"   \
+               : __VA_ARGS__                                                              \
+               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(x), "r"(static_cast<int>(add)))
+
+// c [64, kN] = a x^T, or added to c: of warp w of the warpgroup rows 16 w ... + 15 as mma_bf16 has
+// them, c[4 j ...] its columns 8 j ... + 7. Ends with wgmma_wait.
+template <int kN>
+LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool add) {
+  static_assert(kN == 32 || kN == 64 || kN == 128 || kN == 256);
+  if constexpr (kN == 32) {
+    LORRY_WGMMA(32, LORRY_P0, 16, 17, 18, 19, 20, 21, LORRY_OUT16(0));
+  } else if constexpr (kN == 64) {
+    LORRY_WGMMA(64, LORRY_P1, 32, 33, 34, 35, 36, 37, LORRY_OUT16(0), LORRY_OUT16(16));
+  } else if constexpr (kN == 128) {
+    LORRY_WGMMA(128, LORRY_P2, 64, 65, 66, 67, 68, 69, LORRY_OUT64(0));
+  } else {
+    LORRY_WGMMA(256, LORRY_P3, 128, 129, 130, 131, 132, 133, LORRY_OUT64(0), LORRY_OUT64(64));
+  }
+}
+
+#else
+
+LORRY_DEVICE void wgmma_fence() {}
+LORRY_DEVICE void wgmma_commit() {}
+template <int>
+LORRY_DEVICE void wgmma_wait() {}
+
+#ifdef __CUDACC__
+// Not for this device; the host does not start kernels that would come here.
+template <int kN>
+LORRY_DEVICE void wgmma(float (&)[kN / 2], const Word4&, TileOperand, bool) {
+  __trap();
+}
+#else
+template <int kN>
+LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool add) {
+  const simt::Slot* all = simt::exchange({{a.x, a.y, a.z, a.w}});
+  const int g = simt::lane() / 4;
+  for (int n = 0; n < kN / 2; ++n) {
+    const int i = n % 4;
+    const int column = n / 4 * 8 + simt::lane() % 4 * 2 + i % 2;
+    float sum = add ? c[n] : 0.0F;
+    for (int pair = 0; pair < 8; ++pair) {
+      const uint32_t left = all[4 * g + pair % 4].word[i / 2 + pair / 4 * 2];
+      const int byte = x.bytes + 4 * pair;
+      uint32_t right = 0;
+      memcpy(&right, x.tile + place_in_tile(column, byte / 16) + byte % 16, 4);
+      sum = fmaf(low_bf16(left), low_bf16(right), sum);
+      sum = fmaf(high_bf16(left), high_bf16(right), sum);
+    }
+    c[n] = sum;
+  }
+}
+#endif
+#endif
+
+}  // namespace lorry::cuda
