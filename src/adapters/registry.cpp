@@ -45,13 +45,10 @@ AdapterRegistry::AdapterRegistry(Options options, AdapterTarget target)
     : options_(with_clock(std::move(options))),
       slots_(static_cast<size_t>(options_.fetch_threads)),
       device_(target.ops->memory()),
-      memory_{Buffer(options_.host_bytes), Buffer(options_.device_bytes, device_)},
+      host_memory_(options_.host_bytes, device_),
+      device_memory_(options_.device_bytes, device_),
       residency_(residency_options(options_)),
-      loader_(loader_options(options_), std::move(target)) {
-  if (device_ != nullptr && options_.host_bytes > 0) {
-    device_->pin(memory(AdapterTier::host), options_.host_bytes);
-  }
-}
+      loader_(loader_options(options_), std::move(target)) {}
 
 AdapterRegistry::~AdapterRegistry() = default;
 

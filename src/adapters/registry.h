@@ -180,7 +180,9 @@ class AdapterRegistry {
   Content& content_at(int32_t i) { return contents_[i]; }
   const Content& content_at(int32_t i) const { return contents_[i]; }
   Time now() const { return options_.now(); }
-  std::byte* memory(AdapterTier tier) const { return memory_[static_cast<size_t>(tier)].data(); }
+  std::byte* memory(AdapterTier tier) const {
+    return tier == AdapterTier::host ? host_memory_.data() : device_memory_.data();
+  }
 
   // registry.cpp: names, versions, claims
   const Version& held(AdapterHandle handle) const;
@@ -236,8 +238,9 @@ class AdapterRegistry {
   std::deque<std::string> to_fetch_;                // keys of fetches_ that wait for a slot
   std::vector<std::string> slots_;  // the key that is fetched in each slot; empty: none is
   AdapterSnapshot counts_;
-  DeviceMemory* const device_;    // null: the device is the processor
-  std::array<Buffer, 2> memory_;  // host, device
+  DeviceMemory* const device_;  // null: the device is the processor
+  PinnedBuffer host_memory_;
+  Buffer device_memory_;
   Residency residency_;
   std::vector<LoadResult> unmirrored_;  // read here, and not yet by all ranks
   AdapterLoader loader_;                // last: its threads use the others

@@ -87,6 +87,24 @@ std::byte* Arena::take(size_t bytes) {
   return p;
 }
 
+PinnedBuffer::PinnedBuffer(size_t bytes, DeviceMemory* device)
+    : buffer_(bytes), device_(bytes > 0 ? device : nullptr) {
+  if (device_ != nullptr) device_->pin(buffer_.data(), buffer_.size());
+}
+
+PinnedBuffer::PinnedBuffer(PinnedBuffer&& other) noexcept
+    : buffer_(std::move(other.buffer_)), device_(std::exchange(other.device_, nullptr)) {}
+
+PinnedBuffer& PinnedBuffer::operator=(PinnedBuffer&& other) noexcept {
+  std::swap(buffer_, other.buffer_);
+  std::swap(device_, other.device_);
+  return *this;
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (device_ != nullptr) device_->unpin(buffer_.data());
+}
+
 Tensor Arena::tensor(Dtype dtype, Shape shape) {
   return view(take(tensor_bytes(dtype, shape)), dtype, shape);
 }

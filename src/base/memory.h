@@ -25,8 +25,9 @@ class DeviceMemory {
   virtual void clear(std::byte* to, size_t pitch, size_t width, size_t rows) = 0;
   // Waits for everything that was asked of the device.
   virtual void finish() const = 0;
-  // Memory of the processor that will often be copied from. Requires: it outlives this.
+  // Memory of the processor that will often be copied from or to; unpin before it is freed.
   virtual void pin(std::byte* block, size_t bytes) = 0;
+  virtual void unpin(std::byte* block) noexcept = 0;
   virtual size_t available() const = 0;  // bytes
 };
 
@@ -49,6 +50,24 @@ class Buffer {
   std::byte* data_ = nullptr;
   size_t size_ = 0;
   DeviceMemory* where_ = nullptr;
+};
+
+// A Buffer of the processor, pinned for the device that copies from and to it; null: there is none.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  // Throws and requires as Buffer.
+  PinnedBuffer(size_t bytes, DeviceMemory* device);
+  PinnedBuffer(PinnedBuffer&& other) noexcept;
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept;
+  ~PinnedBuffer();
+
+  std::byte* data() const { return buffer_.data(); }
+  size_t size() const { return buffer_.size(); }
+
+ private:
+  Buffer buffer_;
+  DeviceMemory* device_ = nullptr;
 };
 
 class Arena {

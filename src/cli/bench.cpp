@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 #include <random>
 
@@ -225,16 +226,24 @@ BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
   };
   for (int32_t i = 0; i < n; ++i) {
     auto& patches = all.patches.emplace_back(static_cast<size_t>(model.sites.index.size()));
+    std::byte* const first = at;
     for (const SiteInfo& s : sites) {
       SitePatch& p = patches[static_cast<size_t>(model.sites.index(s.site))];
-      ops.pack_lora_a(at, matrix(rank, s.in, 1.0F / std::sqrt(static_cast<float>(s.in))));
+      if (i == 0)
+        ops.pack_lora_a(at, matrix(rank, s.in, 1.0F / std::sqrt(static_cast<float>(s.in))));
       p.a = at;
       at += aligned(ops.lora_a_bytes(rank, s.in));
-      ops.pack_lora_b(at, matrix(s.out, rank, 0.05F));
+      if (i == 0) ops.pack_lora_b(at, matrix(s.out, rank, 0.05F));
       p.b = at;
       at += aligned(ops.lora_b_bytes(s.out, rank));
       p.rank = rank;
       p.scale = 1.0F;
+    }
+    if (i == 0) continue;
+    if (ops.memory() != nullptr) {
+      ops.memory()->move(first, all.memory.data(), bytes);
+    } else {
+      std::memcpy(first, all.memory.data(), bytes);
     }
   }
   for (const auto& patches : all.patches) all.views.push_back({patches});

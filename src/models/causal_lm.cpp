@@ -260,10 +260,10 @@ ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step, Tensor logit
 }
 
 // Results are the processor's to read.
-Tensor CausalLM::on_host(const Tensor& t, Buffer& memory) const {
+Tensor CausalLM::on_host(const Tensor& t, PinnedBuffer& memory) const {
   if (ops_.memory() == nullptr) return t;
   const auto bytes = static_cast<size_t>(((t.rows() - 1) * t.pitch + t.cols()) * size_of(t.dtype));
-  if (memory.size() < bytes) memory = Buffer(bytes);
+  if (memory.size() < bytes) memory = PinnedBuffer(bytes, ops_.memory());
   Tensor copy = t;
   copy.data = memory.data();
   ops_.memory()->read(copy.data, t.data, bytes);

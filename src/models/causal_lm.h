@@ -58,7 +58,7 @@ class CausalLM {
   ForwardOutput outputs(const ForwardInput& in, Step& step, Tensor logit_rows);
   std::span<const int32_t> own_ids(std::span<const int32_t> ids);
   Tensor gathered(Tensor part, Tensor whole);
-  Tensor on_host(const Tensor& t, Buffer& memory) const;
+  Tensor on_host(const Tensor& t, PinnedBuffer& memory) const;
 
   const ModelShare share_;
   const Spec& spec_;  // the rank's own sizes
@@ -69,7 +69,7 @@ class CausalLM {
   RopeTable rope_;
   StepInputs inputs_;
   Arena arena_;
-  Buffer host_logits_, host_hidden_, host_speculative_;  // a device's results
+  PinnedBuffer host_logits_, host_hidden_, host_speculative_;  // a device's results
   StepBuffers full_;
   Tensor out_x_, out_h_, logits_, attention_scratch_;
   Tensor whole_logits_, whole_speculative_;  // rank 0 of several

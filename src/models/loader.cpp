@@ -183,7 +183,11 @@ class Loader {
       done(static_cast<int64_t>(bytes));
     } else if (sink_ == nullptr) {
       w.data = allocate(bytes);
-      fill(w);
+      if (!source_.random() || !ops_.randomise(w, source_.seed(name))) {
+        fill(w);
+      } else {
+        done(static_cast<int64_t>(bytes));
+      }
     } else {
       const Buffer own(data_ ? bytes : 0);
       w.data = own.data();

@@ -152,6 +152,8 @@ class RandomSource final : public TensorSource {
   bool has(std::string_view name) const override {
     return name.find("experts.gate_up_proj") == std::string_view::npos;
   }
+  bool random() const override { return true; }
+  uint64_t seed(const std::string& name) const override { return hash_name(name); }
 
   Tensor tensor(const std::string& name, const Shape& shape) override {
     values_.resize(static_cast<size_t>(shape.size()));

@@ -37,6 +37,10 @@ class TensorSource {
   // Error(bad_file) when there is no such piece.
   virtual const PackedPiece& piece(const std::string& name, const Weight& layout);
 
+  // Whether tensors are random, so that a backend may as well make them; the seed of one.
+  virtual bool random() const { return false; }
+  virtual uint64_t seed(const std::string&) const { return 0; }
+
   // What was given so far was read and need not stay in this process's memory.
   virtual void release() {}
   virtual int64_t file_bytes() const { return 0; }

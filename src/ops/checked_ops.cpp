@@ -69,6 +69,11 @@ class CheckedOps final : public Ops {
     check_source(src);
     ops_->pack_matrix(dst, src);
   }
+  bool randomise(Weight& w, uint64_t seed) override {
+    check_weight(w);
+    return ops_->randomise(w, seed);
+  }
+
   void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override {
     LORRY_CHECK(w.data != nullptr && group >= 0 && group < w.groups && first >= 0 &&
                     first + y.rows() <= w.out,

@@ -150,6 +150,7 @@ struct SitePatch {
   const SiteChange* change = nullptr;
 
   bool neutral() const { return rank == 0 && change == nullptr; }
+  bool operator==(const SitePatch&) const = default;
 };
 
 // Heads that guess tokens further ahead (ops/medusa.h); they change no result.

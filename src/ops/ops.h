@@ -164,6 +164,10 @@ class Ops {
   // y [n, in] f32 <- rows [first, first + n) of group g, as linear() multiplies by them, inputs in
   // the order of x; on the calling thread.
   virtual void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const = 0;
+  // Fills a weight with random values of mean 0 and variance 1 / in, where the backend can make
+  // them faster than the processor can pack them; false: it cannot, and nothing was done. For
+  // synthetic models of published sizes.
+  virtual bool randomise(Weight&, uint64_t /*seed*/) { return false; }
   // A [rank, in] and B [out, rank] of one LoRA pair; bytes, then packing from f32/f16/bf16.
   virtual size_t lora_a_bytes(int64_t rank, int64_t in) const = 0;
   virtual size_t lora_b_bytes(int64_t out, int64_t rank) const = 0;

@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <unordered_map>
 #include <vector>
 
 #include "base/error.h"
@@ -53,13 +54,6 @@ class Call {
   bool on_device(const void* p) const { return memory_.contains(p); }
   // Room on the device for the length of the call; a part of it may be filled on the host.
   Staging::Room room(size_t bytes) { return staging_.take(bytes); }
-  template <class T>
-  const T* send(const std::vector<T>& values) {
-    const Staging::Room r = room(values.size() * sizeof(T));
-    if (!values.empty()) std::memcpy(r.host, values.data(), r.bytes);
-    staging_.send(r);
-    return reinterpret_cast<const T*>(r.device);
-  }
   void fetch(const Staging::Room& r) { staging_.fetch(r); }
   // Copies back what was written. The destructor does it too.
   void finish();
@@ -81,6 +75,33 @@ class Call {
   std::vector<Copy> out_;
 };
 
+// A table that stays on the device from call to call: what a step's plan says is the same for all
+// layers, and often for the next step.
+class Table {
+ public:
+  // Where the values are; they are sent if they are not those of the last call.
+  template <class T>
+  const T* put(Call& call, CudaMemory& memory, const std::vector<T>& values) {
+    const auto bytes = std::as_bytes(std::span(values));
+    if (device_.data() == nullptr || !std::ranges::equal(bytes, last_)) send(call, memory, bytes);
+    return reinterpret_cast<const T*>(device_.data());
+  }
+
+ private:
+  void send(Call& call, CudaMemory& memory, std::span<const std::byte> bytes);
+
+  std::vector<std::byte> last_;
+  Buffer device_;
+};
+
+// The patches of one linear, as long as the adapters of the batch are the same.
+struct PatchTable {
+  std::vector<SitePatch> made_from;
+  std::vector<Patch> patches;
+  bool stays = false;  // nothing in it is copied for a single call
+  Table table;
+};
+
 class CudaOps final : public Ops {
  public:
   CudaOps(Dtype act, ThreadPool& pool)
@@ -94,6 +115,7 @@ class CudaOps final : public Ops {
             bool interleaved) override;
   void pack_matrix(std::byte* dst, Tensor src) const override;
   void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override;
+  bool randomise(Weight& w, uint64_t seed) override;
   size_t lora_a_bytes(int64_t rank, int64_t in) const override;
   size_t lora_b_bytes(int64_t out, int64_t rank) const override;
   void pack_lora_a(std::byte* dst, Tensor a) const override;
@@ -138,12 +160,17 @@ class CudaOps final : public Ops {
   void get(std::byte* to, const std::byte* src, size_t bytes) const;
   struct PatchSizes;
   Patch patch_of(Call& call, const SitePatch& from, const PatchSizes& size) const;
+  const Segment* segments_of(Call& call, std::span<const LoraSegment> segments);
+  template <class F>
+  PatchTable& patches_of(Call& call, const LoraSite* key, F&& make);
   // Of a matrix that pack_matrix packed.
   int64_t plain_bytes(int64_t out, int64_t in) const {
     return weight_layout(1, out, in, {}).group_bytes;
   }
-  void fill_tables(AdaptArgs& args, Call& call, std::span<const LoraSite> sites,
-                   std::span<const LoraSegment> segments, const LoraPlan& plan);
+  // Returns the patches.
+  const std::vector<Patch>& fill_tables(AdaptArgs& a, Call& call, std::span<const LoraSite> sites,
+                                        std::span<const LoraSegment> segments,
+                                        const LoraPlan& plan);
   void plan_tiles(const AttentionPlan& plan, const AttentionSpec& spec, int tile_heads);
 
   std::byte* scratch_of(Call& call, const Tensor& scratch) const;
@@ -154,8 +181,11 @@ class CudaOps final : public Ops {
   mutable CudaMemory memory_;
   mutable Staging staging_;
   // Lists: contents live for one call, the memory for good.
-  std::vector<Patch> patches_;
+  std::vector<SitePatch> wanted_;
+  std::vector<Segment> segments_;
   std::vector<AttentionTile> tiles_, units_;
+  Table tile_table_, unit_table_, segment_table_;
+  std::unordered_map<const LoraSite*, PatchTable> patch_tables_;  // of linears, and the embedding
 };
 
 }  // namespace lorry::cuda

@@ -10,11 +10,14 @@
 #define LORRY_DEVICE __device__ __forceinline__
 #define LORRY_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define LORRY_UNROLL _Pragma("unroll")
+#define LORRY_PRAGMA(text) _Pragma(#text)
+#define LORRY_UNROLL_BY(n) LORRY_PRAGMA(unroll n)
 #else
 #include "ops/cuda/simt/simt.h"
 #define LORRY_DEVICE inline
 #define LORRY_KERNEL(threads) void
 #define LORRY_UNROLL
+#define LORRY_UNROLL_BY(n)
 #define threadIdx (::lorry::simt::built().thread_idx)
 #define blockIdx (::lorry::simt::built().block_idx)
 #define blockDim (::lorry::simt::built().block_dim)

@@ -145,6 +145,17 @@ struct GroupArgs {
 };
 void group(Stream s, const GroupArgs& a);
 
+// ---- random.cu ----
+
+struct RandomArgs {
+  unsigned char* w;  // row blocks
+  WeightPlan plan;
+  int64_t blocks;
+  uint64_t seed;
+};
+// Values and scales of packed weights; no zero points.
+void randomise(Stream s, const RandomArgs& a);
+
 // ---- linear.cu, linear_wide.cu, linear_f32.cu, quant.cu ----
 
 struct LinearArgs {

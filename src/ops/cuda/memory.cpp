@@ -98,6 +98,7 @@ void CudaMemory::clear(std::byte* to, size_t pitch, size_t width, size_t rows) {
 }
 
 void CudaMemory::pin(std::byte* block, size_t bytes) { cuda::pin(block, bytes); }
+void CudaMemory::unpin(std::byte* block) noexcept { cuda::unpin(block); }
 
 size_t CudaMemory::available() const { return device_facts().free; }
 

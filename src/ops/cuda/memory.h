@@ -24,6 +24,7 @@ class CudaMemory final : public DeviceMemory {
   void clear(std::byte* to, size_t pitch, size_t width, size_t rows) override;
   void finish() const override { wait(stream_); }
   void pin(std::byte* block, size_t bytes) override;
+  void unpin(std::byte* block) noexcept override;
   size_t available() const override;
 
   // Whether p leads into one of the blocks.

@@ -23,6 +23,14 @@ const std::byte* first_pointer(const SitePatch& p) {
 
 }  // namespace
 
+void Table::send(Call& call, CudaMemory& memory, std::span<const std::byte> bytes) {
+  last_.assign(bytes.begin(), bytes.end());
+  if (device_.size() < bytes.size()) device_ = Buffer(std::max<size_t>(1, bytes.size()), &memory);
+  const Staging::Room room = call.room(bytes.size());
+  if (!bytes.empty()) std::memcpy(room.host, bytes.data(), bytes.size());
+  copy_in(memory.stream(), device_.data(), room.host, bytes.size());
+}
+
 // Sizes in bytes of what a patch points to.
 struct CudaOps::PatchSizes {
   int64_t a, b, weight, gain, token_rows;
@@ -52,13 +60,42 @@ Patch CudaOps::patch_of(Call& call, const SitePatch& from, const PatchSizes& siz
   return p;
 }
 
+// Segments of dense linears lie in the processor's memory.
+const Segment* CudaOps::segments_of(Call& call, std::span<const LoraSegment> segments) {
+  if (call.on_device(segments.data())) return reinterpret_cast<const Segment*>(segments.data());
+  segments_.clear();
+  for (const LoraSegment& s : segments) segments_.push_back({s.begin, s.end, s.adapter, s.group});
+  return segment_table_.put(call, memory_, segments_);
+}
+
+// The patches made from wanted_ by make(from, at); those of the last call if it wanted the same.
+template <class F>
+PatchTable& CudaOps::patches_of(Call& call, const LoraSite* key, F&& make) {
+  constexpr size_t kMostTables = 8192;  // more than linears: forgotten ones are of other models
+  if (patch_tables_.size() > kMostTables) patch_tables_.clear();
+  PatchTable& t = patch_tables_[key];
+  if (t.stays && t.made_from == wanted_) return t;
+  t.made_from = wanted_;
+  t.patches.clear();
+  t.stays = true;
+  for (size_t i = 0; i < wanted_.size(); ++i) {
+    const SitePatch& from = wanted_[i];
+    t.patches.push_back(from.neutral() ? Patch{} : make(from, i));
+    const bool copied = !from.neutral() && !call.on_device(first_pointer(from));
+    t.stays = t.stays && from.change == nullptr && !copied;
+  }
+  return t;
+}
+
 // A patch for each (adapter, group, site), and what the kernels' sizes depend on.
-void CudaOps::fill_tables(AdaptArgs& a, Call& call, std::span<const LoraSite> sites,
-                          std::span<const LoraSegment> segments, const LoraPlan& plan) {
+const std::vector<Patch>& CudaOps::fill_tables(AdaptArgs& a, Call& call,
+                                               std::span<const LoraSite> sites,
+                                               std::span<const LoraSegment> segments,
+                                               const LoraPlan& plan) {
   LORRY_CHECK(sites.size() <= kMaxSites, "{} sites of one linear", sites.size());
   a.groups = groups_of(call, sites, segments);
   a.sites = static_cast<int32_t>(sites.size());
-  a.segments = reinterpret_cast<const Segment*>(call.in(segments));
+  a.segments = segments_of(call, segments);
   a.n_segments = static_cast<int32_t>(segments.size());
   for (size_t s = 0; s < sites.size(); ++s) {
     a.site[s] = {sites[s].column, sites[s].panel_stride, static_cast<int32_t>(sites[s].in),
@@ -66,27 +103,29 @@ void CudaOps::fill_tables(AdaptArgs& a, Call& call, std::span<const LoraSite> si
     a.max_out = std::max(a.max_out, a.site[s].out);
   }
   const auto matrix = [&](int64_t out, int64_t in) { return plain_bytes(out, in); };
-  patches_.clear();
+  wanted_.clear();
   for (const AdapterView& view : plan.adapters) {
     for (int32_t g = 0; g < a.groups; ++g) {
       for (const LoraSite& site : sites) {
-        const SitePatch& from = view.patches[static_cast<size_t>(site.index(g))];
-        if (from.neutral()) {
-          patches_.push_back({});
-          continue;
-        }
-        const int32_t n_tokens = from.change == nullptr ? 0 : from.change->n_tokens;
-        patches_.push_back(patch_of(
-            call, from,
-            {static_cast<int64_t>(lora_a_bytes(from.rank, site.in)),
-             static_cast<int64_t>(lora_b_bytes(site.out, from.rank)), matrix(site.out, site.in),
-             div_up(site.out, kPanel) * kPanel, matrix(n_tokens, site.in)}));
-        a.max_rank = std::max(a.max_rank, from.rank);
-        a.max_tokens = std::max(a.max_tokens, n_tokens);
+        wanted_.push_back(view.patches[static_cast<size_t>(site.index(g))]);
       }
     }
   }
-  a.patches = call.send(patches_);
+  PatchTable& made = patches_of(call, sites.data(), [&](const SitePatch& from, size_t i) {
+    const LoraSite& site = sites[i % sites.size()];
+    const int32_t n_tokens = from.change == nullptr ? 0 : from.change->n_tokens;
+    return patch_of(
+        call, from,
+        {static_cast<int64_t>(lora_a_bytes(from.rank, site.in)),
+         static_cast<int64_t>(lora_b_bytes(site.out, from.rank)), matrix(site.out, site.in),
+         div_up(site.out, kPanel) * kPanel, matrix(n_tokens, site.in)});
+  });
+  for (const Patch& p : made.patches) {
+    a.max_rank = std::max(a.max_rank, p.rank);
+    a.max_tokens = std::max(a.max_tokens, p.n_tokens);
+  }
+  a.patches = made.table.put(call, memory_, made.patches);
+  return made.patches;
 }
 
 void CudaOps::adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
@@ -95,7 +134,7 @@ void CudaOps::adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
   Call call(memory_, staging_);
   AdaptArgs a{};
   a.rows = static_cast<int32_t>(x.rows());
-  fill_tables(a, call, sites, segments, plan);
+  const std::vector<Patch>& patches = fill_tables(a, call, sites, segments, plan);
   a.x = call.in(x);
   a.x_pitch = x.pitch;
   a.y = call.out<float>(y);
@@ -105,7 +144,7 @@ void CudaOps::adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
   LORRY_CHECK(scratch.shape.size() >= needed, "scratch of {} for {} rows, {} sites, rank {}",
               scratch.shape.size(), a.rows, a.sites, a.max_rank);
   a.t = call.out<float>(scratch);
-  const auto any = [&](auto&& has) { return std::any_of(patches_.begin(), patches_.end(), has); };
+  const auto any = [&](auto&& has) { return std::any_of(patches.begin(), patches.end(), has); };
   if (any([](const Patch& p) { return p.weight != nullptr; })) {
     replace_outputs(call.stream(), a, false, bf16());
   }
@@ -125,26 +164,26 @@ void CudaOps::adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
   a.rows = static_cast<int32_t>(y.rows());
   a.groups = 1;
   a.sites = 1;
-  a.segments = reinterpret_cast<const Segment*>(call.in(segments));
+  a.segments = segments_of(call, segments);
   a.n_segments = static_cast<int32_t>(segments.size());
   a.site[0].in = static_cast<int32_t>(site.in);
   a.site[0].out = static_cast<int32_t>(site.out);
-  patches_.clear();
-  bool any = false;
+  wanted_.clear();
   for (const AdapterView& view : plan.adapters) {
-    const SitePatch& from = view.patches[static_cast<size_t>(site.first)];
+    wanted_.push_back(view.patches[static_cast<size_t>(site.first)]);
+  }
+  const auto neutral = [](const SitePatch& p) { return p.neutral(); };
+  if (std::all_of(wanted_.begin(), wanted_.end(), neutral)) return;
+  PatchTable& made = patches_of(call, &site, [&](const SitePatch& from, size_t) {
     const int64_t row = site.out * size_of(act_);
     const int32_t n_tokens = from.change == nullptr ? 0 : from.change->n_tokens;
-    const Patch p = patch_of(call, from,
-                             {site.in * from.rank * size_of(act_),
-                              static_cast<int64_t>(lora_b_bytes(site.out, from.rank)),
-                              site.in * row, div_up(site.out, kPanel) * kPanel, n_tokens * row});
-    a.max_rank = std::max(a.max_rank, p.rank);
-    any = any || !from.neutral();
-    patches_.push_back(p);
-  }
-  if (!any) return;
-  a.patches = call.send(patches_);
+    return patch_of(call, from,
+                    {site.in * from.rank * size_of(act_),
+                     static_cast<int64_t>(lora_b_bytes(site.out, from.rank)), site.in * row,
+                     div_up(site.out, kPanel) * kPanel, n_tokens * row});
+  });
+  for (const Patch& p : made.patches) a.max_rank = std::max(a.max_rank, p.rank);
+  a.patches = made.table.put(call, memory_, made.patches);
   a.y = call.out<float>(y);
   a.y_pitch = y.pitch;
   e.ids = call.in<int32_t>(ids);

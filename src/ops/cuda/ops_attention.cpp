@@ -82,7 +82,7 @@ void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPl
   a.kv_heads = spec.kv_heads;
   a.head_dim = spec.head_dim;
   a.window = spec.window;
-  a.tiles = call.send(tiles_);
+  a.tiles = tile_table_.put(call, memory_, tiles_);
   a.n_tiles = static_cast<int32_t>(tiles_.size());
   if (!tiled) return attention_plain(call.stream(), a, type, bf16());
   const int64_t heads = int64_t{a.kv_heads} * a.head_tiles;
@@ -94,7 +94,7 @@ void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPl
   const auto at = reinterpret_cast<uintptr_t>(call.out(plan.scratch));
   a.results = reinterpret_cast<float*>((at + 15) / 16 * 16);
   AttentionArgs units = a;
-  units.tiles = call.send(units_);
+  units.tiles = unit_table_.put(call, memory_, units_);
   units.n_tiles = static_cast<int32_t>(units_.size());
   attention_bf16(call.stream(), units, true);
   merge_units(call.stream(), a);

@@ -165,6 +165,17 @@ void CudaOps::pack_matrix(std::byte* dst, Tensor src) const {
   put(dst, memory.data(), memory.size());
 }
 
+bool CudaOps::randomise(Weight& w, uint64_t seed) {
+  RandomArgs a{};
+  a.plan = plan_of(w);
+  if (!memory_.contains(w.data) || a.plan.zeros) return false;
+  a.w = reinterpret_cast<unsigned char*>(w.data);
+  a.blocks = w.groups * div_up(w.out, kRowBlock);
+  a.seed = seed;
+  cuda::randomise(memory_.stream(), a);
+  return true;
+}
+
 void CudaOps::unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const {
   const WeightPlan plan = plan_of(w);
   std::vector<int32_t> order(w.order == nullptr ? 0 : static_cast<size_t>(w.in));

@@ -71,6 +71,99 @@ LORRY_KERNEL(kRowThreads) quantise_kernel(QuantArgs q) {
   if (threadIdx.x == 0) q.scale[row] = finite ? most / 127.0F : NAN;
 }
 
+// The same for rows without an order, of whole pieces of 8 inputs that all lie in one scale: a
+// thread keeps what it has of the row in registers.
+constexpr int kPiece = 8;
+constexpr int kPieces = 8;  // of a thread, at most
+
+LORRY_DEVICE uint32_t quantise_word(uint32_t low, uint32_t high, float factor, int& sum) {
+  const uint32_t pair[2] = {low, high};
+  uint32_t word = 0;
+  LORRY_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const auto bits = static_cast<uint16_t>(pair[i / 2] >> (i % 2 * 16));
+    const int q = quantise(value_of(bits), factor);
+    sum += q;
+    word |= (static_cast<uint32_t>(q) & 0xffU) << (8 * i);
+  }
+  return word;
+}
+
+LORRY_DEVICE float largest_of(const Word4& w) {
+  const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+  float most = 0;
+  LORRY_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const float size = fabsf(value_of(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))));
+    most = size > most || size != size ? size : most;
+  }
+  return most;
+}
+
+LORRY_KERNEL(kRowThreads) quantise_pieces_kernel(QuantArgs q) {
+  begin_kernel();
+  const LinearArgs& a = q.linear;
+  float* shared = reinterpret_cast<float*>(shared_bytes());
+  const auto row = static_cast<int32_t>(blockIdx.x);
+  const auto* x =
+      reinterpret_cast<const Word4*>(static_cast<const uint16_t*>(a.x) + row * a.x_pitch);
+  const int pieces = a.plan.in / kPiece;
+  const auto padded = static_cast<int>(a.plan.chunks()) * (kChunk / kPiece);
+  Word4 held[kPieces];
+  float most = 0;
+  LORRY_UNROLL
+  for (int i = 0; i < kPieces; ++i) {
+    const int p = i * kRowThreads + static_cast<int>(threadIdx.x);
+    held[i] = p < pieces ? x[p] : Word4{0, 0, 0, 0};
+  }
+  LORRY_UNROLL
+  for (int i = 0; i < kPieces; ++i) {
+    const float size = largest_of(held[i]);
+    most = size > most || size != size ? size : most;
+  }
+  most = block_max(most, shared);
+  const bool finite = most < INFINITY;
+  const float factor = finite && most > 0 ? 127.0F / most : 0.0F;
+  const int together = a.plan.scales == 1 ? 32 : a.plan.group / kPiece;  // lanes of one scale
+  int all = 0;
+  LORRY_UNROLL
+  for (int i = 0; i < kPieces; ++i) {
+    const int p = i * kRowThreads + static_cast<int>(threadIdx.x);
+    if (i * kRowThreads >= padded) break;
+    int sum = 0;
+    Word2 out{0, 0};
+    if (finite) {
+      out.x = quantise_word(held[i].x, held[i].y, factor, sum);
+      out.y = quantise_word(held[i].z, held[i].w, factor, sum);
+    }
+    if (p < padded) reinterpret_cast<Word2*>(q.xq + int64_t{row} * padded * kPiece)[p] = out;
+    for (int mask = together / 2; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
+    all += sum;
+    if (a.plan.scales > 1 && lane_index() % together == 0 && p < pieces) {
+      q.sums[int64_t{row} * a.plan.scales + p / together] = sum;
+    }
+  }
+  if (a.plan.scales == 1) {
+    auto* sums = reinterpret_cast<int*>(shared) + kRowThreads / 32;
+    if (lane_index() == 0) sums[warp_index()] = all;
+    sync_threads();
+    if (threadIdx.x == 0) {
+      int total = 0;
+      for (int w = 0; w < kRowThreads / 32; ++w) total += sums[w];
+      q.sums[row] = total;
+    }
+  }
+  if (threadIdx.x == 0) q.scale[row] = finite ? most / 127.0F : NAN;
+}
+
+bool in_pieces(const LinearArgs& a) {
+  const bool fits = a.plan.scales == 1 || a.plan.group == 32 || a.plan.group == 64 ||
+                    a.plan.group == 128 || a.plan.group == 256;
+  return fits && a.order == nullptr && a.plan.in % kPiece == 0 && a.x_pitch % kPiece == 0 &&
+         reinterpret_cast<uintptr_t>(a.x) % 16 == 0 &&
+         a.plan.chunks() * (kChunk / kPiece) <= kPieces * kRowThreads;
+}
+
 struct LoadS8 {
   static constexpr int kBytes = kChunkValues;
   LORRY_DEVICE static Word4 load(const unsigned char* chunk) {
@@ -105,18 +198,33 @@ struct QuantRows {
   }
 };
 
-template <class Load, int kN>
+// Chunks [begin, end), several on their way at a time; f(chunk) after each is in `sum`.
+template <class Load, int kN, class F>
 LORRY_DEVICE void multiply(Int4 (&sum)[kN], const unsigned char* w, const QuantRows<kN>& x,
-                           int begin, int end, int step) {
-  for (int c = begin; c < end; c += step) {
-    const Word4 a = Load::load(w + int64_t{c} * Load::kBytes);
+                           int begin, int end, F&& f) {
+  constexpr int kAhead = kN <= 2 ? 8 : kN <= 4 ? 4 : 1;
+  for (int c = begin; c < end; c += kAhead) {
+    Word4 a[kAhead];
+    Word2 b[kAhead][kN];
     LORRY_UNROLL
-    for (int n = 0; n < kN; ++n) {
-      const Word2 b = x.load(n, c);
-      mma_s8(sum[n], a, b.x, b.y);
+    for (int i = 0; i < kAhead; ++i) {
+      const int chunk = c + i < end ? c + i : end - 1;  // the last one again, and not used
+      a[i] = Load::load(w + int64_t{chunk} * Load::kBytes);
+      LORRY_UNROLL
+      for (int n = 0; n < kN; ++n) b[i][n] = x.load(n, chunk);
+    }
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      if (c + i >= end) break;
+      LORRY_UNROLL
+      for (int n = 0; n < kN; ++n) mma_s8(sum[n], a[i], b[i][n].x, b[i][n].y);
+      f(c + i);
     }
   }
 }
+struct Nothing {
+  LORRY_DEVICE void operator()(int) const {}
+};
 
 // f <- fma(sum less its zero point, scale, f) for output o of a row block, scale u.
 LORRY_DEVICE float add_scaled(const QuantArgs& q, const unsigned char* block, int o, int32_t row,
@@ -146,9 +254,26 @@ LORRY_DEVICE Rows rows_of(const LinearArgs& a, int group) {
 
 constexpr int kWarps = 4;
 
-// Few rows: a block of kWarps warps has one row block. They take a scale each at a time (one scale
-// for all inputs: a part of its chunks), and what they find is added in order of the scales by the
-// thread that owns the output. grid: row blocks, groups.
+// Where the sums of a scale (or of a warp) lie: [16 rows of y ... 8 kN][kRowBlock].
+template <int kN>
+LORRY_DEVICE void put_sums(int* to, const Int4 (&sum)[kN]) {
+  LORRY_UNROLL
+  for (int n = 0; n < kN; ++n) {
+    LORRY_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int row = 8 * n + lane_index() % 4 * 2 + i % 2;
+      to[row * kRowBlock + lane_index() / 4 + i / 2 * 8] = sum[n].v[i];
+    }
+  }
+}
+
+// Scales of a round: their sums lie in shared memory at once.
+template <int kN>
+constexpr int kRoundScales = 64 / kN;
+
+// Few rows: a block of kWarps warps has one row block. Each takes a part of a round's scales (one
+// scale for all inputs: a part of its chunks), and what they find is added in order of the scales
+// by the thread that owns the output. grid: row blocks, groups.
 template <class Load, int kN>
 LORRY_KERNEL(32 * kWarps)
 quant_decode_kernel(QuantArgs q) {
@@ -161,33 +286,19 @@ quant_decode_kernel(QuantArgs q) {
   const auto chunks = static_cast<int>(a.plan.chunks());
   const bool one = a.plan.scales == 1;
   const int per_scale = a.plan.group / kChunk;
-  const int rounds = one ? 1 : (a.plan.scales + kWarps - 1) / kWarps;
+  constexpr int kRound = kRoundScales<kN>;
+  constexpr int kSums = 8 * kN * kRowBlock;  // of a scale
   const int output = static_cast<int>(threadIdx.x) % kRowBlock;
   const int first = static_cast<int>(threadIdx.x) / kRowBlock;
   const int64_t column = int64_t{blockIdx.x} * kRowBlock + output;
   for (int32_t r = rows.begin; r < rows.end; r += 8 * kN) {
     const QuantRows<kN> x(q, r, rows.end);
     float f[kN] = {};
-    for (int round = 0; round < rounds; ++round) {
-      const int u = round * kWarps + warp_index();
+    if (one) {
       Int4 sum[kN] = {};
-      if (one) {
-        multiply<Load, kN>(sum, block, x, warp_index(), chunks, kWarps);
-      } else {
-        const int begin = u * per_scale;
-        const int end = begin + per_scale < chunks ? begin + per_scale : chunks;
-        multiply<Load, kN>(sum, block, x, begin, end, 1);
-      }
-      sync_threads();
-      LORRY_UNROLL
-      for (int n = 0; n < kN; ++n) {
-        LORRY_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int row = 8 * n + lane_index() % 4 * 2 + i % 2;
-          shared[(warp_index() * 8 * kN + row) * kRowBlock + lane_index() / 4 + i / 2 * 8] =
-              sum[n].v[i];
-        }
-      }
+      multiply<Load, kN>(sum, block, x, chunks * warp_index() / kWarps,
+                         chunks * (warp_index() + 1) / kWarps, Nothing{});
+      put_sums<kN>(shared + warp_index() * kSums, sum);
       sync_threads();
       LORRY_UNROLL
       for (int j = 0; j < kN; ++j) {
@@ -195,15 +306,36 @@ quant_decode_kernel(QuantArgs q) {
         if (row >= rows.end || column >= a.out) continue;
         uint32_t all = 0;
         for (int w = 0; w < kWarps; ++w) {
-          const int part = shared[(w * 8 * kN + first + 8 * j) * kRowBlock + output];
-          if (one) {
-            all += static_cast<uint32_t>(part);
-          } else if (round * kWarps + w < a.plan.scales) {
-            f[j] = add_scaled(q, block, output, row, round * kWarps + w, part, f[j]);
-          }
+          all += static_cast<uint32_t>(shared[w * kSums + (first + 8 * j) * kRowBlock + output]);
         }
-        if (one) f[j] = add_scaled(q, block, output, row, 0, static_cast<int>(all), 0.0F);
+        f[j] = add_scaled(q, block, output, row, 0, static_cast<int>(all), 0.0F);
       }
+      sync_threads();  // the sums have been read
+    }
+    for (int base = 0; !one && base < a.plan.scales; base += kRound) {
+      const int n = a.plan.scales - base < kRound ? a.plan.scales - base : kRound;
+      const int begin = (base + n * warp_index() / kWarps) * per_scale;
+      const int last = (base + n * (warp_index() + 1) / kWarps) * per_scale;
+      const int end = last < chunks ? last : chunks;
+      Int4 sum[kN] = {};
+      multiply<Load, kN>(sum, block, x, begin, end, [&](int chunk) {
+        if ((chunk + 1) % per_scale != 0 && chunk + 1 != chunks) return;
+        put_sums<kN>(shared + (chunk / per_scale - base) * kSums, sum);
+        LORRY_UNROLL
+        for (int i = 0; i < kN; ++i) sum[i] = {};
+      });
+      sync_threads();
+      LORRY_UNROLL
+      for (int j = 0; j < kN; ++j) {
+        const int32_t row = r + first + 8 * j;
+        if (row >= rows.end || column >= a.out) continue;
+        const int* sums = shared + (first + 8 * j) * kRowBlock + output;
+        LORRY_UNROLL_BY(8)
+        for (int u = 0; u < n; ++u) {
+          f[j] = add_scaled(q, block, output, row, base + u, sums[u * kSums], f[j]);
+        }
+      }
+      sync_threads();  // the sums have been read
     }
     LORRY_UNROLL
     for (int j = 0; j < kN; ++j) {
@@ -235,7 +367,7 @@ quant_prefill_kernel(QuantArgs q) {
       Int4 sum[kN] = {};
       const int begin = u * per_scale;
       const int end = begin + per_scale < chunks ? begin + per_scale : chunks;
-      multiply<Load, kN>(sum, block, x, begin, end, 1);
+      multiply<Load, kN>(sum, block, x, begin, end, Nothing{});
       LORRY_UNROLL
       for (int n = 0; n < kN; ++n) {
         LORRY_UNROLL
@@ -263,9 +395,11 @@ quant_prefill_kernel(QuantArgs q) {
 
 template <class Load, int kN>
 void decode(Stream s, const QuantArgs& q) {
-  constexpr size_t kShared = sizeof(int) * kWarps * kRowBlock * 8 * kN;
+  const int scales = q.linear.plan.scales;
+  const int slots = scales == 1 ? kWarps : scales < kRoundScales<kN> ? scales : kRoundScales<kN>;
+  const size_t shared = sizeof(int) * kRowBlock * 8 * kN * static_cast<size_t>(slots);
   start<QuantArgs, quant_decode_kernel<Load, kN>>(
-      "linear_quant", {ceil_div(q.linear.out, kRowBlock), q.linear.groups}, 32 * kWarps, kShared, s,
+      "linear_quant", {ceil_div(q.linear.out, kRowBlock), q.linear.groups}, 32 * kWarps, shared, s,
       q);
 }
 template <class Load, int kN>
@@ -290,8 +424,13 @@ void multiply_all(Stream s, const QuantArgs& q) {
 }  // namespace
 
 void linear_quant(Stream s, const QuantArgs& q) {
-  constexpr size_t kShared = kRowThreads / 32 * sizeof(float);
-  start<QuantArgs, quantise_kernel>("quantise", {q.linear.rows}, kRowThreads, kShared, s, q);
+  constexpr size_t kShared = 2 * (kRowThreads / 32) * sizeof(float);
+  if (in_pieces(q.linear)) {
+    start<QuantArgs, quantise_pieces_kernel>("quantise", {q.linear.rows}, kRowThreads, kShared, s,
+                                             q);
+  } else {
+    start<QuantArgs, quantise_kernel>("quantise", {q.linear.rows}, kRowThreads, kShared, s, q);
+  }
   if (q.linear.plan.values == Values::s4) return multiply_all<LoadS4>(s, q);
   multiply_all<LoadS8>(s, q);
 }

@@ -26,6 +26,7 @@ void free_device(void* p);
 void* allocate_pinned(size_t bytes);  // of the processor, for fast copies; null: there is no room
 void free_pinned(void* p);
 void pin(void* p, size_t bytes);
+void unpin(void* p);
 
 using Stream = void*;
 Stream make_stream();

@@ -47,6 +47,46 @@ TEST(DeviceMemory, knows_its_own) {
   EXPECT_FALSE(memory.contains(nullptr));
 }
 
+// As many as fill several row blocks; mean and variance are those of what unpack gives.
+TEST(DeviceMemory, random_weights_have_the_variance_that_is_asked_for) {
+  using Kind = WeightFormat::Kind;
+  ThreadPool pool(1);
+  for (const Dtype act : {Dtype::bf16, Dtype::f32}) {
+    const auto ops = make_cuda_ops(act, pool);
+    for (const WeightFormat& format :
+         {WeightFormat{}, WeightFormat{Kind::int8, 0, false}, WeightFormat{Kind::int4, 128, false},
+          WeightFormat{Kind::fp8, 0, false}}) {
+      SCOPED_TRACE(to_string(act) + std::string(" ") +
+                   std::to_string(static_cast<int>(format.kind)));
+      Weight w = ops->weight_layout(2, 80, 256, format);
+      const auto bytes = static_cast<size_t>(w.groups * w.group_bytes);
+      const Buffer memory(bytes, ops->memory());
+      w.data = memory.data();
+      std::vector<std::byte> first(bytes), second(bytes);
+      ASSERT_TRUE(ops->randomise(w, 1));
+      ops->memory()->read(first.data(), w.data, bytes);
+      ASSERT_TRUE(ops->randomise(w, 2));
+      ops->memory()->read(second.data(), w.data, bytes);
+      EXPECT_NE(first, second);
+      const Matrix y(Dtype::f32, 80, 256);
+      double sum = 0;
+      double squares = 0;
+      for (int64_t g = 0; g < 2; ++g) {
+        ops->unpack(y(), w, g, 0);
+        for (int64_t r = 0; r < 80; ++r) {
+          for (int64_t k = 0; k < 256; ++k) {
+            sum += get(y(), r, k);
+            squares += get(y(), r, k) * get(y(), r, k);
+          }
+        }
+      }
+      constexpr double kCount = 2 * 80 * 256;
+      EXPECT_NEAR(sum / kCount, format.kind == Kind::int4 ? -0.5 / 4.637 / 16 : 0, 0.002);
+      EXPECT_NEAR(squares / kCount * 256, 1, 0.05);
+    }
+  }
+}
+
 TEST(DeviceMemory, moves_ranges_that_overlap) {
   cuda::CudaMemory memory;
   constexpr size_t kSize = 5000;

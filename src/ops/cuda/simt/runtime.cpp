@@ -27,6 +27,7 @@ void free_device(void* p) { std::free(p); }
 void* allocate_pinned(size_t bytes) { return allocate_device(bytes); }
 void free_pinned(void* p) { std::free(p); }
 void pin(void*, size_t) {}
+void unpin(void*) {}
 
 Stream make_stream() { return nullptr; }
 void free_stream(Stream) {}
