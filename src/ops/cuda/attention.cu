@@ -54,23 +54,29 @@ LORRY_DEVICE int lowest_key(const AttentionArgs& a, int position) {
   return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
 }
 
-// Pair i of row r as bf16; zeros beyond.
-LORRY_DEVICE uint32_t query_pair(const AttentionArgs& a, const Place& p, int r, int i) {
-  if (r >= p.rows) return 0;
-  const float* q = a.q + (p.tile.row + r / p.heads) * a.q_pitch +
-                   int64_t{p.first_head + r % p.heads} * a.head_dim;
-  const float low = i < a.head_dim ? q[i] : 0.0F;
-  const float high = i + 1 < a.head_dim ? q[i + 1] : 0.0F;
-  return pack_bf16(low, high);
+// Loads below are made whether what they bring is used or not, from a place that is there: a load
+// in a branch would wait for the one before it.
+
+// Row r of the tile; beyond the last one the first, whose scores nobody uses.
+LORRY_DEVICE const float* query_row(const AttentionArgs& a, const Place& p, int r) {
+  const int row = r < p.rows ? r : 0;
+  return a.q + (p.tile.row + row / p.heads) * a.q_pitch +
+         int64_t{p.first_head + row % p.heads} * a.head_dim;
 }
 
-// The block of the cache that holds key `key` of the tile's sequence; null: no row of the tile sees
-// any of its keys.
-LORRY_DEVICE const unsigned char* block_of(const AttentionArgs& a, const Place& p,
-                                           const unsigned char* cache, int key, int low, int high) {
-  if (key > high || key + kTokens <= low) return nullptr;
-  const int32_t block = a.table[int64_t{p.tile.sequence} * a.max_blocks + key / kTokens];
-  return cache + (int64_t{block} * a.kv_heads + p.head) * a.block_bytes;
+// Pair i as bf16; zeros beyond the head.
+LORRY_DEVICE uint32_t query_pair(const AttentionArgs& a, const float* q, int i) {
+  const float low = q[i < a.head_dim ? i : 0];
+  const float high = q[i + 1 < a.head_dim ? i + 1 : 0];
+  return pack_bf16(i < a.head_dim ? low : 0.0F, i + 1 < a.head_dim ? high : 0.0F);
+}
+
+// The block of the cache that holds key `key` of the tile's sequence; where no row of the tile sees
+// any of its keys, one that some row does see.
+LORRY_DEVICE int64_t block_of(const AttentionArgs& a, const Place& p, int key, int low, int high) {
+  const int seen = key > high || key + kTokens <= low ? high : key;
+  const int32_t block = a.table[int64_t{p.tile.sequence} * a.max_blocks + seen / kTokens];
+  return (int64_t{block} * a.kv_heads + p.head) * a.block_bytes;
 }
 
 template <int kC>
@@ -80,13 +86,15 @@ struct Query {
 
 template <int kC>
 LORRY_DEVICE void load_query(Query<kC>& query, const AttentionArgs& a, const Place& p) {
+  const float* first = query_row(a, p, p.g);
+  const float* second = query_row(a, p, p.g + 8);
   LORRY_UNROLL
   for (int c = 0; c < kC; ++c) {
     LORRY_UNROLL
     for (int t = 0; t < 2; ++t) {
       const int i = 32 * c + 8 * p.q + 4 * t;
-      query.t[c][t] = {query_pair(a, p, p.g, i), query_pair(a, p, p.g + 8, i),
-                       query_pair(a, p, p.g, i + 2), query_pair(a, p, p.g + 8, i + 2)};
+      query.t[c][t] = {query_pair(a, first, i), query_pair(a, second, i),
+                       query_pair(a, first, i + 2), query_pair(a, second, i + 2)};
     }
   }
 }
@@ -97,15 +105,19 @@ LORRY_DEVICE Float4 score(const Query<kC>& query, const AttentionArgs& a, const 
                           int j, int low, int high) {
   const auto width = static_cast<int>(head_width(true, a.head_dim));
   Float4 s{};
-  const unsigned char* block = block_of(a, p, a.k, first + j / 2 * kTokens, low, high);
+  const unsigned char* block = a.k + block_of(a, p, first + j / 2 * kTokens, low, high);
   const auto* key = reinterpret_cast<const uint16_t*>(block) + (j % 2 * 8 + p.g) * width;
+  Word4 k[kC];
   LORRY_UNROLL
   for (int c = 0; c < kC; ++c) {
     const int i = 32 * c + 8 * p.q;
-    Word4 k{0, 0, 0, 0};
-    if (block != nullptr && i < width) k = *reinterpret_cast<const Word4*>(key + i);
-    mma_bf16(s, query.t[c][0], k.x, k.y);
-    mma_bf16(s, query.t[c][1], k.z, k.w);
+    k[c] = *reinterpret_cast<const Word4*>(key + (i < width ? i : 0));
+    if (i >= width) k[c] = {0, 0, 0, 0};
+  }
+  LORRY_UNROLL
+  for (int c = 0; c < kC; ++c) {
+    mma_bf16(s, query.t[c][0], k[c].x, k[c].y);
+    mma_bf16(s, query.t[c][1], k[c].z, k[c].w);
   }
   return s;
 }
@@ -156,9 +168,9 @@ LORRY_DEVICE uint32_t seen_pair(uint32_t pair, int token, int low, int high) {
 }
 LORRY_DEVICE Word4 load_values(const unsigned char* block, int pair, int width, int i, int token,
                                int low, int high) {
-  if (block == nullptr || i >= width) return {0, 0, 0, 0};
-  const auto* v = reinterpret_cast<const uint16_t*>(block) + pair * 2 * width + 2 * i;
-  const Word4 w = *reinterpret_cast<const Word4*>(v);
+  const auto* v = reinterpret_cast<const uint16_t*>(block) + pair * 2 * width;
+  const Word4 w = *reinterpret_cast<const Word4*>(v + (i < width ? 2 * i : 0));
+  if (i >= width) return {0, 0, 0, 0};
   return {seen_pair(w.x, token, low, high), seen_pair(w.y, token, low, high),
           seen_pair(w.z, token, low, high), seen_pair(w.w, token, low, high)};
 }
@@ -178,7 +190,7 @@ LORRY_DEVICE void add_values(Float4 (&o)[4], const Word4& prob, const AttentionA
                              const Place& p, int first, int b, int c, int low, int high) {
   const auto width = static_cast<int>(head_width(true, a.head_dim));
   const int key = first + b * kTokens;
-  const unsigned char* block = block_of(a, p, a.v, key, low, high);
+  const unsigned char* block = a.v + block_of(a, p, key, low, high);
   const int i = 32 * c + 4 * p.g;
   const Word4 v0 = load_values(block, p.q, width, i, key + 2 * p.q, low, high);
   const Word4 v1 = load_values(block, p.q + 4, width, i, key + 2 * p.q + 8, low, high);

@@ -104,7 +104,7 @@ Grid grid_of(const AdaptArgs& a, int64_t parts) {
 void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, bool bf16) {
   const Grid grid = grid_of(a, ceil_div(tokens ? a.max_tokens : a.max_out, kRowBlock));
   constexpr int kThreads = 32 * kSlices;
-  constexpr size_t kShared = slices_shared<1>();
+  constexpr size_t kShared = slices_shared<LoadBf16, 1>();
   if (bf16 && tokens) {
     return start<AdaptArgs, replace_kernel<true>>("replace", grid, kThreads, kShared, s, a);
   }

@@ -158,6 +158,41 @@ LORRY_DEVICE void prefetch(const void* p) {
 #endif
 }
 
+// ---- copies from the device's memory to shared memory that go on while a thread does other
+// things. Those that a thread has started since the last commit are a group.
+#ifdef __CUDACC__
+LORRY_DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+// kBytes: 8 or 16, both aligned so; or zeros.
+template <int kBytes>
+LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros = false) {
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+                 "l"(from), "r"(zeros ? 0 : 16)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)),
+                 "l"(from), "r"(zeros ? 0 : 8)
+                 : "memory");
+  }
+}
+LORRY_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All but the last kLeft groups of this thread have arrived.
+template <int kLeft>
+LORRY_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+#else
+template <int kBytes>
+LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros = false) {
+  zeros ? memset(shared, 0, kBytes) : memcpy(shared, from, kBytes);
+}
+LORRY_DEVICE void commit_copies() {}
+template <int>
+LORRY_DEVICE void wait_copies() {}
+#endif
+
 LORRY_DEVICE int warp_index() { return static_cast<int>(threadIdx.x >> 5U); }
 
 // Of all lanes, in all lanes, in a fixed order.

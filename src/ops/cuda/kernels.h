@@ -174,7 +174,7 @@ struct LinearArgs {
   uint16_t* arranged;
   int64_t arranged_pitch;  // in, rounded up to kArranged
 };
-constexpr int64_t kArranged = 4 * kChunk;
+constexpr int64_t kArranged = 8 * kChunk;
 constexpr int kZeroBytes = 2 * kChunkValues;
 // Rows that a group has as likely as not, no more: the kernels are chosen by it.
 constexpr int64_t expected_rows(const LinearArgs& a) {

@@ -122,8 +122,8 @@ prefill_kernel(LinearArgs a) {
 template <class Load, int kN>
 void decode(Stream s, const LinearArgs& a, int64_t row_tiles) {
   const Grid grid{ceil_div(a.out, kRowBlock), a.groups, row_tiles};
-  start<LinearArgs, decode_kernel<Load, kN>>("linear", grid, 32 * kSlices, slices_shared<kN>(), s,
-                                             a);
+  start<LinearArgs, decode_kernel<Load, kN>>("linear", grid, 32 * kSlices,
+                                             slices_shared<Load, kN>(), s, a);
 }
 template <class Load, int kN>
 void prefill(Stream s, const LinearArgs& a, int64_t row_tiles) {

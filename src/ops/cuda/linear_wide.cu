@@ -13,7 +13,9 @@ namespace {
 constexpr int kThreads = 256;   // two warpgroups
 constexpr int kGroupRows = 64;  // outputs of a warpgroup
 constexpr int kChunksOfTile = kTileInputs / kChunk;
-static_assert(kSlices == 2 && kSliceChunks == 2 * kChunksOfTile);
+constexpr int kWidest = 256;  // rows of a tile
+static_assert(kSlices == 2 && kSliceChunks == 8);
+static_assert(kArranged == kSliceChunks * kChunk);
 
 // A chunk of weights that are zero, behind the rows that arrange_kernel makes.
 LORRY_DEVICE unsigned char* zeros_of(const LinearArgs& a) {
@@ -62,7 +64,8 @@ template <int kN_, bool kSplit_>
 struct Shape {
   static constexpr int kN = kN_;
   static constexpr bool kSplit = kSplit_;
-  static constexpr int kStages = kN == 256 ? 3 : 4;
+  static constexpr int kStages = kSplit ? 4 : 3;
+  static constexpr int kBuffers = kSplit ? 8 : 4;  // chunks of weights in registers
   static constexpr int kOutputs = kSplit ? kGroupRows : 2 * kGroupRows;
   static constexpr int kLoaders = kSplit ? kThreads / 2 : kThreads;  // threads that fill a tile
   static constexpr int kTileBytes = kN * kTileRowBytes;
@@ -90,9 +93,9 @@ struct TileLoader {
       const int row = (i * S::kLoaders + thread) / 8;
       const int part = thread % 8;
       const int own = row < rows ? row : rows - 1;
-      copy_async(shared + place_in_tile(row, part),
-                 x + (first + own) * pitch + int64_t{stage} * kTileRowBytes + part * 16,
-                 stage >= end);
+      copy_async<16>(shared + place_in_tile(row, part),
+                     x + (first + own) * pitch + int64_t{stage} * kTileRowBytes + part * 16,
+                     stage >= end);
     }
   }
 };
@@ -122,124 +125,182 @@ LORRY_DEVICE void store(const LinearArgs& a, const float (&sum)[S::kN / 2], int6
   }
 }
 
-// grid: row tiles, outputs, groups.
-template <class Load, class S>
-LORRY_KERNEL(kThreads)
-wide_kernel(LinearArgs a) {
-  begin_kernel();
-  constexpr int kN = S::kN;
-  constexpr int kAhead = S::kStages - 2;  // tiles on their way
-  const int group = static_cast<int>(blockIdx.z);
-  const int32_t begin = a.begin == nullptr ? 0 : a.begin[group];
-  const int32_t end = a.begin == nullptr ? a.rows : a.begin[group + 1];
-  const int team = static_cast<int>(threadIdx.x) / 128;
-  const int64_t block = int64_t{blockIdx.y} * (S::kOutputs / kRowBlock) +
-                        (S::kSplit ? warp_index() % 4 : warp_index());
+// What a warp multiplies: a row block of one group.
+struct Place {
+  const unsigned char* w;
+  const float* scales;  // null: none
+  int64_t column;
+  int32_t begin, end;  // rows of the group
+};
+template <bool kSplit>
+LORRY_DEVICE Place place_of(const LinearArgs& a) {
+  Place p;
+  const auto group = static_cast<int>(blockIdx.z);
+  p.begin = a.begin == nullptr ? 0 : a.begin[group];
+  p.end = a.begin == nullptr ? a.rows : a.begin[group + 1];
+  const int64_t block =
+      kSplit ? int64_t{blockIdx.y} * 4 + warp_index() % 4 : int64_t{blockIdx.y} * 8 + warp_index();
   const int64_t blocks = (a.out + kRowBlock - 1) / kRowBlock;
   const int64_t own = block < blocks ? block : blocks - 1;  // beyond the last: not stored
-  const unsigned char* w = a.w + group * a.group_bytes + own * a.plan.block_bytes();
-  const float* scales =
-      a.plan.scales == 0 ? nullptr : reinterpret_cast<const float*>(w + a.plan.scales_offset());
+  p.w = a.w + group * a.group_bytes + own * a.plan.block_bytes();
+  p.scales =
+      a.plan.scales == 0 ? nullptr : reinterpret_cast<const float*>(p.w + a.plan.scales_offset());
+  p.column = block * kRowBlock;
+  return p;
+}
+
+// Rows r ... of the place's group, at most S::kN.
+template <class Load, class S>
+LORRY_DEVICE void multiply_tile(const LinearArgs& a, const Place& p, int32_t r) {
+  constexpr int kN = S::kN;
+  constexpr int kAhead = S::kStages - 2;  // tiles on their way
+  constexpr int kBuffers = S::kBuffers;
+  constexpr int kTilesOfRound = kBuffers / kChunksOfTile;
+  const int team = static_cast<int>(threadIdx.x) / 128;
   const auto chunks = static_cast<int>(a.plan.chunks());
   const int half = slice_begin(chunks, 1);
   const int from = S::kSplit && team == 1 ? half : 0;
-  // Rounds of kSliceChunks chunks, of two tiles. Both warpgroups make as many.
-  const int rounds = S::kSplit ? (chunks - half + kSliceChunks - 1) / kSliceChunks
-                               : (chunks + kSliceChunks - 1) / kSliceChunks;
-  const int turn = S::kSplit ? -1 : half / kSliceChunks;    // round that begins the second slice
+  // Both warpgroups make as many rounds.
+  const int own = S::kSplit ? chunks - half : chunks;
+  const int rounds = (own + kBuffers - 1) / kBuffers;
+  const int turn = S::kSplit ? -1 : half / kBuffers;        // round that begins the second slice
   const int stop = S::kSplit && team == 0 ? half : chunks;  // chunks from here on are zeros
+  const int tiles = rounds * kTilesOfRound;
   const unsigned char* zeros = zeros_of(a);
 
   unsigned char* shared = align_tile(shared_bytes());
   float* totals = reinterpret_cast<float*>(shared + S::kTiles);
+  const int slot = static_cast<int>(threadIdx.x) % S::kLoaders;
   TileLoader<S> loader;
   loader.tiles = shared + (S::kSplit ? team * S::kStages * S::kTileBytes : 0);
   loader.x = reinterpret_cast<const unsigned char*>(a.arranged) + int64_t{from} * kChunk * 2;
   loader.pitch = a.arranged_pitch * 2;
+  loader.first = r;
+  loader.rows = p.end - r;
   loader.end = (stop - from + kChunksOfTile - 1) / kChunksOfTile;
-  loader.thread = static_cast<int>(threadIdx.x) % S::kLoaders;
-  const int slot = S::kSplit ? static_cast<int>(threadIdx.x) % 128 : static_cast<int>(threadIdx.x);
-  const auto step = static_cast<int32_t>(kN * gridDim.x);
-  for (int32_t r = begin + static_cast<int32_t>(kN * blockIdx.x); r < end; r += step) {
-    loader.first = r;
-    loader.rows = end - r;
-    const int tiles = 2 * rounds;
-    LORRY_UNROLL
-    for (int t = 0; t < kAhead; ++t) {
-      if (t < tiles) loader.load(t, t);
-      commit_copies();
-    }
-    Tiles weights[4];
-    LORRY_UNROLL
-    for (int c = 0; c < 3; ++c) {
-      weights[c] = load_chunk<Load>(w, from + c, stop, zeros);
-    }
-    float sum[kN / 2];
-    bool fresh = true;
-    int tile = 0;       // of the one that is multiplied
-    int next = kAhead;  // of the one that is loaded
-    for (int round = 0; round < rounds; ++round) {
-      if (round == turn && round > 0) {
-        wgmma_wait<0>();
-        LORRY_UNROLL
-        for (int i = 0; i < kN / 2; ++i) totals[i * S::kLoaders + slot] = sum[i];
-        fresh = true;
-      }
+  loader.thread = slot;
+  LORRY_UNROLL
+  for (int t = 0; t < kAhead; ++t) {
+    loader.load(t, t);
+    commit_copies();
+  }
+  Tiles weights[kBuffers];
+  LORRY_UNROLL
+  for (int c = 0; c < kBuffers - 1; ++c) {
+    weights[c] = load_chunk<Load>(p.w, from + c, stop, zeros);
+  }
+  float sum[kN / 2];
+  bool fresh = true;
+  int tile = 0;       // of the one that is multiplied
+  int next = kAhead;  // of the one that is loaded
+  for (int round = 0; round < rounds; ++round) {
+    if (round == turn && round > 0) {
+      wgmma_wait<0>();
       LORRY_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        const int t = 2 * round + h;
-        wait_copies<kAhead - 1>();
-        sync_threads();
-        if (t + kAhead < tiles) loader.load(t + kAhead, next);
-        commit_copies();
-        LORRY_UNROLL
-        for (int c = 0; c < kChunksOfTile; ++c) {
-          const int at = h * kChunksOfTile + c;
-          wgmma_fence();
-          const unsigned char* x = loader.tiles + tile * S::kTileBytes;
-          wgmma<kN>(sum, weights[at].t[0], tile_operand(x, c * 64), !fresh);
-          wgmma<kN>(sum, weights[at].t[1], tile_operand(x, c * 64 + 32), true);
-          wgmma_commit();
-          fresh = false;
-          wgmma_wait<1>();
-          weights[(at + 3) % 4] =
-              load_chunk<Load>(w, from + t * kChunksOfTile + c + 3, stop, zeros);
-        }
-        tile = tile + 1 == S::kStages ? 0 : tile + 1;
-        next = next + 1 == S::kStages ? 0 : next + 1;
-      }
+      for (int i = 0; i < kN / 2; ++i) totals[i * S::kLoaders + slot] = sum[i];
+      fresh = true;
     }
-    wgmma_wait<0>();
-    const int64_t column = block * kRowBlock;
-    if (S::kSplit) {
-      if (team == 0) {
-        LORRY_UNROLL
-        for (int i = 0; i < kN / 2; ++i) totals[i * S::kLoaders + slot] = sum[i];
-      }
+    LORRY_UNROLL
+    for (int h = 0; h < kTilesOfRound; ++h) {
+      const int t = round * kTilesOfRound + h;
+      wait_copies<kAhead - 1>();
+      publish_to_wgmma();
       sync_threads();
-    }
-    if (S::kSplit ? team == 1 : turn > 0) {
+      if (t + kAhead < tiles) loader.load(t + kAhead, next);
+      commit_copies();
+      const unsigned char* x = loader.tiles + tile * S::kTileBytes;
       LORRY_UNROLL
-      for (int i = 0; i < kN / 2; ++i) sum[i] = totals[i * S::kLoaders + slot] + sum[i];
+      for (int c = 0; c < kChunksOfTile; ++c) {
+        const int at = (h * kChunksOfTile + c) % kBuffers;
+        wgmma_fence();
+        wgmma<kN>(sum, weights[at].t[0], tile_operand(x, c * 64), !fresh);
+        wgmma<kN>(sum, weights[at].t[1], tile_operand(x, c * 64 + 32), true);
+        wgmma_commit();
+        fresh = false;
+        wgmma_wait<1>();
+        weights[(at + kBuffers - 1) % kBuffers] =
+            load_chunk<Load>(p.w, from + t * kChunksOfTile + c + kBuffers - 1, stop, zeros);
+      }
+      tile = tile + 1 == S::kStages ? 0 : tile + 1;
+      next = next + 1 == S::kStages ? 0 : next + 1;
     }
-    if (!S::kSplit || team == 1) store<S>(a, sum, column, scales, r, end);
-    sync_threads();  // the tiles and totals have been read
+  }
+  wgmma_wait<0>();
+  if (S::kSplit) {
+    if (team == 0) {
+      LORRY_UNROLL
+      for (int i = 0; i < kN / 2; ++i) totals[i * S::kLoaders + slot] = sum[i];
+    }
+    sync_threads();
+  }
+  if (S::kSplit ? team == 1 : turn > 0) {
+    LORRY_UNROLL
+    for (int i = 0; i < kN / 2; ++i) sum[i] = totals[i * S::kLoaders + slot] + sum[i];
+  }
+  if (!S::kSplit || team == 1) store<S>(a, sum, p.column, p.scales, r, p.end);
+  sync_threads();  // the tiles and totals have been read
+}
+
+// Decode of many sequences. grid: row tiles, outputs, groups.
+template <class Load, class S>
+LORRY_KERNEL(kThreads)
+split_kernel(LinearArgs a) {
+  begin_kernel();
+  const Place p = place_of<true>(a);
+  const auto step = static_cast<int32_t>(S::kN * gridDim.x);
+  for (int32_t r = p.begin + static_cast<int32_t>(S::kN * blockIdx.x); r < p.end; r += step) {
+    multiply_tile<Load, S>(a, p, r);
   }
 }
 
-template <class Load, class S>
-void multiply(Stream s, const LinearArgs& a, int64_t tiles) {
-  const Grid grid{tiles < 1024 ? tiles : 1024, ceil_div(a.out, S::kOutputs), a.groups};
-  start<LinearArgs, wide_kernel<Load, S>>("linear_wide", grid, kThreads, S::kShared, s, a);
+// Rows of a tile, if all tiles of a group are as wide as each other.
+constexpr int32_t width_of(int32_t rows) {
+  const int32_t tiles = (rows + kWidest - 1) / kWidest;
+  return rows == 0 ? 0 : (rows + tiles - 1) / tiles;
 }
 
+// Prompts: groups whose tiles have more than kAbove rows, and at most S::kN. grid: as above.
+template <class Load, class S, int kAbove>
+LORRY_KERNEL(kThreads)
+wide_kernel(LinearArgs a) {
+  begin_kernel();
+  const Place p = place_of<false>(a);
+  const int32_t width = width_of(p.end - p.begin);
+  if (width <= kAbove || width > S::kN) return;
+  const auto step = static_cast<int32_t>(S::kN * gridDim.x);
+  for (int32_t r = p.begin + static_cast<int32_t>(S::kN * blockIdx.x); r < p.end; r += step) {
+    multiply_tile<Load, S>(a, p, r);
+  }
+}
+
+Grid grid_of(const LinearArgs& a, int64_t tiles, int outputs) {
+  return {tiles < 1024 ? tiles : 1024, ceil_div(a.out, outputs), a.groups};
+}
+
+template <class Load, int kN>
+void split(Stream s, const LinearArgs& a) {
+  using S = Shape<kN, true>;
+  start<LinearArgs, split_kernel<Load, S>>("linear_wide", grid_of(a, 1, S::kOutputs), kThreads,
+                                           S::kShared, s, a);
+}
+
+template <class Load, int kN, int kAbove>
+void wide(Stream s, const LinearArgs& a) {
+  using S = Shape<kN, false>;
+  const Grid grid = grid_of(a, ceil_div(expected_rows(a), kN), S::kOutputs);
+  start<LinearArgs, wide_kernel<Load, S, kAbove>>("linear_wide", grid, kThreads, S::kShared, s, a);
+}
+
+// Groups are of different sizes, which only the device knows: there each kernel takes its own.
 template <class Load>
 void multiply_all(Stream s, const LinearArgs& a) {
   const int64_t expected = expected_rows(a);
-  if (expected <= 32) return multiply<Load, Shape<32, true>>(s, a, 1);
-  if (expected <= 64) return multiply<Load, Shape<64, true>>(s, a, 1);
-  if (expected <= 128) return multiply<Load, Shape<128, false>>(s, a, 1);
-  multiply<Load, Shape<256, false>>(s, a, ceil_div(expected, 256));
+  if (expected <= 32) return split<Load, 32>(s, a);
+  if (expected <= 64) return split<Load, 64>(s, a);
+  const int32_t width = a.groups == 1 ? width_of(a.rows) : 0;
+  if (width == 0 || width <= 128) wide<Load, 128, 0>(s, a);
+  if (width == 0 || (width > 128 && width <= 192)) wide<Load, 192, 128>(s, a);
+  if (width == 0 || width > 192) wide<Load, kWidest, 192>(s, a);
 }
 
 }  // namespace

@@ -161,14 +161,16 @@ LORRY_DEVICE void expand_rows(float* y, int64_t pitch, int n, bool second, const
   }
 }
 
-// grid: tiles of rows, sites x parts of 2 kExpandThreads outputs, segments of a tile.
+// grid: tiles of rows, sites x blocks that share parts of 2 kExpandThreads outputs, segments of a
+// tile.
 template <class T>
 LORRY_KERNEL(kExpandThreads)
 expand_kernel(AdaptArgs a) {
   begin_kernel();
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const auto site = static_cast<int>(blockIdx.y) % a.sites;
-  const int64_t o = (int64_t{blockIdx.y} / a.sites * kExpandThreads + threadIdx.x) * 2;
+  const int64_t part = int64_t{blockIdx.y} / a.sites;
+  const int64_t parts = gridDim.y / static_cast<unsigned>(a.sites);
   const TileRows rows =
       rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
   if (rows.begin == rows.end || rows.patch[site].rank == 0) return;
@@ -178,12 +180,18 @@ expand_kernel(AdaptArgs a) {
     shared[i] = sums_of(a, site, rows.begin + i / patch.rank)[i % patch.rank];
   }
   sync_threads();
-  if (o >= a.site[site].out) return;
-  const T* b = static_cast<const T*>(patch.b) + o / kPanelB * kPanelB * patch.rank + o % kPanelB;
-  float* y = a.y + rows.begin * a.y_pitch + column_of(a.site[site], o);
-  const bool second = o + 1 < a.site[site].out;
-  if (n == 1) return expand_rows<1>(y, a.y_pitch, n, second, b, shared, patch.rank);
-  expand_rows<kTileRows>(y, a.y_pitch, n, second, b, shared, patch.rank);
+  const int64_t out = a.site[site].out;
+  for (int64_t o = (part * kExpandThreads + threadIdx.x) * 2; o < out;
+       o += parts * kExpandThreads * 2) {
+    const T* b = static_cast<const T*>(patch.b) + o / kPanelB * kPanelB * patch.rank + o % kPanelB;
+    float* y = a.y + rows.begin * a.y_pitch + column_of(a.site[site], o);
+    const bool second = o + 1 < out;
+    if (n == 1) {
+      expand_rows<1>(y, a.y_pitch, n, second, b, shared, patch.rank);
+    } else {
+      expand_rows<kTileRows>(y, a.y_pitch, n, second, b, shared, patch.rank);
+    }
+  }
 }
 
 // What a patch does to row `row` of the embedding.
@@ -249,7 +257,11 @@ void add_pairs(Stream s, const AdaptArgs& a, bool bf16) {
     start<AdaptArgs, shrink_f32_kernel>("shrink", {tiles, a.sites, slots}, 32 * kPlainWarps, 0, s,
                                         a);
   }
-  const Grid grid{tiles, a.sites * ceil_div(a.max_out, 2 * kExpandThreads), slots};
+  // As many blocks as fill a large device a few times over: each has to find its rows first.
+  constexpr int64_t kBlocks = 1024;
+  const int64_t parts = ceil_div(a.max_out, 2 * kExpandThreads);
+  const int64_t shares = ceil_div(kBlocks, tiles * slots * a.sites);
+  const Grid grid{tiles, a.sites * (shares < parts ? shares : parts), slots};
   const size_t shared = sizeof(float) * static_cast<size_t>(kTileRows * a.max_rank);
   if (bf16) {
     return start<AdaptArgs, expand_kernel<Bf16>>("expand", grid, kExpandThreads, shared, s, a);

@@ -1,5 +1,6 @@
 // linear with int8 and int4 weights and x in bf16: rows of x are quantised, products are s8 x s8 on
 // the tensor cores, and the sums of one scale are exact; so these linears have the CPU's bits.
+#include "ops/cuda/chunk_ring.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
 
@@ -182,6 +183,7 @@ struct LoadS4 {
 // xq of kN x 8 rows as the b operand.
 template <int kN>
 struct QuantRows {
+  static constexpr int kBytes = kN * 256;  // of a chunk, in shared memory
   const int8_t* row[kN];
 
   LORRY_DEVICE QuantRows(const QuantArgs& q, int32_t first, int32_t end) {
@@ -196,35 +198,47 @@ struct QuantRows {
     if (row[n] == nullptr) return {0, 0};
     return *reinterpret_cast<const Word2*>(row[n] + chunk * kChunk);
   }
+  LORRY_DEVICE void copy(unsigned char* to, int chunk) const {
+    LORRY_UNROLL
+    for (int n = 0; n < kN; ++n) {
+      unsigned char* at = to + (n * 32 + lane_index()) * 8;
+      if (row[n] == nullptr) {
+        *reinterpret_cast<Word2*>(at) = {0, 0};
+      } else {
+        copy_async<8>(at, row[n] + chunk * kChunk);
+      }
+    }
+  }
 };
 
-// Chunks [begin, end), several on their way at a time; f(chunk) after each is in `sum`.
+// Chunks [begin, end); f(chunk) after each is in `sum`.
 template <class Load, int kN, class F>
-LORRY_DEVICE void multiply(Int4 (&sum)[kN], const unsigned char* w, const QuantRows<kN>& x,
-                           int begin, int end, F&& f) {
-  constexpr int kAhead = kN <= 2 ? 8 : kN <= 4 ? 4 : 1;
-  for (int c = begin; c < end; c += kAhead) {
-    Word4 a[kAhead];
-    Word2 b[kAhead][kN];
+LORRY_DEVICE void multiply_streamed(Int4 (&sum)[kN], unsigned char* ring, const unsigned char* w,
+                                    const QuantRows<kN>& x, int begin, int end, F&& f) {
+  const ChunkRing<Load, QuantRows<kN>> chunks{ring, w, x};
+  chunks.each(begin, end, [&](const unsigned char* weights, const unsigned char* values, int c) {
+    const Word4 a = Load::load(weights);
     LORRY_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = c + i < end ? c + i : end - 1;  // the last one again, and not used
-      a[i] = Load::load(w + int64_t{chunk} * Load::kBytes);
-      LORRY_UNROLL
-      for (int n = 0; n < kN; ++n) b[i][n] = x.load(n, chunk);
+    for (int n = 0; n < kN; ++n) {
+      const Word2 b = *(reinterpret_cast<const Word2*>(values) + n * 32 + lane_index());
+      mma_s8(sum[n], a, b.x, b.y);
     }
+    f(c);
+  });
+}
+
+template <class Load, int kN>
+LORRY_DEVICE void multiply(Int4 (&sum)[kN], const unsigned char* w, const QuantRows<kN>& x,
+                           int begin, int end) {
+  for (int c = begin; c < end; ++c) {
+    const Word4 a = Load::load(w + int64_t{c} * Load::kBytes);
     LORRY_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      if (c + i >= end) break;
-      LORRY_UNROLL
-      for (int n = 0; n < kN; ++n) mma_s8(sum[n], a[i], b[i][n].x, b[i][n].y);
-      f(c + i);
+    for (int n = 0; n < kN; ++n) {
+      const Word2 b = x.load(n, c);
+      mma_s8(sum[n], a, b.x, b.y);
     }
   }
 }
-struct Nothing {
-  LORRY_DEVICE void operator()(int) const {}
-};
 
 // f <- fma(sum less its zero point, scale, f) for output o of a row block, scale u.
 LORRY_DEVICE float add_scaled(const QuantArgs& q, const unsigned char* block, int o, int32_t row,
@@ -280,7 +294,9 @@ quant_decode_kernel(QuantArgs q) {
   begin_kernel();
   static_assert(32 * kWarps == kRowBlock * 8);
   const LinearArgs& a = q.linear;
-  int* shared = reinterpret_cast<int*>(shared_bytes());
+  using Chunks = ChunkRing<Load, QuantRows<kN>>;
+  unsigned char* ring = shared_bytes() + warp_index() * Chunks::kBytes;
+  int* shared = reinterpret_cast<int*>(shared_bytes() + kWarps * Chunks::kBytes);
   const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
   const unsigned char* block = a.w + blockIdx.y * a.group_bytes + blockIdx.x * a.plan.block_bytes();
   const auto chunks = static_cast<int>(a.plan.chunks());
@@ -296,8 +312,8 @@ quant_decode_kernel(QuantArgs q) {
     float f[kN] = {};
     if (one) {
       Int4 sum[kN] = {};
-      multiply<Load, kN>(sum, block, x, chunks * warp_index() / kWarps,
-                         chunks * (warp_index() + 1) / kWarps, Nothing{});
+      multiply_streamed<Load, kN>(sum, ring, block, x, chunks * warp_index() / kWarps,
+                                  chunks * (warp_index() + 1) / kWarps, [](int) {});
       put_sums<kN>(shared + warp_index() * kSums, sum);
       sync_threads();
       LORRY_UNROLL
@@ -318,7 +334,7 @@ quant_decode_kernel(QuantArgs q) {
       const int last = (base + n * (warp_index() + 1) / kWarps) * per_scale;
       const int end = last < chunks ? last : chunks;
       Int4 sum[kN] = {};
-      multiply<Load, kN>(sum, block, x, begin, end, [&](int chunk) {
+      multiply_streamed<Load, kN>(sum, ring, block, x, begin, end, [&](int chunk) {
         if ((chunk + 1) % per_scale != 0 && chunk + 1 != chunks) return;
         put_sums<kN>(shared + (chunk / per_scale - base) * kSums, sum);
         LORRY_UNROLL
@@ -367,7 +383,7 @@ quant_prefill_kernel(QuantArgs q) {
       Int4 sum[kN] = {};
       const int begin = u * per_scale;
       const int end = begin + per_scale < chunks ? begin + per_scale : chunks;
-      multiply<Load, kN>(sum, block, x, begin, end, Nothing{});
+      multiply<Load, kN>(sum, block, x, begin, end);
       LORRY_UNROLL
       for (int n = 0; n < kN; ++n) {
         LORRY_UNROLL
@@ -397,7 +413,8 @@ template <class Load, int kN>
 void decode(Stream s, const QuantArgs& q) {
   const int scales = q.linear.plan.scales;
   const int slots = scales == 1 ? kWarps : scales < kRoundScales<kN> ? scales : kRoundScales<kN>;
-  const size_t shared = sizeof(int) * kRowBlock * 8 * kN * static_cast<size_t>(slots);
+  const size_t shared = sizeof(int) * kRowBlock * 8 * kN * static_cast<size_t>(slots) +
+                        size_t{kWarps} * ChunkRing<Load, QuantRows<kN>>::kBytes;
   start<QuantArgs, quant_decode_kernel<Load, kN>>(
       "linear_quant", {ceil_div(q.linear.out, kRowBlock), q.linear.groups}, 32 * kWarps, shared, s,
       q);

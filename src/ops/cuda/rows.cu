@@ -207,16 +207,37 @@ LORRY_DEVICE float gelu_erf(float x) {
 }
 
 template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T v[4];
+};
+
+template <class T>
 LORRY_KERNEL(kThreads)
 glu_kernel(GluArgs a) {
   begin_kernel();
-  each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
-    const float* gate = a.gu + r * a.gu_pitch + c / 64 * 128 + c % 64;
-    const float x = gate[0];
+  const auto one = [&](float x, float up) {
     const float active = a.activation == 0   ? silu(x)
                          : a.activation == 1 ? gelu_tanh(x)
                                              : gelu_erf(x);
-    narrow(static_cast<T*>(a.y)[r * a.y_pitch + c], active * gate[64]);
+    T y;
+    narrow(y, active * up);
+    return y;
+  };
+  each_element(a.rows, (a.cols + 3) / 4, [&](int64_t r, int64_t quad) {
+    const int64_t c = 4 * quad;
+    const float* gate = a.gu + r * a.gu_pitch + c / 64 * 128 + c % 64;
+    T* y = static_cast<T*>(a.y) + r * a.y_pitch + c;
+    const auto n = static_cast<int>(a.cols - c < 4 ? a.cols - c : 4);
+    const Quad x = load_quad(gate, 0, n);
+    const Quad up = load_quad(gate + 64, 0, n);
+    Four<T> out{};
+    LORRY_UNROLL
+    for (int i = 0; i < 4; ++i) out.v[i] = one(x.v[i], up.v[i]);
+    if (n == 4 && reinterpret_cast<uintptr_t>(y) % sizeof(out) == 0) {
+      *reinterpret_cast<Four<T>*>(y) = out;
+    } else {
+      for (int i = 0; i < n; ++i) y[i] = out.v[i];
+    }
   });
 }
 
@@ -239,8 +260,20 @@ LORRY_KERNEL(kThreads) combine_kernel(CombineArgs a) {
 
 LORRY_KERNEL(kThreads) add_kernel(AddArgs a) {
   begin_kernel();
-  each_element(a.rows, a.cols,
-               [&](int64_t r, int64_t c) { a.x[r * a.x_pitch + c] += a.y[r * a.y_pitch + c]; });
+  each_element(a.rows, (a.cols + 3) / 4, [&](int64_t r, int64_t quad) {
+    const int64_t c = 4 * quad;
+    float* x = a.x + r * a.x_pitch;
+    const Quad left = load_quad(x, c, a.cols);
+    const Quad right = load_quad(a.y + r * a.y_pitch, c, a.cols);
+    Four<float> sum{};
+    LORRY_UNROLL
+    for (int i = 0; i < 4; ++i) sum.v[i] = left.v[i] + right.v[i];
+    if (c + 4 <= a.cols && reinterpret_cast<uintptr_t>(x + c) % sizeof(sum) == 0) {
+      *reinterpret_cast<Four<float>*>(x + c) = sum;
+    } else {
+      for (int i = 0; c + i < a.cols && i < 4; ++i) x[c + i] = sum.v[i];
+    }
+  });
 }
 
 template <class T>
@@ -316,7 +349,7 @@ void gather(Stream s, const GatherArgs& a) {
 }
 
 void glu(Stream s, const GluArgs& a, bool bf16) {
-  const Grid grid = elements(a.rows, a.cols, kThreads);
+  const Grid grid = elements(a.rows, ceil_div(a.cols, 4), kThreads);
   if (bf16) return start<GluArgs, glu_kernel<Bf16>>("glu", grid, kThreads, 0, s, a);
   start<GluArgs, glu_kernel<float>>("glu", grid, kThreads, 0, s, a);
 }
@@ -327,7 +360,8 @@ void combine(Stream s, const CombineArgs& a) {
 }
 
 void add(Stream s, const AddArgs& a) {
-  start<AddArgs, add_kernel>("add", elements(a.rows, a.cols, kThreads), kThreads, 0, s, a);
+  const Grid grid = elements(a.rows, ceil_div(a.cols, 4), kThreads);
+  start<AddArgs, add_kernel>("add", grid, kThreads, 0, s, a);
 }
 
 void add_silu(Stream s, const AddSiluArgs& a, bool bf16) {

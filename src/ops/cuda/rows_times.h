@@ -8,11 +8,12 @@
 #pragma once
 #include "ops/cuda/device.h"
 #include "ops/cuda/layout.h"
+#include "ops/cuda/chunk_ring.h"
 
 namespace lorry::cuda {
 
 constexpr int kSlices = 2;
-constexpr int kSliceChunks = 4;  // a slice begins at a multiple of so many chunks
+constexpr int kSliceChunks = 8;  // a slice begins at a multiple of so many chunks
 
 // The first chunk of slice s; of slice kSlices: the end.
 constexpr int slice_begin(int chunks, int s) {
@@ -23,7 +24,8 @@ constexpr int slice_begin(int chunks, int s) {
 // x of kN x 8 rows as the b operand: lane 4 g + q has row 8 n + g, inputs 8 q ... of a chunk.
 template <int kN>
 struct XRows {
-  const uint16_t* row[kN];  // null: beyond the last, zeros
+  static constexpr int kBytes = kN * 512;  // of a chunk, in shared memory
+  const uint16_t* row[kN];                 // null: beyond the last, zeros
   int in;
   bool wide;  // 16 bytes at a time
 
@@ -47,7 +49,26 @@ struct XRows {
     for (int i = 0; i < 8; ++i) v[i] = k + i < in ? x[i] : 0U;
     return {v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16};
   }
+
+  LORRY_DEVICE void copy(unsigned char* to, int chunk) const {
+    const int k = chunk * kChunk + lane_index() % 4 * 8;
+    LORRY_UNROLL
+    for (int n = 0; n < kN; ++n) {
+      unsigned char* at = to + (n * 32 + lane_index()) * 16;
+      if (row[n] != nullptr && wide && k + 8 <= in) {
+        copy_async<16>(at, row[n] + k);
+      } else {
+        *reinterpret_cast<Word4*>(at) = load(n, chunk);
+      }
+    }
+  }
 };
+
+// A lane's part of a chunk of XRows in shared memory.
+template <int kN>
+LORRY_DEVICE Word4 x_in(const unsigned char* chunk, int n) {
+  return *(reinterpret_cast<const Word4*>(chunk) + n * 32 + lane_index());
+}
 
 // Both a operands of a chunk.
 struct Tiles {
@@ -80,7 +101,7 @@ struct LoadFp8 {
 template <class Load, int kM, int kN>
 LORRY_DEVICE void multiply(Float4 (&sum)[kM][kN], const unsigned char* w, int64_t block_bytes,
                            const XRows<kN>& x, int begin, int end) {
-  constexpr int kAhead = kM * kN <= 2 ? 8 : kM * kN <= 4 ? 2 : 1;  // chunks loaded together
+  constexpr int kAhead = kM * kN <= 4 ? 2 : 1;  // chunks loaded together
   for (int c = begin; c < end; c += kAhead) {
     Tiles a[kAhead][kM];
     Word4 b[kAhead][kN];
@@ -114,13 +135,25 @@ LORRY_DEVICE void multiply(Float4 (&sum)[kM][kN], const unsigned char* w, int64_
 constexpr int kStoredRows = 32 * kSlices / kRowBlock;
 
 // One row block by kSlices warps: thread t of 32 * kSlices gets the sums of output t % 16 for rows
-// t / 16 + kStoredRows j, in order of the slices. shared: kSlices * 16 * 8 kN floats.
+// t / 16 + kStoredRows j, in order of the slices. shared: slices_shared bytes.
 template <class Load, int kN>
 LORRY_DEVICE void multiply_by_slices(float (&sum)[8 * kN / kStoredRows], float* shared,
                                      const unsigned char* w, const XRows<kN>& x, int chunks) {
   const int slice = warp_index();
-  Float4 part[1][kN] = {};
-  multiply<Load, 1, kN>(part, w, 0, x, slice_begin(chunks, slice), slice_begin(chunks, slice + 1));
+  using Chunks = ChunkRing<Load, XRows<kN>>;
+  auto* ring = reinterpret_cast<unsigned char*>(shared + kSlices * 8 * kN * kRowBlock);
+  Float4 part[kN] = {};
+  const Chunks stream{ring + slice * Chunks::kBytes, w, x};
+  stream.each(slice_begin(chunks, slice), slice_begin(chunks, slice + 1),
+              [&](const unsigned char* weights, const unsigned char* values, int) {
+                const Tiles a = Load::load(weights);
+                LORRY_UNROLL
+                for (int n = 0; n < kN; ++n) {
+                  const Word4 b = x_in<kN>(values, n);
+                  mma_bf16(part[n], a.t[0], b.x, b.y);
+                  mma_bf16(part[n], a.t[1], b.z, b.w);
+                }
+              });
   const int g = lane_index() / 4;
   const int q = lane_index() % 4;
   sync_threads();  // what was in `shared` has been read
@@ -129,7 +162,7 @@ LORRY_DEVICE void multiply_by_slices(float (&sum)[8 * kN / kStoredRows], float* 
     LORRY_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int row = 8 * n + 2 * q + i % 2;
-      shared[(slice * 8 * kN + row) * kRowBlock + g + i / 2 * 8] = part[0][n].v[i];
+      shared[(slice * 8 * kN + row) * kRowBlock + g + i / 2 * 8] = part[n].v[i];
     }
   }
   sync_threads();
@@ -143,9 +176,9 @@ LORRY_DEVICE void multiply_by_slices(float (&sum)[8 * kN / kStoredRows], float* 
     sum[j] = total;
   }
 }
-template <int kN>
+template <class Load, int kN>
 constexpr size_t slices_shared() {
-  return sizeof(float) * kSlices * kRowBlock * 8 * kN;
+  return sizeof(float) * kSlices * kRowBlock * 8 * kN + kSlices * ChunkRing<Load, XRows<kN>>::kBytes;
 }
 
 }  // namespace lorry::cuda

@@ -28,26 +28,6 @@ LORRY_DEVICE unsigned char* align_tile(unsigned char* p) {
 
 #ifdef __CUDACC__
 
-LORRY_DEVICE uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-// 16 bytes from the device's memory, or zeros.
-LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-               "l"(from), "r"(zeros ? 0 : 16)
-               : "memory");
-}
-LORRY_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// All but the last kLeft groups of this thread have arrived, and wgmma may read them after a
-// barrier.
-template <int kLeft>
-LORRY_DEVICE void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-#ifdef LORRY_WGMMA_CODE
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 // The tile as wgmma's b operand, at `bytes` (of 64 of a row) from its start.
 using TileOperand = uint64_t;
 LORRY_DEVICE TileOperand tile_operand(const unsigned char* tile, int bytes) {
@@ -58,13 +38,6 @@ LORRY_DEVICE TileOperand tile_operand(const unsigned char* tile, int bytes) {
 }
 
 #else
-
-LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros) {
-  zeros ? memset(shared, 0, 16) : memcpy(shared, from, 16);
-}
-LORRY_DEVICE void commit_copies() {}
-template <int>
-LORRY_DEVICE void wait_copies() {}
 
 struct TileOperand {
   const unsigned char* tile;
@@ -78,6 +51,11 @@ LORRY_DEVICE TileOperand tile_operand(const unsigned char* tile, int bytes) {
 
 #ifdef LORRY_WGMMA_CODE
 
+// What copies and threads have written to shared memory before the next barrier may be read by
+// wgmma.
+LORRY_DEVICE void publish_to_wgmma() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 // Registers of operands that follow may be read and written by wgmma.
 LORRY_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 LORRY_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -96,12 +74,14 @@ LORRY_DEVICE void wgmma_wait() {
   LORRY_P1                                                                                \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52," \
   "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define LORRY_P3                                                                      \
-  LORRY_P2                                                                            \
-  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83," \
-  "%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,"   \
-  "%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,"  \
-  "%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define LORRY_P3                                                                              \
+  LORRY_P2                                                                                    \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85," \
+  "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define LORRY_P4                                                                            \
+  LORRY_P3                                                                                  \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113," \
+  "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define LORRY_WGMMA(n, outputs, a0, a1, a2, a3, b, keep, ...)                             \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #keep                                 \
                ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" outputs \
@@ -113,20 +93,24 @@ LORRY_DEVICE void wgmma_wait() {
 // them, c[4 j ...] its columns 8 j ... + 7. Ends with wgmma_wait.
 template <int kN>
 LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool add) {
-  static_assert(kN == 32 || kN == 64 || kN == 128 || kN == 256);
+  static_assert(kN == 32 || kN == 64 || kN == 128 || kN == 192 || kN == 256);
   if constexpr (kN == 32) {
     LORRY_WGMMA(32, LORRY_P0, 16, 17, 18, 19, 20, 21, LORRY_OUT16(0));
   } else if constexpr (kN == 64) {
     LORRY_WGMMA(64, LORRY_P1, 32, 33, 34, 35, 36, 37, LORRY_OUT16(0), LORRY_OUT16(16));
   } else if constexpr (kN == 128) {
     LORRY_WGMMA(128, LORRY_P2, 64, 65, 66, 67, 68, 69, LORRY_OUT64(0));
+  } else if constexpr (kN == 192) {
+    LORRY_WGMMA(192, LORRY_P3, 96, 97, 98, 99, 100, 101, LORRY_OUT64(0), LORRY_OUT16(64),
+                LORRY_OUT16(80));
   } else {
-    LORRY_WGMMA(256, LORRY_P3, 128, 129, 130, 131, 132, 133, LORRY_OUT64(0), LORRY_OUT64(64));
+    LORRY_WGMMA(256, LORRY_P4, 128, 129, 130, 131, 132, 133, LORRY_OUT64(0), LORRY_OUT64(64));
   }
 }
 
 #else
 
+LORRY_DEVICE void publish_to_wgmma() {}
 LORRY_DEVICE void wgmma_fence() {}
 LORRY_DEVICE void wgmma_commit() {}
 template <int>

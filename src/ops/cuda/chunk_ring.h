@@ -1,0 +1,64 @@
+// Chunks of weights and of x on their way into shared memory while others are multiplied. A lane
+// reads back what it copied itself, so that a warp needs no barrier: the ring is room for its
+// registers.
+#pragma once
+#include "ops/cuda/device.h"
+#include "ops/cuda/layout.h"
+
+namespace lorry::cuda {
+
+// Load: kBytes of a chunk of weights. X: kBytes of a chunk of x, and copy(to, chunk).
+template <class Load, class X>
+struct ChunkRing {
+  static constexpr int kGroups = 4;  // what is waited for at once; one is multiplied
+  static constexpr int kTogether = Load::kBytes >= 1024 ? 2 : 4;  // chunks of a group
+  static constexpr int kPlaces = kGroups * kTogether;
+  static constexpr int kPlace = Load::kBytes + X::kBytes;
+  static constexpr int kBytes = kPlaces * kPlace;  // of shared memory, of a warp
+
+  unsigned char* ring;  // of the warp
+  const unsigned char* w;
+  const X& x;
+
+  // f(weights, x, chunk) for chunks [begin, end), in order.
+  template <class F>
+  LORRY_DEVICE void each(int begin, int end, F&& f) const {
+    LORRY_UNROLL
+    for (int g = 0; g < kGroups - 1; ++g) load(g * kTogether, begin + g * kTogether, end);
+    int place = 0;
+    for (int c = begin; c < end; c += kTogether) {
+      const int next = place == 0 ? kPlaces - kTogether : place - kTogether;
+      load(next, c + (kGroups - 1) * kTogether, end);
+      wait_copies<kGroups - 1>();
+      LORRY_UNROLL
+      for (int i = 0; i < kTogether; ++i) {
+        const unsigned char* at = ring + (place + i) * kPlace;
+        if (c + i < end) f(at, at + Load::kBytes, c + i);
+      }
+      place = place + kTogether == kPlaces ? 0 : place + kTogether;
+    }
+  }
+
+ private:
+  // A group of chunks from `first` on.
+  LORRY_DEVICE void load(int place, int first, int end) const {
+    LORRY_UNROLL
+    for (int i = 0; i < kTogether; ++i) {
+      if (first + i >= end) break;
+      unsigned char* to = ring + (place + i) * kPlace;
+      const unsigned char* from = w + int64_t{first + i} * Load::kBytes;
+      if constexpr (Load::kBytes % 512 == 0) {
+        LORRY_UNROLL
+        for (int b = 0; b < Load::kBytes; b += 512) {
+          copy_async<16>(to + b + lane_index() * 16, from + b + lane_index() * 16);
+        }
+      } else {
+        copy_async<8>(to + lane_index() * 8, from + lane_index() * 8);
+      }
+      x.copy(to + Load::kBytes, first + i);
+    }
+    commit_copies();
+  }
+};
+
+}  // namespace lorry::cuda
