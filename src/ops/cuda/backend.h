@@ -172,6 +172,8 @@ class CudaOps final : public Ops {
                                         std::span<const LoraSegment> segments,
                                         const LoraPlan& plan);
   void plan_tiles(const AttentionPlan& plan, const AttentionSpec& spec, int tile_heads);
+  void fill_blocks();
+  void add_idle_tile();
 
   std::byte* scratch_of(Call& call, const Tensor& scratch) const;
 

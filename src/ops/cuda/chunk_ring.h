@@ -7,10 +7,20 @@
 
 namespace lorry::cuda {
 
+// A lane's part of a chunk of weights.
+template <class Load>
+LORRY_DEVICE void copy_chunk(unsigned char* to, const unsigned char* from) {
+  static_assert(Load::kBytes % 512 == 0);
+  LORRY_UNROLL
+  for (int b = 0; b < Load::kBytes; b += 512) {
+    copy_async<16>(to + b + lane_index() * 16, from + b + lane_index() * 16);
+  }
+}
+
 // Load: kBytes of a chunk of weights. X: kBytes of a chunk of x, and copy(to, chunk).
 template <class Load, class X>
 struct ChunkRing {
-  static constexpr int kGroups = 4;  // what is waited for at once; one is multiplied
+  static constexpr int kGroups = 8;  // what is waited for at once; one is multiplied
   static constexpr int kTogether = Load::kBytes >= 1024 ? 2 : 4;  // chunks of a group
   static constexpr int kPlaces = kGroups * kTogether;
   static constexpr int kPlace = Load::kBytes + X::kBytes;
@@ -47,14 +57,7 @@ struct ChunkRing {
       if (first + i >= end) break;
       unsigned char* to = ring + (place + i) * kPlace;
       const unsigned char* from = w + int64_t{first + i} * Load::kBytes;
-      if constexpr (Load::kBytes % 512 == 0) {
-        LORRY_UNROLL
-        for (int b = 0; b < Load::kBytes; b += 512) {
-          copy_async<16>(to + b + lane_index() * 16, from + b + lane_index() * 16);
-        }
-      } else {
-        copy_async<8>(to + lane_index() * 8, from + lane_index() * 8);
-      }
+      copy_chunk<Load>(to, from);
       x.copy(to + Load::kBytes, first + i);
     }
     commit_copies();

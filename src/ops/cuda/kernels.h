@@ -247,7 +247,8 @@ struct AttentionTile {
   int32_t n_units;     // of the tile
   int32_t first_slot;  // by units: where the tile's results begin, in units
 };
-constexpr int kUnitKeys = 64;  // keys whose softmax is made at once
+constexpr int kUnitKeys = 64;     // keys whose softmax is made at once
+constexpr int kTilesOfBlock = 4;  // in prompts, tiles that share what they read: of one sequence
 struct AttentionArgs {
   void* o;
   int64_t o_pitch;
@@ -264,7 +265,8 @@ struct AttentionArgs {
   int32_t tile_heads, head_tiles;  // heads of a tile, tiles of a KV head's heads
   float* results;                  // by units: [slots, kv_heads * head_tiles, 16, head width + 2]
 };
-// Keys and values in bf16, head_dim <= 256. by_units: one unit a warp, then merge_units.
+// Keys and values in bf16, head_dim <= 256. by_units: one unit a block, then merge_units; else each
+// kTilesOfBlock tiles are of one sequence, some perhaps without units and positions.
 void attention_bf16(Stream s, const AttentionArgs& a, bool by_units);
 // tiles: one for each tile of rows.
 void merge_units(Stream s, const AttentionArgs& a);

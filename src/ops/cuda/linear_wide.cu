@@ -58,14 +58,14 @@ LORRY_KERNEL(kArrangeThreads) arrange_kernel(LinearArgs a) {
   }
 }
 
-// kSplit: the warpgroups have the same 64 outputs, and a slice of the inputs each. Else: 64 outputs
-// each, slice after slice. kN rows of x in a tile.
+// kSplit: the warpgroups have the same 64 outputs, and a slice of the inputs each; weights come by
+// way of shared memory, of which there is enough. Else: 64 outputs each, slice after slice. kN rows
+// of x in a tile.
 template <int kN_, bool kSplit_>
 struct Shape {
   static constexpr int kN = kN_;
   static constexpr bool kSplit = kSplit_;
   static constexpr int kStages = kSplit ? 4 : 3;
-  static constexpr int kBuffers = kSplit ? 8 : 4;  // chunks of weights in registers
   static constexpr int kOutputs = kSplit ? kGroupRows : 2 * kGroupRows;
   static constexpr int kLoaders = kSplit ? kThreads / 2 : kThreads;  // threads that fill a tile
   static constexpr int kTileBytes = kN * kTileRowBytes;
@@ -149,36 +149,112 @@ LORRY_DEVICE Place place_of(const LinearArgs& a) {
   return p;
 }
 
-// Rows r ... of the place's group, at most S::kN.
-template <class Load, class S>
-LORRY_DEVICE void multiply_tile(const LinearArgs& a, const Place& p, int32_t r) {
-  constexpr int kN = S::kN;
-  constexpr int kAhead = S::kStages - 2;  // tiles on their way
-  constexpr int kBuffers = S::kBuffers;
-  constexpr int kTilesOfRound = kBuffers / kChunksOfTile;
-  const int team = static_cast<int>(threadIdx.x) / 128;
-  const auto chunks = static_cast<int>(a.plan.chunks());
-  const int half = slice_begin(chunks, 1);
-  const int from = S::kSplit && team == 1 ? half : 0;
-  // Both warpgroups make as many rounds.
-  const int own = S::kSplit ? chunks - half : chunks;
-  const int rounds = (own + kBuffers - 1) / kBuffers;
-  const int turn = S::kSplit ? -1 : half / kBuffers;        // round that begins the second slice
-  const int stop = S::kSplit && team == 0 ? half : chunks;  // chunks from here on are zeros
-  const int tiles = rounds * kTilesOfRound;
-  const unsigned char* zeros = zeros_of(a);
+template <class S>
+LORRY_DEVICE void put_totals(float* totals, int slot, const float (&sum)[S::kN / 2]) {
+  LORRY_UNROLL
+  for (int i = 0; i < S::kN / 2; ++i) totals[i * S::kLoaders + slot] = sum[i];
+}
+template <class S>
+LORRY_DEVICE void add_totals(const float* totals, int slot, float (&sum)[S::kN / 2]) {
+  LORRY_UNROLL
+  for (int i = 0; i < S::kN / 2; ++i) sum[i] = totals[i * S::kLoaders + slot] + sum[i];
+}
 
-  unsigned char* shared = align_tile(shared_bytes());
-  float* totals = reinterpret_cast<float*>(shared + S::kTiles);
-  const int slot = static_cast<int>(threadIdx.x) % S::kLoaders;
+template <class S>
+LORRY_DEVICE TileLoader<S> loader_of(const LinearArgs& a, const Place& p, unsigned char* tiles,
+                                     int32_t r, int from, int stop) {
   TileLoader<S> loader;
-  loader.tiles = shared + (S::kSplit ? team * S::kStages * S::kTileBytes : 0);
+  loader.tiles = tiles;
   loader.x = reinterpret_cast<const unsigned char*>(a.arranged) + int64_t{from} * kChunk * 2;
   loader.pitch = a.arranged_pitch * 2;
   loader.first = r;
   loader.rows = p.end - r;
   loader.end = (stop - from + kChunksOfTile - 1) / kChunksOfTile;
-  loader.thread = slot;
+  loader.thread = static_cast<int>(threadIdx.x) % S::kLoaders;
+  return loader;
+}
+
+// Rows r ... of the place's group, at most S::kN; the two slices side by side.
+template <class Load, class S>
+LORRY_DEVICE void multiply_slices(const LinearArgs& a, const Place& p, int32_t r) {
+  constexpr int kN = S::kN;
+  constexpr int kAhead = S::kStages - 1;                  // tiles on their way
+  constexpr int kWeights = kChunksOfTile * Load::kBytes;  // of a warp's row block in a tile
+  const int team = static_cast<int>(threadIdx.x) / 128;
+  const int slot = static_cast<int>(threadIdx.x) % 128;
+  const auto chunks = static_cast<int>(a.plan.chunks());
+  const int half = slice_begin(chunks, 1);
+  const int from = team == 0 ? 0 : half;
+  const int stop = team == 0 ? half : chunks;  // chunks from here on are zeros
+  const int tiles = (chunks - half + kChunksOfTile - 1) / kChunksOfTile;  // of both
+  const unsigned char* zeros = zeros_of(a);
+  unsigned char* shared = align_tile(shared_bytes());
+  float* totals = reinterpret_cast<float*>(shared + S::kTiles);
+  unsigned char* weights = shared + S::kTiles + S::kTotals + warp_index() * S::kStages * kWeights;
+  const TileLoader<S> loader =
+      loader_of<S>(a, p, shared + team * S::kStages * S::kTileBytes, r, from, stop);
+  const auto load = [&](int t, int place) {
+    if (t < tiles) {
+      loader.load(t, place);
+      LORRY_UNROLL
+      for (int c = 0; c < kChunksOfTile; ++c) {
+        const int chunk = from + t * kChunksOfTile + c;
+        copy_chunk<Load>(weights + place * kWeights + c * Load::kBytes,
+                         chunk < stop ? p.w + int64_t{chunk} * Load::kBytes : zeros);
+      }
+    }
+    commit_copies();
+  };
+  LORRY_UNROLL
+  for (int t = 0; t < kAhead; ++t) load(t, t);
+  float sum[kN / 2];
+  int place = 0;
+  for (int t = 0; t < tiles; ++t) {
+    wait_copies<kAhead - 1>();
+    publish_to_wgmma();
+    sync_threads();
+    load(t + kAhead, place == 0 ? S::kStages - 1 : place - 1);
+    Tiles w[kChunksOfTile];
+    LORRY_UNROLL
+    for (int c = 0; c < kChunksOfTile; ++c) {
+      w[c] = Load::load(weights + place * kWeights + c * Load::kBytes);
+    }
+    const unsigned char* x = loader.tiles + place * S::kTileBytes;
+    wgmma_fence();
+    LORRY_UNROLL
+    for (int c = 0; c < kChunksOfTile; ++c) {
+      wgmma<kN>(sum, w[c].t[0], tile_operand(x, c * 64), t > 0 || c > 0);
+      wgmma<kN>(sum, w[c].t[1], tile_operand(x, c * 64 + 32), true);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    place = place + 1 == S::kStages ? 0 : place + 1;
+  }
+  if (team == 0) put_totals<S>(totals, slot, sum);
+  sync_threads();
+  if (team == 1) {
+    add_totals<S>(totals, slot, sum);
+    store<S>(a, sum, p.column, p.scales, r, p.end);
+  }
+  sync_threads();  // the tiles and totals have been read
+}
+
+// The same, slice after slice.
+template <class Load, class S>
+LORRY_DEVICE void multiply_tile(const LinearArgs& a, const Place& p, int32_t r) {
+  constexpr int kN = S::kN;
+  constexpr int kAhead = S::kStages - 2;  // tiles on their way
+  constexpr int kBuffers = 4;             // chunks of weights in registers
+  constexpr int kTilesOfRound = kBuffers / kChunksOfTile;
+  const auto chunks = static_cast<int>(a.plan.chunks());
+  const int rounds = (chunks + kBuffers - 1) / kBuffers;
+  const int turn = slice_begin(chunks, 1) / kBuffers;  // round that begins the second slice
+  const int tiles = rounds * kTilesOfRound;
+  const unsigned char* zeros = zeros_of(a);
+  unsigned char* shared = align_tile(shared_bytes());
+  float* totals = reinterpret_cast<float*>(shared + S::kTiles);
+  const auto slot = static_cast<int>(threadIdx.x);
+  const TileLoader<S> loader = loader_of<S>(a, p, shared, r, 0, chunks);
   LORRY_UNROLL
   for (int t = 0; t < kAhead; ++t) {
     loader.load(t, t);
@@ -187,7 +263,7 @@ LORRY_DEVICE void multiply_tile(const LinearArgs& a, const Place& p, int32_t r) 
   Tiles weights[kBuffers];
   LORRY_UNROLL
   for (int c = 0; c < kBuffers - 1; ++c) {
-    weights[c] = load_chunk<Load>(p.w, from + c, stop, zeros);
+    weights[c] = load_chunk<Load>(p.w, c, chunks, zeros);
   }
   float sum[kN / 2];
   bool fresh = true;
@@ -196,8 +272,7 @@ LORRY_DEVICE void multiply_tile(const LinearArgs& a, const Place& p, int32_t r) 
   for (int round = 0; round < rounds; ++round) {
     if (round == turn && round > 0) {
       wgmma_wait<0>();
-      LORRY_UNROLL
-      for (int i = 0; i < kN / 2; ++i) totals[i * S::kLoaders + slot] = sum[i];
+      put_totals<S>(totals, slot, sum);
       fresh = true;
     }
     LORRY_UNROLL
@@ -211,7 +286,7 @@ LORRY_DEVICE void multiply_tile(const LinearArgs& a, const Place& p, int32_t r) 
       const unsigned char* x = loader.tiles + tile * S::kTileBytes;
       LORRY_UNROLL
       for (int c = 0; c < kChunksOfTile; ++c) {
-        const int at = (h * kChunksOfTile + c) % kBuffers;
+        const int at = h * kChunksOfTile + c;
         wgmma_fence();
         wgmma<kN>(sum, weights[at].t[0], tile_operand(x, c * 64), !fresh);
         wgmma<kN>(sum, weights[at].t[1], tile_operand(x, c * 64 + 32), true);
@@ -219,25 +294,15 @@ LORRY_DEVICE void multiply_tile(const LinearArgs& a, const Place& p, int32_t r) 
         fresh = false;
         wgmma_wait<1>();
         weights[(at + kBuffers - 1) % kBuffers] =
-            load_chunk<Load>(p.w, from + t * kChunksOfTile + c + kBuffers - 1, stop, zeros);
+            load_chunk<Load>(p.w, t * kChunksOfTile + c + kBuffers - 1, chunks, zeros);
       }
       tile = tile + 1 == S::kStages ? 0 : tile + 1;
       next = next + 1 == S::kStages ? 0 : next + 1;
     }
   }
   wgmma_wait<0>();
-  if (S::kSplit) {
-    if (team == 0) {
-      LORRY_UNROLL
-      for (int i = 0; i < kN / 2; ++i) totals[i * S::kLoaders + slot] = sum[i];
-    }
-    sync_threads();
-  }
-  if (S::kSplit ? team == 1 : turn > 0) {
-    LORRY_UNROLL
-    for (int i = 0; i < kN / 2; ++i) sum[i] = totals[i * S::kLoaders + slot] + sum[i];
-  }
-  if (!S::kSplit || team == 1) store<S>(a, sum, p.column, p.scales, r, p.end);
+  if (turn > 0) add_totals<S>(totals, slot, sum);
+  store<S>(a, sum, p.column, p.scales, r, p.end);
   sync_threads();  // the tiles and totals have been read
 }
 
@@ -249,7 +314,7 @@ split_kernel(LinearArgs a) {
   const Place p = place_of<true>(a);
   const auto step = static_cast<int32_t>(S::kN * gridDim.x);
   for (int32_t r = p.begin + static_cast<int32_t>(S::kN * blockIdx.x); r < p.end; r += step) {
-    multiply_tile<Load, S>(a, p, r);
+    multiply_slices<Load, S>(a, p, r);
   }
 }
 
@@ -280,8 +345,9 @@ Grid grid_of(const LinearArgs& a, int64_t tiles, int outputs) {
 template <class Load, int kN>
 void split(Stream s, const LinearArgs& a) {
   using S = Shape<kN, true>;
+  constexpr size_t kWeights = size_t{kThreads / 32} * S::kStages * kChunksOfTile * Load::kBytes;
   start<LinearArgs, split_kernel<Load, S>>("linear_wide", grid_of(a, 1, S::kOutputs), kThreads,
-                                           S::kShared, s, a);
+                                           S::kShared + kWeights, s, a);
 }
 
 template <class Load, int kN, int kAbove>

@@ -112,24 +112,25 @@ LORRY_KERNEL(32 * kPlainWarps) shrink_f32_kernel(AdaptArgs a) {
 
 constexpr int kExpandThreads = 256;
 
-// Two neighbours of B's outputs.
-struct Pair {
-  float low, high;
+// Two neighbours of B's outputs, as they lie in memory.
+struct PairOfBf16 {
+  uint32_t word;
+  LORRY_DEVICE float low() const { return low_bf16(word); }
+  LORRY_DEVICE float high() const { return high_bf16(word); }
 };
-LORRY_DEVICE Pair load_pair(const Bf16* b) {
-  const uint32_t w = *reinterpret_cast<const uint32_t*>(b);
-  return {low_bf16(w), high_bf16(w)};
-}
-LORRY_DEVICE Pair load_pair(const float* b) {
-  const Word2 w = *reinterpret_cast<const Word2*>(b);
-  return {as_float(w.x), as_float(w.y)};
-}
+struct PairOfF32 {
+  Word2 words;
+  LORRY_DEVICE float low() const { return as_float(words.x); }
+  LORRY_DEVICE float high() const { return as_float(words.y); }
+};
+LORRY_DEVICE PairOfBf16 load_pair(const Bf16* b) { return {*reinterpret_cast<const uint32_t*>(b)}; }
+LORRY_DEVICE PairOfF32 load_pair(const float* b) { return {*reinterpret_cast<const Word2*>(b)}; }
 
 // Outputs o and o + 1 of the kRows rows from y on; n of them are there.
 template <int kRows, class T>
 LORRY_DEVICE void expand_rows(float* y, int64_t pitch, int n, bool second, const T* b,
                               const float* t, int rank) {
-  constexpr int kAhead = 8;  // ranks loaded together
+  constexpr int kAhead = kRows == 1 ? 16 : 4;  // ranks loaded together
   float sum[kRows][2];
   LORRY_UNROLL
   for (int i = 0; i < kRows; ++i) {
@@ -137,7 +138,7 @@ LORRY_DEVICE void expand_rows(float* y, int64_t pitch, int n, bool second, const
     sum[i][1] = i < n && second ? y[i * pitch + 1] : 0.0F;
   }
   for (int first = 0; first < rank; first += kAhead) {
-    Pair w[kAhead];
+    decltype(load_pair(b)) w[kAhead];
     LORRY_UNROLL
     for (int r = 0; r < kAhead; ++r) {
       w[r] = load_pair(b + int64_t{first + r < rank ? first + r : rank - 1} * kPanelB);
@@ -148,8 +149,8 @@ LORRY_DEVICE void expand_rows(float* y, int64_t pitch, int n, bool second, const
       LORRY_UNROLL
       for (int i = 0; i < kRows; ++i) {
         if (i >= n) continue;
-        sum[i][0] = fmaf(t[i * rank + first + r], w[r].low, sum[i][0]);
-        sum[i][1] = fmaf(t[i * rank + first + r], w[r].high, sum[i][1]);
+        sum[i][0] = fmaf(t[i * rank + first + r], w[r].low(), sum[i][0]);
+        sum[i][1] = fmaf(t[i * rank + first + r], w[r].high(), sum[i][1]);
       }
     }
   }

@@ -58,6 +58,27 @@ void CudaOps::plan_tiles(const AttentionPlan& plan, const AttentionSpec& spec, i
   }
 }
 
+// Tiles that do nothing behind those of each sequence, up to a whole block.
+void CudaOps::fill_blocks() {
+  units_.clear();
+  for (const AttentionTile& t : tiles_) {
+    while (!units_.empty() && units_.back().sequence != t.sequence &&
+           units_.size() % kTilesOfBlock != 0) {
+      add_idle_tile();
+    }
+    units_.push_back(t);
+  }
+  while (units_.size() % kTilesOfBlock != 0) add_idle_tile();
+  tiles_.swap(units_);
+}
+
+void CudaOps::add_idle_tile() {
+  AttentionTile idle = units_.back();
+  idle.positions = 0;
+  idle.n_units = 0;
+  units_.push_back(idle);
+}
+
 void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
                         const AttentionSpec& spec) {
   if (q.rows() == 0) return;
@@ -82,15 +103,23 @@ void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPl
   a.kv_heads = spec.kv_heads;
   a.head_dim = spec.head_dim;
   a.window = spec.window;
-  a.tiles = tile_table_.put(call, memory_, tiles_);
   a.n_tiles = static_cast<int32_t>(tiles_.size());
-  if (!tiled) return attention_plain(call.stream(), a, type, bf16());
+  if (!tiled) {
+    a.tiles = tile_table_.put(call, memory_, tiles_);
+    return attention_plain(call.stream(), a, type, bf16());
+  }
   const int64_t heads = int64_t{a.kv_heads} * a.head_tiles;
   const int64_t results = static_cast<int64_t>(units_.size()) * heads * kTileRows *
                           (head_width(true, spec.head_dim) + 2) * 4;
   const bool by_units = units_.size() > tiles_.size() && a.n_tiles * heads < kManyTiles &&
                         results <= plan.scratch.shape.size() - 16;
-  if (!by_units) return attention_bf16(call.stream(), a, false);
+  if (!by_units) {
+    fill_blocks();
+    a.tiles = tile_table_.put(call, memory_, tiles_);
+    a.n_tiles = static_cast<int32_t>(tiles_.size());
+    return attention_bf16(call.stream(), a, false);
+  }
+  a.tiles = tile_table_.put(call, memory_, tiles_);
   const auto at = reinterpret_cast<uintptr_t>(call.out(plan.scratch));
   a.results = reinterpret_cast<float*>((at + 15) / 16 * 16);
   AttentionArgs units = a;

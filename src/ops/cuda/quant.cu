@@ -1,6 +1,5 @@
 // linear with int8 and int4 weights and x in bf16: rows of x are quantised, products are s8 x s8 on
 // the tensor cores, and the sums of one scale are exact; so these linears have the CPU's bits.
-#include "ops/cuda/chunk_ring.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
 
@@ -180,10 +179,9 @@ struct LoadS4 {
   }
 };
 
-// xq of kN x 8 rows as the b operand.
+// xq of kN x 8 rows as the b operand; rows beyond the last are the last one's.
 template <int kN>
 struct QuantRows {
-  static constexpr int kBytes = kN * 256;  // of a chunk, in shared memory
   const int8_t* row[kN];
 
   LORRY_DEVICE QuantRows(const QuantArgs& q, int32_t first, int32_t end) {
@@ -191,71 +189,106 @@ struct QuantRows {
     LORRY_UNROLL
     for (int n = 0; n < kN; ++n) {
       const int32_t r = first + 8 * n + lane_index() / 4;
-      row[n] = r < end ? q.xq + r * pitch + lane_index() % 4 * 8 : nullptr;
+      row[n] = q.xq + (r < end ? r : end - 1) * pitch + lane_index() % 4 * 8;
     }
   }
   LORRY_DEVICE Word2 load(int n, int chunk) const {
-    if (row[n] == nullptr) return {0, 0};
     return *reinterpret_cast<const Word2*>(row[n] + chunk * kChunk);
-  }
-  LORRY_DEVICE void copy(unsigned char* to, int chunk) const {
-    LORRY_UNROLL
-    for (int n = 0; n < kN; ++n) {
-      unsigned char* at = to + (n * 32 + lane_index()) * 8;
-      if (row[n] == nullptr) {
-        *reinterpret_cast<Word2*>(at) = {0, 0};
-      } else {
-        copy_async<8>(at, row[n] + chunk * kChunk);
-      }
-    }
   }
 };
 
-// Chunks [begin, end); f(chunk) after each is in `sum`.
-template <class Load, int kN, class F>
-LORRY_DEVICE void multiply_streamed(Int4 (&sum)[kN], unsigned char* ring, const unsigned char* w,
-                                    const QuantRows<kN>& x, int begin, int end, F&& f) {
-  const ChunkRing<Load, QuantRows<kN>> chunks{ring, w, x};
-  chunks.each(begin, end, [&](const unsigned char* weights, const unsigned char* values, int c) {
-    const Word4 a = Load::load(weights);
+// sum[s] += kTogether chunks from chunk c + s kTogether on; all are on their way at once.
+template <class Load, int kN, int kTogether, int kSums>
+LORRY_DEVICE void add_chunks(Int4 (&sum)[kSums][kN], const unsigned char* w, const QuantRows<kN>& x,
+                             int c) {
+  constexpr int kAll = kSums * kTogether;
+  Word4 a[kAll];
+  Word2 b[kAll][kN];
+  LORRY_UNROLL
+  for (int i = 0; i < kAll; ++i) {
+    a[i] = Load::load(w + int64_t{c + i} * Load::kBytes);
     LORRY_UNROLL
-    for (int n = 0; n < kN; ++n) {
-      const Word2 b = *(reinterpret_cast<const Word2*>(values) + n * 32 + lane_index());
-      mma_s8(sum[n], a, b.x, b.y);
-    }
-    f(c);
-  });
+    for (int n = 0; n < kN; ++n) b[i][n] = x.load(n, c + i);
+  }
+  LORRY_UNROLL
+  for (int i = 0; i < kAll; ++i) {
+    LORRY_UNROLL
+    for (int n = 0; n < kN; ++n) mma_s8(sum[i / kTogether][n], a[i], b[i][n].x, b[i][n].y);
+  }
 }
 
 template <class Load, int kN>
-LORRY_DEVICE void multiply(Int4 (&sum)[kN], const unsigned char* w, const QuantRows<kN>& x,
+LORRY_DEVICE void multiply(Int4 (&sum)[1][kN], const unsigned char* w, const QuantRows<kN>& x,
                            int begin, int end) {
-  for (int c = begin; c < end; ++c) {
-    const Word4 a = Load::load(w + int64_t{c} * Load::kBytes);
-    LORRY_UNROLL
-    for (int n = 0; n < kN; ++n) {
-      const Word2 b = x.load(n, c);
-      mma_s8(sum[n], a, b.x, b.y);
-    }
-  }
+  constexpr int kTogether = kN <= 2 ? 8 : kN <= 4 ? 4 : 1;
+  int c = begin;
+  for (; c + kTogether <= end; c += kTogether) add_chunks<Load, kN, kTogether, 1>(sum, w, x, c);
+  for (; c < end; ++c) add_chunks<Load, kN, 1, 1>(sum, w, x, c);
 }
+
+// The sums of a scale less its zero point times the inputs' sum. Wraps as the tensor cores do; what
+// comes out is within range.
+LORRY_DEVICE float exact_sum(int sum, int zero, int inputs) {
+  return static_cast<float>(static_cast<int>(
+      static_cast<uint32_t>(sum) - static_cast<uint32_t>(zero) * static_cast<uint32_t>(inputs)));
+}
+
+// What kCount scales of an output are, from scale u on; the last one again beyond it.
+template <int kCount>
+struct ScalesOf {
+  float scale[kCount];
+  int zero[kCount], inputs[kCount];
+
+  LORRY_DEVICE ScalesOf(const QuantArgs& q, const unsigned char* block, int o, int32_t row, int u) {
+    const WeightPlan& plan = q.linear.plan;
+    const int last = plan.scales - 1;
+    const auto place = [&](int i) { return (u + i < last ? u + i : last) * kRowBlock + o; };
+    const int32_t* sums = q.sums + int64_t{row} * plan.scales;
+    LORRY_UNROLL
+    for (int i = 0; i < kCount; ++i) inputs[i] = sums[u + i < last ? u + i : last];
+    const unsigned char* scales = block + plan.scales_offset();
+    if (plan.half) {
+      uint16_t half[kCount];
+      LORRY_UNROLL
+      for (int i = 0; i < kCount; ++i)
+        half[i] = reinterpret_cast<const uint16_t*>(scales)[place(i)];
+      LORRY_UNROLL
+      for (int i = 0; i < kCount; ++i) scale[i] = from_f16(half[i]);
+    } else {
+      LORRY_UNROLL
+      for (int i = 0; i < kCount; ++i) scale[i] = reinterpret_cast<const float*>(scales)[place(i)];
+    }
+    const bool int8 = plan.values == Values::s8;
+    LORRY_UNROLL
+    for (int i = 0; i < kCount; ++i) zero[i] = int8 ? 0 : 8;
+    if (!plan.zeros) return;
+    LORRY_UNROLL
+    for (int i = 0; i < kCount; ++i)
+      zero[i] = block[plan.zeros_offset() + place(i)] - (int8 ? 128 : 0);
+  }
+};
 
 // f <- fma(sum less its zero point, scale, f) for output o of a row block, scale u.
 LORRY_DEVICE float add_scaled(const QuantArgs& q, const unsigned char* block, int o, int32_t row,
                               int u, int sum, float f) {
-  const WeightPlan& plan = q.linear.plan;
-  const int at = u * kRowBlock + o;
-  const bool int8 = plan.values == Values::s8;
-  const int stored = plan.zeros ? block[plan.zeros_offset() + at] : int8 ? 128 : 8;
-  const int zero = int8 ? stored - 128 : stored;
-  const float scale =
-      plan.half ? from_f16(reinterpret_cast<const uint16_t*>(block + plan.scales_offset())[at])
-                : reinterpret_cast<const float*>(block + plan.scales_offset())[at];
-  const int xq = q.sums[int64_t{row} * plan.scales + u];
-  // Wraps as the tensor cores do; what comes out is within range.
-  const auto exact = static_cast<int>(static_cast<uint32_t>(sum) -
-                                      static_cast<uint32_t>(zero) * static_cast<uint32_t>(xq));
-  return fmaf(static_cast<float>(exact), scale, f);
+  const ScalesOf<1> s(q, block, o, row, u);
+  return fmaf(exact_sum(sum, s.zero[0], s.inputs[0]), s.scale[0], f);
+}
+
+// The same for scales base ... base + n - 1, in order; their sums are `step` apart.
+LORRY_DEVICE float add_all_scaled(const QuantArgs& q, const unsigned char* block, int o,
+                                  int32_t row, int base, int n, const int* sums, int step,
+                                  float f) {
+  constexpr int kCount = 8;
+  for (int u = 0; u < n; u += kCount) {
+    const ScalesOf<kCount> s(q, block, o, row, base + u);
+    LORRY_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      if (u + i >= n) break;
+      f = fmaf(exact_sum(sums[(u + i) * step], s.zero[i], s.inputs[i]), s.scale[i], f);
+    }
+  }
+  return f;
 }
 
 struct Rows {
@@ -294,9 +327,7 @@ quant_decode_kernel(QuantArgs q) {
   begin_kernel();
   static_assert(32 * kWarps == kRowBlock * 8);
   const LinearArgs& a = q.linear;
-  using Chunks = ChunkRing<Load, QuantRows<kN>>;
-  unsigned char* ring = shared_bytes() + warp_index() * Chunks::kBytes;
-  int* shared = reinterpret_cast<int*>(shared_bytes() + kWarps * Chunks::kBytes);
+  int* shared = reinterpret_cast<int*>(shared_bytes());
   const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
   const unsigned char* block = a.w + blockIdx.y * a.group_bytes + blockIdx.x * a.plan.block_bytes();
   const auto chunks = static_cast<int>(a.plan.chunks());
@@ -311,10 +342,10 @@ quant_decode_kernel(QuantArgs q) {
     const QuantRows<kN> x(q, r, rows.end);
     float f[kN] = {};
     if (one) {
-      Int4 sum[kN] = {};
-      multiply_streamed<Load, kN>(sum, ring, block, x, chunks * warp_index() / kWarps,
-                                  chunks * (warp_index() + 1) / kWarps, [](int) {});
-      put_sums<kN>(shared + warp_index() * kSums, sum);
+      Int4 sum[1][kN] = {};
+      multiply<Load, kN>(sum, block, x, chunks * warp_index() / kWarps,
+                         chunks * (warp_index() + 1) / kWarps);
+      put_sums<kN>(shared + warp_index() * kSums, sum[0]);
       sync_threads();
       LORRY_UNROLL
       for (int j = 0; j < kN; ++j) {
@@ -330,26 +361,32 @@ quant_decode_kernel(QuantArgs q) {
     }
     for (int base = 0; !one && base < a.plan.scales; base += kRound) {
       const int n = a.plan.scales - base < kRound ? a.plan.scales - base : kRound;
-      const int begin = (base + n * warp_index() / kWarps) * per_scale;
-      const int last = (base + n * (warp_index() + 1) / kWarps) * per_scale;
-      const int end = last < chunks ? last : chunks;
-      Int4 sum[kN] = {};
-      multiply_streamed<Load, kN>(sum, ring, block, x, begin, end, [&](int chunk) {
-        if ((chunk + 1) % per_scale != 0 && chunk + 1 != chunks) return;
-        put_sums<kN>(shared + (chunk / per_scale - base) * kSums, sum);
+      const int last = base + n * (warp_index() + 1) / kWarps;
+      int u = base + n * warp_index() / kWarps;
+      // The usual groups of 128 inputs, some at a time.
+      constexpr int kUsual = 128 / kChunk;
+      constexpr int kTogether = kN <= 2 ? 4 : 2;
+      while (per_scale == kUsual && u + kTogether <= last && (u + kTogether) * kUsual <= chunks) {
+        Int4 sum[kTogether][kN] = {};
+        add_chunks<Load, kN, kUsual, kTogether>(sum, block, x, u * kUsual);
         LORRY_UNROLL
-        for (int i = 0; i < kN; ++i) sum[i] = {};
-      });
+        for (int i = 0; i < kTogether; ++i) put_sums<kN>(shared + (u + i - base) * kSums, sum[i]);
+        u += kTogether;
+      }
+      for (; u < last; ++u) {
+        const int begin = u * per_scale;
+        Int4 sum[1][kN] = {};
+        multiply<Load, kN>(sum, block, x, begin,
+                           begin + per_scale < chunks ? begin + per_scale : chunks);
+        put_sums<kN>(shared + (u - base) * kSums, sum[0]);
+      }
       sync_threads();
       LORRY_UNROLL
       for (int j = 0; j < kN; ++j) {
         const int32_t row = r + first + 8 * j;
         if (row >= rows.end || column >= a.out) continue;
         const int* sums = shared + (first + 8 * j) * kRowBlock + output;
-        LORRY_UNROLL_BY(8)
-        for (int u = 0; u < n; ++u) {
-          f[j] = add_scaled(q, block, output, row, base + u, sums[u * kSums], f[j]);
-        }
+        f[j] = add_all_scaled(q, block, output, row, base, n, sums, kSums, f[j]);
       }
       sync_threads();  // the sums have been read
     }
@@ -380,7 +417,7 @@ quant_prefill_kernel(QuantArgs q) {
     const QuantRows<kN> x(q, r, rows.end);
     Float4 f[kN] = {};
     for (int u = 0; u < a.plan.scales; ++u) {
-      Int4 sum[kN] = {};
+      Int4 sum[1][kN] = {};
       const int begin = u * per_scale;
       const int end = begin + per_scale < chunks ? begin + per_scale : chunks;
       multiply<Load, kN>(sum, block, x, begin, end);
@@ -391,7 +428,7 @@ quant_prefill_kernel(QuantArgs q) {
           const int32_t row = r + 8 * n + lane_index() % 4 * 2 + i % 2;
           if (row >= rows.end) continue;
           f[n].v[i] =
-              add_scaled(q, block, lane_index() / 4 + i / 2 * 8, row, u, sum[n].v[i], f[n].v[i]);
+              add_scaled(q, block, lane_index() / 4 + i / 2 * 8, row, u, sum[0][n].v[i], f[n].v[i]);
         }
       }
     }
@@ -413,8 +450,7 @@ template <class Load, int kN>
 void decode(Stream s, const QuantArgs& q) {
   const int scales = q.linear.plan.scales;
   const int slots = scales == 1 ? kWarps : scales < kRoundScales<kN> ? scales : kRoundScales<kN>;
-  const size_t shared = sizeof(int) * kRowBlock * 8 * kN * static_cast<size_t>(slots) +
-                        size_t{kWarps} * ChunkRing<Load, QuantRows<kN>>::kBytes;
+  const size_t shared = sizeof(int) * kRowBlock * 8 * kN * static_cast<size_t>(slots);
   start<QuantArgs, quant_decode_kernel<Load, kN>>(
       "linear_quant", {ceil_div(q.linear.out, kRowBlock), q.linear.groups}, 32 * kWarps, shared, s,
       q);

@@ -6,9 +6,9 @@
 // slice) do exactly that, and a row or column of mma does not see the others. So an output has one
 // value, however many rows are multiplied and whatever kernel does it.
 #pragma once
+#include "ops/cuda/chunk_ring.h"
 #include "ops/cuda/device.h"
 #include "ops/cuda/layout.h"
-#include "ops/cuda/chunk_ring.h"
 
 namespace lorry::cuda {
 
@@ -178,7 +178,8 @@ LORRY_DEVICE void multiply_by_slices(float (&sum)[8 * kN / kStoredRows], float* 
 }
 template <class Load, int kN>
 constexpr size_t slices_shared() {
-  return sizeof(float) * kSlices * kRowBlock * 8 * kN + kSlices * ChunkRing<Load, XRows<kN>>::kBytes;
+  return sizeof(float) * kSlices * kRowBlock * 8 * kN +
+         kSlices * ChunkRing<Load, XRows<kN>>::kBytes;
 }
 
 }  // namespace lorry::cuda

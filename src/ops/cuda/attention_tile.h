@@ -1,0 +1,309 @@
+// What a warp does with a tile of query rows: scores, softmax and values of one unit of keys, and
+// putting units together. attention.cu says who does it.
+#pragma once
+#include "ops/cuda/attend.h"
+#include "ops/cuda/kernels.h"
+
+namespace lorry::cuda {
+
+constexpr int kKeyTiles = kUnitKeys / 8;
+
+// Where a warp works.
+struct Place {
+  AttentionTile tile;
+  int head;               // KV head
+  int first_head, heads;  // query heads of the tile
+  int index;              // of (KV head, head tile)
+  int rows;               // positions * heads
+  int g, q;
+
+  // Of row i of the tile.
+  LORRY_DEVICE int position(int i) const { return tile.position + i / heads; }
+};
+
+LORRY_DEVICE Place place_of(const AttentionArgs& a, const AttentionTile& tile, int index) {
+  Place p;
+  p.tile = tile;
+  p.index = index;
+  p.head = index / a.head_tiles;
+  const int per_head = a.heads / a.kv_heads;
+  const int within = index % a.head_tiles * a.tile_heads;
+  p.first_head = p.head * per_head + within;
+  p.heads = per_head - within < a.tile_heads ? per_head - within : a.tile_heads;
+  p.rows = tile.positions * p.heads;
+  p.g = lane_index() / 4;
+  p.q = lane_index() % 4;
+  return p;
+}
+
+// Keys that some row of the tile sees: [low, high].
+LORRY_DEVICE int lowest_key(const AttentionArgs& a, int position) {
+  return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
+}
+
+// Loads below are made whether what they bring is used or not, from a place that is there: a load
+// in a branch would wait for the one before it.
+
+// Row r of the tile; beyond the last one the first, whose scores nobody uses.
+LORRY_DEVICE const float* query_row(const AttentionArgs& a, const Place& p, int r) {
+  const int row = r < p.rows ? r : 0;
+  return a.q + (p.tile.row + row / p.heads) * a.q_pitch +
+         int64_t{p.first_head + row % p.heads} * a.head_dim;
+}
+
+// Pair i as bf16; zeros beyond the head.
+LORRY_DEVICE uint32_t query_pair(const AttentionArgs& a, const float* q, int i) {
+  const float low = q[i < a.head_dim ? i : 0];
+  const float high = q[i + 1 < a.head_dim ? i + 1 : 0];
+  return pack_bf16(i < a.head_dim ? low : 0.0F, i + 1 < a.head_dim ? high : 0.0F);
+}
+
+// The block of the cache that holds key `key` of the tile's sequence; where no row of the tile sees
+// any of its keys, one that some row does see.
+LORRY_DEVICE int64_t block_of(const AttentionArgs& a, const Place& p, int key, int low, int high) {
+  const int seen = key > high || key + kTokens <= low ? high : key;
+  const int32_t block = a.table[int64_t{p.tile.sequence} * a.max_blocks + seen / kTokens];
+  return (int64_t{block} * a.kv_heads + p.head) * a.block_bytes;
+}
+
+template <int kC>
+struct Query {
+  Word4 t[kC][2];
+};
+
+template <int kC>
+LORRY_DEVICE void load_query(Query<kC>& query, const AttentionArgs& a, const Place& p) {
+  const float* first = query_row(a, p, p.g);
+  const float* second = query_row(a, p, p.g + 8);
+  LORRY_UNROLL
+  for (int c = 0; c < kC; ++c) {
+    LORRY_UNROLL
+    for (int t = 0; t < 2; ++t) {
+      const int i = 32 * c + 8 * p.q + 4 * t;
+      query.t[c][t] = {query_pair(a, first, i), query_pair(a, second, i),
+                       query_pair(a, first, i + 2), query_pair(a, second, i + 2)};
+    }
+  }
+}
+
+// A unit's keys and values where they lie in the cache.
+struct CachedUnit {
+  const AttentionArgs& a;
+  const Place& p;
+  int first, low, high;  // first key; what the tile's rows see
+
+  // Key 8 j + g, parts 4 c + q.
+  LORRY_DEVICE Word4 key(int j, int c) const {
+    const auto width = static_cast<int>(head_width(true, a.head_dim));
+    const unsigned char* block = a.k + block_of(a, p, first + j / 2 * kTokens, low, high);
+    const int i = 32 * c + 8 * p.q;
+    const auto* key = reinterpret_cast<const uint16_t*>(block) + (j % 2 * 8 + p.g) * width;
+    const Word4 k = *reinterpret_cast<const Word4*>(key + (i < width ? i : 0));
+    return i < width ? k : Word4{0, 0, 0, 0};
+  }
+  // Tokens 2 pair, 2 pair + 1 of block b, columns 32 c + 4 g ... + 3.
+  LORRY_DEVICE Word4 values(int b, int pair, int c) const {
+    const auto width = static_cast<int>(head_width(true, a.head_dim));
+    const unsigned char* block = a.v + block_of(a, p, first + b * kTokens, low, high);
+    const int i = 32 * c + 4 * p.g;
+    const auto* v = reinterpret_cast<const uint16_t*>(block) + pair * 2 * width;
+    const Word4 w = *reinterpret_cast<const Word4*>(v + (i < width ? 2 * i : 0));
+    return i < width ? w : Word4{0, 0, 0, 0};
+  }
+};
+
+LORRY_DEVICE CachedUnit cached_unit(const AttentionArgs& a, const Place& p, int unit) {
+  return {a, p, unit * kUnitKeys, lowest_key(a, p.tile.position),
+          p.tile.position + p.tile.positions - 1};
+}
+
+// Scores of rows g, g + 8 with keys 8 j + 2 q, + 1 of a unit.
+template <int kC, class Unit>
+LORRY_DEVICE Float4 score(const Query<kC>& query, const Unit& unit, int j) {
+  Float4 s{};
+  Word4 k[kC];
+  LORRY_UNROLL
+  for (int c = 0; c < kC; ++c) k[c] = unit.key(j, c);
+  LORRY_UNROLL
+  for (int c = 0; c < kC; ++c) {
+    mma_bf16(s, query.t[c][0], k[c].x, k[c].y);
+    mma_bf16(s, query.t[c][1], k[c].z, k[c].w);
+  }
+  return s;
+}
+
+// Scores to probabilities in place (not yet divided), the largest score and the sum of a row in all
+// lanes that have it; h: row g or g + 8.
+LORRY_DEVICE RowState soften(Float4 (&s)[kKeyTiles], const AttentionArgs& a, const Place& p, int h,
+                             int first, float scale) {
+  const int row = p.g + 8 * h;
+  const int position = p.position(row);
+  const int low = lowest_key(a, position);
+  float most = -INFINITY;
+  LORRY_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    LORRY_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int key = first + 8 * j + 2 * p.q + i;
+      float& x = s[j].v[2 * h + i];
+      x = row < p.rows && key >= low && key <= position ? x * scale : -INFINITY;
+      most = x > most || x != x ? x : most;
+    }
+  }
+  for (int mask = 2; mask > 0; mask >>= 1) {
+    const float other = shuffle_xor(most, mask);
+    most = other > most || other != other ? other : most;
+  }
+  const float base = most == -INFINITY ? 0.0F : most;
+  float sum = 0;
+  LORRY_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    LORRY_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      float& x = s[j].v[2 * h + i];
+      x = expf(x - base);
+      sum += x;
+    }
+  }
+  sum += shuffle_xor(sum, 1);
+  sum += shuffle_xor(sum, 2);
+  return {most, sum};
+}
+
+// Zero where the token is not between low and high: nobody sees what is there.
+LORRY_DEVICE uint32_t seen_pair(uint32_t pair, int token, int low, int high) {
+  if (token < low || token > high) pair &= 0xffff0000U;
+  if (token + 1 < low || token + 1 > high) pair &= 0x0000ffffU;
+  return pair;
+}
+LORRY_DEVICE Word4 seen_values(const Word4& w, int token, int low, int high) {
+  return {seen_pair(w.x, token, low, high), seen_pair(w.y, token, low, high),
+          seen_pair(w.z, token, low, high), seen_pair(w.w, token, low, high)};
+}
+
+// Probabilities of the 16 keys of block b of a unit as an a operand.
+LORRY_DEVICE Word4 pack_block(const Float4 (&s)[kKeyTiles], int b) {
+  const Float4& left = s[2 * b];
+  const Float4& right = s[2 * b + 1];
+  return {pack_bf16(left.v[0], left.v[1]), pack_bf16(left.v[2], left.v[3]),
+          pack_bf16(right.v[0], right.v[1]), pack_bf16(right.v[2], right.v[3])};
+}
+
+// o[j] += probabilities times values of block b: rows g, g + 8, columns 32 c + 4 (2 q), 4 (2 q +
+// 1),
+// + j.
+template <class Unit>
+LORRY_DEVICE void add_values(Float4 (&o)[4], const Word4& prob, const Unit& unit, int b, int c) {
+  const int q = unit.p.q;
+  const int key = unit.first + b * kTokens + 2 * q;
+  const Word4 v0 = seen_values(unit.values(b, q, c), key, unit.low, unit.high);
+  const Word4 v1 = seen_values(unit.values(b, q + 4, c), key + 8, unit.low, unit.high);
+  mma_bf16(o[0], prob, v0.x, v1.x);
+  mma_bf16(o[1], prob, v0.y, v1.y);
+  mma_bf16(o[2], prob, v0.z, v1.z);
+  mma_bf16(o[3], prob, v0.w, v1.w);
+}
+
+// The column of v[2 h + i] of o[c][j].
+LORRY_DEVICE int column_of(const Place& p, int c, int j, int i) {
+  return 32 * c + 4 * (2 * p.q + i) + j;
+}
+
+template <int kC>
+struct Result {
+  Float4 o[kC][4];
+  RowState state[2];  // of rows g and g + 8
+};
+
+// By one warp.
+template <int kC, class Unit>
+LORRY_DEVICE void attend_unit(Result<kC>& r, const Query<kC>& query, const Unit& unit) {
+  const float scale = 1.0F / sqrtf(static_cast<float>(unit.a.head_dim));
+  Float4 s[kKeyTiles];
+  LORRY_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) s[j] = score<kC>(query, unit, j);
+  r.state[0] = soften(s, unit.a, unit.p, 0, unit.first, scale);
+  r.state[1] = soften(s, unit.a, unit.p, 1, unit.first, scale);
+  LORRY_UNROLL
+  for (int c = 0; c < kC; ++c) {
+    LORRY_UNROLL
+    for (int j = 0; j < 4; ++j) r.o[c][j] = {};
+  }
+  LORRY_UNROLL
+  for (int b = 0; b < kUnitKeys / kTokens; ++b) {
+    const Word4 prob = pack_block(s, b);
+    LORRY_UNROLL
+    for (int c = 0; c < kC; ++c) add_values(r.o[c], prob, unit, b, c);
+  }
+}
+
+// Where a unit's result of row `row` lies: o [width], largest score, sum.
+LORRY_DEVICE float* result_row(const AttentionArgs& a, const Place& p, int unit, int row) {
+  const int64_t width = head_width(true, a.head_dim) + 2;
+  const int64_t slot = p.tile.first_slot + unit;
+  return a.results + ((slot * a.kv_heads * a.head_tiles + p.index) * 16 + row) * width;
+}
+
+LORRY_DEVICE uint16_t* output_row(const AttentionArgs& a, const Place& p, int row) {
+  return static_cast<uint16_t*>(a.o) + (p.tile.row + row / p.heads) * a.o_pitch +
+         int64_t{p.first_head + row % p.heads} * a.head_dim;
+}
+
+// Columns 32 c ... + 31 of a unit's result; its states with the first ones.
+LORRY_DEVICE void store_part(const Float4 (&o)[4], const RowState (&state)[2],
+                             const AttentionArgs& a, const Place& p, int unit, int c) {
+  LORRY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const int row = p.g + 8 * h;
+    if (row >= p.rows) continue;
+    float* to = result_row(a, p, unit, row);
+    const auto width = static_cast<int>(head_width(true, a.head_dim));
+    LORRY_UNROLL
+    for (int j = 0; j < 8; ++j) {
+      const int column = column_of(p, c, j % 4, j / 4);
+      if (column < width) to[column] = o[j % 4].v[2 * h + j / 4];
+    }
+    if (c == 0 && p.q == 0) {
+      to[width] = state[h].most;
+      to[width + 1] = state[h].sum;
+    }
+  }
+}
+
+template <int kC>
+LORRY_DEVICE void merge_into(Result<kC>& all, const Result<kC>& unit) {
+  LORRY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const Merge m = merge_states(all.state[h], unit.state[h]);
+    LORRY_UNROLL
+    for (int c = 0; c < kC; ++c) {
+      LORRY_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        float& x = all.o[c][j % 4].v[2 * h + j / 4];
+        x = m(x, unit.o[c][j % 4].v[2 * h + j / 4]);
+      }
+    }
+  }
+}
+
+template <int kC>
+LORRY_DEVICE void store_rows(const Result<kC>& r, const AttentionArgs& a, const Place& p) {
+  LORRY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const int row = p.g + 8 * h;
+    if (row >= p.rows) continue;
+    uint16_t* to = output_row(a, p, row);
+    LORRY_UNROLL
+    for (int c = 0; c < kC; ++c) {
+      LORRY_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        const int column = column_of(p, c, j % 4, j / 4);
+        if (column < a.head_dim) {
+          to[column] = to_bf16(r.o[c][j % 4].v[2 * h + j / 4] / r.state[h].sum);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace lorry::cuda
