@@ -156,7 +156,7 @@ struct RandomArgs {
 // Values and scales of packed weights; no zero points.
 void randomise(Stream s, const RandomArgs& a);
 
-// ---- linear.cu, linear_wide.cu, linear_f32.cu, quant.cu ----
+// ---- linear.cu, linear_wide.cu, linear_f32.cu, quantise.cu, quant.cu ----
 
 struct LinearArgs {
   float* y;
@@ -193,6 +193,8 @@ struct QuantArgs {
   float* scale;       // [rows]
   int32_t* sums;      // [rows, scales]
 };
+// xq, scale and sums from x.
+void quantise_rows(Stream s, const QuantArgs& a);
 void linear_quant(Stream s, const QuantArgs& a);
 
 // ---- lora.cu, change.cu ----
