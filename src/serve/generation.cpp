@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "serve/backend.h"
 #include "serve/metrics.h"
 
@@ -15,6 +17,7 @@ class QueueSink final : public RequestSink {
   QueueSink(std::shared_ptr<EventQueue> queue, size_t answer)
       : queue_(std::move(queue)), answer_(answer) {}
 
+  void on_start() override { queue_->push({Event::Kind::start, answer_, {}}); }
   void on_prompt_token(const TokenEvent& event) override {
     queue_->push({Event::Kind::prompt_token, answer_, event});
   }
@@ -106,6 +109,13 @@ void Generation::start() {
     if (const auto self = weak.lock()) self->client_gone();
   });
   if (done_) return;
+  const auto start_by = results_.job.start_by;
+  if (start_by != std::chrono::steady_clock::time_point{}) {
+    if (std::chrono::steady_clock::now() >= start_by) return overdue();
+    parts_.responder->at(start_by, [weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->overdue();
+    });
+  }
   try {
     submit_all();
   } catch (const std::exception& e) {
@@ -143,6 +153,9 @@ void Generation::receive() {
 void Generation::handle(Event& event) {
   Answer& answer = results_.answers[event.answer];
   switch (event.kind) {
+    case Event::Kind::start:
+      results_.started = true;
+      break;
     case Event::Kind::prompt_token:
       answer.prompt_tokens.push_back(record_of(std::get<TokenEvent>(event.what)));
       break;
@@ -220,6 +233,17 @@ void Generation::take_finish(Answer& answer, FinishEvent finish) {
 void Generation::send(const std::string& bytes) {
   if (done_ || bytes.empty()) return;
   parts_.responder->write(bytes);  // when it fails, client_gone() has run
+}
+
+void Generation::overdue() {
+  if (queue_) receive();  // it may just have begun
+  if (done_ || results_.started) return;
+  const std::chrono::duration<double> limit = results_.job.start_by - results_.job.received;
+  fail({Problem::late,
+        fmt::format("the request was not begun within {:g} s, the limit of time in the queue; try "
+                    "again later",
+                    limit.count()),
+        {}});
 }
 
 void Generation::fail(const ApiError& error) {

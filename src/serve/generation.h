@@ -43,6 +43,8 @@ struct Job {
   bool as_array = false;  // LoRAX's compat route
   size_t input_characters = 0;
   std::chrono::steady_clock::time_point received{};
+  // When it is given up if none of its answers has begun; zero: never.
+  std::chrono::steady_clock::time_point start_by{};
   double validation_seconds = 0;
   std::string id;       // of the request, for the client
   int64_t created = 0;  // unix time
@@ -79,6 +81,7 @@ struct Answer {
 struct Results {
   Job job;
   std::vector<Answer> answers;  // by prompt, then by number
+  bool started = false;         // one of them has left the queue
   std::chrono::steady_clock::time_point first_token{}, last_token{};
   int64_t prompt_tokens() const;
   int64_t generated_tokens() const;
@@ -101,10 +104,10 @@ class Presenter {
 };
 
 struct Event {
-  enum class Kind { prompt_token, token, finish };
+  enum class Kind { start, prompt_token, token, finish };
   Kind kind = Kind::token;
   size_t answer = 0;
-  std::variant<TokenEvent, FinishEvent> what;
+  std::variant<std::monostate, TokenEvent, FinishEvent> what;
 };
 
 class Generation;
@@ -154,6 +157,9 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void handle(Event& event);
   void take_token(Answer& answer, const TokenEvent& event);
   void take_finish(Answer& answer, FinishEvent finish);
+  // The time in the queue is over. The connection's strand notices, since the engine's thread may
+  // be busy with a step of others or asleep until an adapter has come.
+  void overdue();
   void fail(const ApiError& error);
   void client_gone();
   void end(std::string_view outcome);
