@@ -11,6 +11,10 @@ namespace lorry {
 
 namespace {
 
+// Tokens that come faster than this reach their client together: waking a thread and writing to a
+// socket cost more than a small model's step.
+constexpr auto kGather = std::chrono::milliseconds(4);
+
 // The engine's side of one answer.
 class QueueSink final : public RequestSink {
  public:
@@ -69,16 +73,24 @@ int64_t Results::skipped_tokens() const {
 void EventQueue::push(Event event) {
   std::lock_guard lock(mutex_);
   if (!owner_) return;
+  const bool held = state_ == State::held && event.kind != Event::Kind::finish;
   events_.push_back(std::move(event));
-  if (posted_) return;
-  posted_ = true;
+  if (held || state_ == State::woken) return;
+  state_ = State::woken;
   owner_->post([owner = owner_] { owner->receive(); });
 }
 
 std::vector<Event> EventQueue::take() {
   std::lock_guard lock(mutex_);
-  posted_ = false;
+  state_ = State::idle;
   return std::exchange(events_, {});
+}
+
+bool EventQueue::hold() {
+  std::lock_guard lock(mutex_);
+  if (state_ != State::idle) return false;
+  state_ = State::held;
+  return true;
 }
 
 void EventQueue::detach() {
@@ -143,11 +155,22 @@ void Generation::submit_all() {
   }
 }
 
-void Generation::receive() {
-  for (Event& event : queue_->take()) {
+void Generation::receive() { take_events(true); }
+
+void Generation::take_events(bool woken) {
+  std::vector<Event> events = queue_->take();
+  if (events.empty()) return;
+  for (Event& event : events) {
     if (done_) return;
     handle(event);
   }
+  const auto now = std::chrono::steady_clock::now();
+  const bool fast = !woken || now - taken_ < kGather;
+  taken_ = now;
+  if (done_ || !fast || !queue_->hold()) return;
+  parts_.responder->at(now + kGather, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->take_events(false);
+  });
 }
 
 void Generation::handle(Event& event) {
@@ -160,7 +183,7 @@ void Generation::handle(Event& event) {
       answer.prompt_tokens.push_back(record_of(std::get<TokenEvent>(event.what)));
       break;
     case Event::Kind::token:
-      take_token(answer, std::get<TokenEvent>(event.what));
+      take_token(answer, event);
       break;
     case Event::Kind::finish:
       take_finish(answer, std::move(std::get<FinishEvent>(event.what)));
@@ -178,9 +201,8 @@ TokenRecord Generation::record_of(const TokenEvent& event) const {
   return record;
 }
 
-void Generation::take_token(Answer& answer, const TokenEvent& event) {
-  const auto now = std::chrono::steady_clock::now();
-  TokenRecord record = record_of(event);
+void Generation::take_token(Answer& answer, const Event& event) {
+  TokenRecord record = record_of(std::get<TokenEvent>(event.what));
   const std::string piece = answer.decoder.push(record.id);
   record.text = record.special ? std::string(parts_.backend.tokenizer().piece(record.id)) : piece;
   answer.text += piece;
@@ -189,14 +211,14 @@ void Generation::take_token(Answer& answer, const TokenEvent& event) {
   }
   answer.tokens.push_back(std::move(record));
   if (results_.first_token == std::chrono::steady_clock::time_point{}) {
-    results_.first_token = now;
+    results_.first_token = event.at;
     parts_.metrics.adapter_runs(results_.job.request.adapter.label());
     parts_.metrics.reserve(results_.most_tokens());
-    parts_.metrics.first_token(now - results_.job.received);
+    parts_.metrics.first_token(event.at - results_.job.received);
   } else if (results_.answers.size() == 1) {
-    parts_.metrics.next_token(now - results_.last_token);
+    parts_.metrics.next_token(event.at - results_.last_token);
   }
-  results_.last_token = now;
+  results_.last_token = event.at;
   if (results_.job.fields.stream) send(parts_.presenter->on_token(results_, answer));
 }
 

@@ -108,16 +108,20 @@ struct Event {
   Kind kind = Kind::token;
   size_t answer = 0;
   std::variant<std::monostate, TokenEvent, FinishEvent> what;
+  std::chrono::steady_clock::time_point at = std::chrono::steady_clock::now();
 };
 
 class Generation;
 
-// From the engine's thread to the strand: many events, one wake-up.
+// From the engine's thread to the strand: many events, one wake-up. It wakes the owner, whose
+// receive() then takes what there is; or the owner comes by itself, and only an end wakes it.
 class EventQueue {
  public:
   explicit EventQueue(std::shared_ptr<Generation> owner) : owner_(std::move(owner)) {}
   void push(Event event);
   std::vector<Event> take();
+  // The owner will take what comes from now on at a time of its own. False: it has been woken.
+  bool hold();
   // Nothing reaches the owner any more; it is let go.
   void detach();
 
@@ -125,7 +129,7 @@ class EventQueue {
   std::mutex mutex_;
   std::shared_ptr<Generation> owner_;
   std::vector<Event> events_;
-  bool posted_ = false;
+  enum class State { idle, woken, held } state_ = State::idle;
 };
 
 class Generation : public std::enable_shared_from_this<Generation> {
@@ -150,12 +154,13 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void detach();
   // Any thread.
   void post(std::function<void()> work) { parts_.responder->post(std::move(work)); }
-  void receive();  // what the queue holds
+  void receive();  // what the queue holds, having been woken
 
  private:
   void submit_all();
+  void take_events(bool woken);
   void handle(Event& event);
-  void take_token(Answer& answer, const TokenEvent& event);
+  void take_token(Answer& answer, const Event& event);
   void take_finish(Answer& answer, FinishEvent finish);
   // The time in the queue is over. The connection's strand notices, since the engine's thread may
   // be busy with a step of others or asleep until an adapter has come.
@@ -171,6 +176,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   Results results_;
   std::shared_ptr<EventQueue> queue_;
   size_t open_answers_ = 0;
+  std::chrono::steady_clock::time_point taken_{};  // the last events
   bool done_ = false;
 };
 

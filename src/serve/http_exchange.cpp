@@ -41,8 +41,9 @@ bool Exchange::write(std::string_view chunk) {
     return false;
   }
   begun_ = true;
+  const bool wake = output_.empty();  // else it is awake already
   output_.append(chunk);
-  wake_.cancel();
+  if (wake) wake_.cancel();
   return true;
 }
 

@@ -2,13 +2,13 @@
 """What serving costs: tokens per second over HTTP, streamed to 16 clients, beside what the model's own
 steps give in one process (`lorry bench --warm`).
 
-    tests/load/overhead.py [--model demo/mixtral] [--tokens 512] [--rounds 5]
+    tests/load/overhead.py [--model demo/mixtral] [--tokens 960] [--rounds 5]
 
 Both do the same steps: a prefill of all prompts, then a step for each further token, over the same
 lengths of context, one right after the other. The bench's have random tokens, keys and values, and no
 sampling; what is served has its tokens chosen (greedily, with log-probabilities), turned into text and
 written to sockets, and its clients are on the same machine. So the share that is told is of all of that.
-Each round measures both, in turn; medians are told. The clients read fifty times a second, as one
+Each round measures both, in turn; medians are told. The clients read a hundred times a second, as one
 process: they take little of the machine that is measured.
 """
 
@@ -62,7 +62,7 @@ def over_http(port, batch, prompts, tokens, path):
         waiting.register(connection, selectors.EVENT_READ)
         answers[connection] = []
     while waiting.get_map():
-        time.sleep(0.02)
+        time.sleep(0.01)
         for key, _ in waiting.select(10):
             part = key.fileobj.recv(1 << 20)
             answers[key.fileobj].append(part)
@@ -81,7 +81,7 @@ def main():
     parser.add_argument("--lorry", default=str(ROOT / "build/release/lorry"))
     parser.add_argument("--model", default=str(ROOT / "demo/mixtral"))
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--path", default="/generate_stream", choices=["/generate_stream", "/v1/completions"])
     options = parser.parse_args()
