@@ -1,5 +1,6 @@
 // A Responder whose strand is the thread that waits for the answer.
 #pragma once
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -37,6 +38,8 @@ class WaitingResponder final : public Responder {
     return true;
   }
   void finish_stream() override { complete_ = true; }
+  // Never: what waits for a time here is told of the end as well.
+  void at(std::chrono::steady_clock::time_point, std::function<void()>) override {}
   bool closed() const override { return false; }
   void on_close(std::function<void()>) override {}
 

@@ -75,6 +75,8 @@ void keep_heap_small() {
   mallopt(M_ARENA_MAX, kHeaps);
 }
 
+void trim_heap() { malloc_trim(0); }
+
 void raise_file_limit() {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;

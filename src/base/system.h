@@ -19,6 +19,10 @@ size_t peak_memory();
 // grows by what the largest requests leave in every heap. Before threads are started.
 void keep_heap_small();
 
+// Gives the pages back that lie free within the heaps, below what is still in use: a few
+// milliseconds where there are tens of MB, nothing where there are none. Any thread.
+void trim_heap();
+
 // As many open files as the system lets this process have: each connection is one.
 void raise_file_limit();
 

@@ -122,6 +122,10 @@ std::string hash_logits(const Tensor& logits) {
   return to_hex(hash.finish());
 }
 
+double mean(const std::vector<double>& x) {
+  return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
+}
+
 double median(std::vector<double> x) {
   std::sort(x.begin(), x.end());
   return x.empty() ? 0 : x[x.size() / 2];
@@ -265,10 +269,11 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
   std::vector<double> seconds, fractions;
   std::vector<Probe> probes;
   std::vector<double> op_ms;
+  Probe probe;
   for (int rep = 0; rep < c.reps + kWarmUps; ++rep) {
     // A roofline is the processor's.
     const bool on_device = m.ops->memory() != nullptr;
-    const Probe probe = on_device ? Probe{} : probe_machine(*m.pool, m.isa);
+    if (!on_device && (rep == 0 || !c.warm)) probe = probe_machine(*m.pool, m.isa);
     if (times != nullptr && rep == kWarmUps) op_ms = milliseconds(*times);
     const auto start = Clock::now();
     const ForwardOutput out = prefill ? forward(0, longest(c)) : forward(c.context + rep, 1);
@@ -290,7 +295,7 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
     result.op_ms.push_back(rest);
     for (double& ms : result.op_ms) ms /= c.reps;
   }
-  result.seconds = median(seconds);
+  result.seconds = c.warm ? mean(seconds) : median(seconds);
   result.tokens_per_s = (prefill ? longest(c) * c.batch : c.batch) / result.seconds;
   result.bytes = work.bytes;
   result.kv_bytes = work.kv_bytes;

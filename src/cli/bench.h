@@ -21,11 +21,14 @@ struct BenchCase {
   int32_t tokens = 512;  // prefill: rows of the step, over all sequences
   int32_t context = 64;  // decode: tokens of each sequence before the first step, random
   int32_t reps = 7;
+  // The steps follow each other at once, as they do in a server, and the machine is probed before
+  // the first one only: a probe in between empties the caches, which a small model lives in.
+  bool warm = false;
 };
 
 struct BenchResult {
   BenchCase what;
-  double seconds = 0;  // median of a step
+  double seconds = 0;  // of a step: the median; warm: the mean
   double tokens_per_s = 0;
   double bytes = 0, kv_bytes = 0;  // of a step, as the count below has them
   double gb_per_s = 0;             // of these bytes

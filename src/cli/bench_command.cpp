@@ -34,6 +34,7 @@ struct BenchFlags {
   RankFlags ranks;
   std::string kv_dtype;
   bool map_weights = false;
+  bool warm = false;
   bool as_json = false;
 };
 
@@ -44,7 +45,7 @@ std::vector<BenchCase> cases_of(const BenchFlags& f) {
       for (const int32_t adapters : f.adapters) {
         // An adapter needs a sequence of its own.
         const int32_t b = kind == BenchCase::Kind::prefill ? std::max(batch, adapters) : batch;
-        cases.push_back({kind, b, adapters, f.rank, f.tokens, f.context, f.reps});
+        cases.push_back({kind, b, adapters, f.rank, f.tokens, f.context, f.reps, f.warm});
       }
     }
   };
@@ -102,6 +103,7 @@ json::object to_json(const BenchResult& r, const BenchFlags& f) {
           {"context", prefill ? json::value(nullptr) : json::value(r.what.context)},
           {"adapters", r.what.adapters},
           {"rank", r.what.adapters > 0 ? json::value(r.what.rank) : json::value(nullptr)},
+          {"warm", r.what.warm},
           {"seconds", r.seconds},
           {"tokens_per_s", r.tokens_per_s},
           {"bytes", r.bytes},
@@ -214,6 +216,11 @@ void add_what(CLI::App& app, BenchFlags& f) {
          "Tokens of a sequence before the decode steps, in random keys and values (default: 64)", 1,
          131072);
   number("--reps", f.reps, "Steps measured; the median counts (default: 7)", 1, 1000);
+  app.add_flag("--warm", f.warm,
+               "Run the steps back to back, as a server does, and count their mean; else the "
+               "machine is probed between two steps, which leaves nothing of the model in the "
+               "caches")
+      ->group(group);
 }
 
 }  // namespace

@@ -100,6 +100,20 @@ class Leaving {
   Stop& stop_;
 };
 
+// Large requests leave the heaps in pieces: now and then what lies free in them is given back.
+class HeapCare {
+ public:
+  void look() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::seconds(10)) return;
+    trim_heap();
+    last_ = now;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
 // Stops the server before what it uses goes.
 class Shutdown {
  public:
@@ -218,8 +232,11 @@ void serve(const CLI::App& app, const ServeFlags& flags, const ModelPlace& place
   // Not fmt::print, which throws where standard error is closed.
   std::fputs(("Try: " + what_to_type(url, server_of, options, place) + "\n").c_str(), stderr);
   const double limit = flags.watchdog_timeout_s > 0 ? flags.watchdog_timeout_s : 1e9;
-  if (!stop.wait(std::chrono::duration<double>(std::min(limit / 2, 1.0)),
-                 [&] { return engine.stuck_seconds() < limit; })) {
+  HeapCare heap;
+  if (!stop.wait(std::chrono::duration<double>(std::min(limit / 2, 1.0)), [&] {
+        heap.look();
+        return engine.stuck_seconds() < limit;
+      })) {
     log.error("a step of the model has taken longer than --watchdog-timeout, {} s: giving up",
               limit);
     std::_Exit(3);  // nothing can be waited for; a supervisor starts another process

@@ -51,6 +51,11 @@ void add_limits(CLI::App& app, ServeFlags& f) {
   group = server;
   count("--max-concurrent-requests", f.max_requests,
         "Requests in work or waiting; more are refused (default: 1024)", 1);
+  accept_range(app.add_option("--max-queue-seconds", f.max_queue_seconds,
+                              "Seconds that a request may wait for its first step; then it is "
+                              "answered with 504 (default: 0, no limit)")
+                   ->group(group),
+               0.0, 1e6);
   count("--max-num-seqs", f.max_sequences, "Requests in one step (default: 64)", 1);
   count("--max-batch-prefill-tokens,--max-num-batched-tokens", f.max_batch_tokens,
         "Tokens in one step (default: 512)", 1);
@@ -156,6 +161,7 @@ ServerOptions server_options(const ServeFlags& f, const ModelPlace& place) {
   o.max_best_of = f.max_best_of;
   o.max_stop_sequences = f.max_stop_sequences;
   o.max_concurrent_requests = f.max_requests;
+  o.max_queue_seconds = f.max_queue_seconds;
   o.validation_workers = f.validation_workers;
   o.adapters = adapter_policy(f.adapters);
   o.adapter_root = f.adapters.root;

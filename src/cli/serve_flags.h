@@ -27,6 +27,7 @@ struct ServeFlags {
   uint16_t port = 3000;
   std::string served_name;
   int32_t max_requests = 1024;
+  double max_queue_seconds = 0;  // 0: no limit
   int64_t max_best_of = 2;
   int64_t max_stop_sequences = 4;
   int64_t max_input_length = 0;

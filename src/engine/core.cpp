@@ -192,6 +192,7 @@ void EngineCore::run(const StepPlan& plan) {
       counters_.prompt_tokens += a.seq.n_prompt;
       counters_.prefix_queries += a.seq.n_prompt;
       counters_.prefix_hits += a.seq.n_hit;
+      a.request.sink->on_start();
     }
     if (!a.preempted) a.cached = a.seq.n_hit;
     batch_.add(chunk, a.view);

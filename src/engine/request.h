@@ -1,5 +1,5 @@
 // What the engine is asked and what it answers. A request's answers arrive through its sink, on the
-// engine thread, in order: any number of tokens, then exactly one finish.
+// engine thread, in order: perhaps a start, any number of tokens, then exactly one finish.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -56,6 +56,8 @@ class RequestSink {
   // Log-probability of prompt token `position` (>= 1) given those before it, with alternatives when
   // asked: only for requests with prompt_logprobs.
   virtual void on_prompt_token(const TokenEvent& event) { (void)event; }
+  // Its first rows are about to be computed: it no longer waits. Not called when it ends before.
+  virtual void on_start() {}
   virtual void on_token(const TokenEvent& event) = 0;
   virtual void on_finish(const FinishEvent& event) = 0;
 };

@@ -59,26 +59,32 @@ int32_t arg_max(std::span<const float> x) {
 
 using Lanes = std::array<float, kLanes>;
 
-// Adds e^x for x <= 0, within 3e-7 of it; 0 below -87. Loops over lanes, so that it compiles to
-// vectors.
+// Adds e^x for x <= 0, within 3e-7 of it; e^-87 below -87. Loops over lanes that each do one thing
+// without a choice, so that they compile to vectors.
 void add_exp(Lanes& sum, const Lanes& x) {
-  Lanes f, p;
-  std::array<int32_t, kLanes> whole;
+  Lanes f;
+  std::array<int32_t, kLanes> whole, bits;
+  for (size_t j = 0; j < kLanes; ++j) f[j] = std::max(x[j], -87.0F) * 1.44269504F;
+  // Towards zero: the rest is in (-1, 0].
+  for (size_t j = 0; j < kLanes; ++j) whole[j] = static_cast<int32_t>(f[j]);
   for (size_t j = 0; j < kLanes; ++j) {
-    const float t = (x[j] > -87.0F ? x[j] : -87.0F) * 1.44269504F;
-    whole[j] = static_cast<int32_t>(t);  // towards zero: the rest is in (-1, 0]
-    f[j] = (t - static_cast<float>(whole[j])) * 0.693147181F;
-    p[j] = 1.0F / 362880;
+    f[j] = (f[j] - static_cast<float>(whole[j])) * 0.693147181F;
+    bits[j] = (whole[j] + 127) << 23;
   }
-  // Taylor to the 9th order: the rest is at most ln(2)^10 / 10!.
-  for (const float c : {1.0F / 40320, 1.0F / 5040, 1.0F / 720, 1.0F / 120, 1.0F / 24, 1.0F / 6,
-                        1.0F / 2, 1.0F, 1.0F}) {
-    for (size_t j = 0; j < kLanes; ++j) p[j] = p[j] * f[j] + c;
-  }
+  const Lanes scale = std::bit_cast<Lanes>(bits);
   for (size_t j = 0; j < kLanes; ++j) {
-    const float scale = std::bit_cast<float>((whole[j] + 127) << 23);
-    sum[j] += x[j] > -87.0F ? p[j] * scale : 0.0F;
+    // Taylor to the 9th order: the rest is at most ln(2)^10 / 10!.
+    float p = 1.0F / 362880 * f[j] + 1.0F / 40320;
+    p = p * f[j] + 1.0F / 5040;
+    p = p * f[j] + 1.0F / 720;
+    p = p * f[j] + 1.0F / 120;
+    p = p * f[j] + 1.0F / 24;
+    p = p * f[j] + 1.0F / 6;
+    p = p * f[j] + 1.0F / 2;
+    p = p * f[j] + 1.0F;
+    f[j] = (p * f[j] + 1.0F) * scale[j];
   }
+  for (size_t j = 0; j < kLanes; ++j) sum[j] += f[j];
 }
 
 double log_sum_exp(std::span<const float> x) {

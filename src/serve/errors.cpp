@@ -47,6 +47,7 @@ constexpr std::array kRows = {
     Row{Problem::bad_http, 400, "validation", "", 400, kInvalid, ""},
     Row{Problem::overloaded, 429, "overloaded", "", 429, "rate_limit_exceeded",
         "rate_limit_exceeded"},
+    Row{Problem::late, 504, "timeout", "", 504, "timeout", "timeout"},
     Row{Problem::unavailable, 503, "unavailable", "", 503, "service_unavailable", ""},
     Row{Problem::unhealthy, 503, "healthcheck", "", 503, "service_unavailable", ""},
     Row{Problem::no_such_task, 424, "generation", kGeneration, 400, kInvalid, ""},
@@ -138,8 +139,8 @@ HttpResponse error_response(const ApiError& error, Dialect dialect) {
   response.status = status_of(error, dialect);
   response.content_type = "application/json";
   response.body = error_json(error, dialect);
-  if (error.problem == Problem::overloaded || error.problem == Problem::unavailable ||
-      error.problem == Problem::unhealthy) {
+  if (error.problem == Problem::overloaded || error.problem == Problem::late ||
+      error.problem == Problem::unavailable || error.problem == Problem::unhealthy) {
     response.headers.emplace_back("retry-after", error.problem == Problem::overloaded ? "1" : "5");
   }
   return response;

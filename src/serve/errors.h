@@ -33,6 +33,7 @@ enum class Problem {
   head_too_large,
   bad_http,
   overloaded,
+  late,  // its time in the queue ran out
   unavailable,
   unhealthy,     // of /health and its like
   no_such_task,  // nothing that a causal language model does

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "serve/backend.h"
 #include "serve/metrics.h"
 
@@ -9,12 +11,17 @@ namespace lorry {
 
 namespace {
 
+// Tokens that come faster than this reach their client together: waking a thread and writing to a
+// socket cost more than a small model's step.
+constexpr auto kGather = std::chrono::milliseconds(4);
+
 // The engine's side of one answer.
 class QueueSink final : public RequestSink {
  public:
   QueueSink(std::shared_ptr<EventQueue> queue, size_t answer)
       : queue_(std::move(queue)), answer_(answer) {}
 
+  void on_start() override { queue_->push({Event::Kind::start, answer_, {}}); }
   void on_prompt_token(const TokenEvent& event) override {
     queue_->push({Event::Kind::prompt_token, answer_, event});
   }
@@ -66,16 +73,24 @@ int64_t Results::skipped_tokens() const {
 void EventQueue::push(Event event) {
   std::lock_guard lock(mutex_);
   if (!owner_) return;
+  const bool held = state_ == State::held && event.kind != Event::Kind::finish;
   events_.push_back(std::move(event));
-  if (posted_) return;
-  posted_ = true;
+  if (held || state_ == State::woken) return;
+  state_ = State::woken;
   owner_->post([owner = owner_] { owner->receive(); });
 }
 
 std::vector<Event> EventQueue::take() {
   std::lock_guard lock(mutex_);
-  posted_ = false;
+  state_ = State::idle;
   return std::exchange(events_, {});
+}
+
+bool EventQueue::hold() {
+  std::lock_guard lock(mutex_);
+  if (state_ != State::idle) return false;
+  state_ = State::held;
+  return true;
 }
 
 void EventQueue::detach() {
@@ -106,6 +121,13 @@ void Generation::start() {
     if (const auto self = weak.lock()) self->client_gone();
   });
   if (done_) return;
+  const auto start_by = results_.job.start_by;
+  if (start_by != std::chrono::steady_clock::time_point{}) {
+    if (std::chrono::steady_clock::now() >= start_by) return overdue();
+    parts_.responder->at(start_by, [weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->overdue();
+    });
+  }
   try {
     submit_all();
   } catch (const std::exception& e) {
@@ -133,21 +155,35 @@ void Generation::submit_all() {
   }
 }
 
-void Generation::receive() {
-  for (Event& event : queue_->take()) {
+void Generation::receive() { take_events(true); }
+
+void Generation::take_events(bool woken) {
+  std::vector<Event> events = queue_->take();
+  if (events.empty()) return;
+  for (Event& event : events) {
     if (done_) return;
     handle(event);
   }
+  const auto now = std::chrono::steady_clock::now();
+  const bool fast = !woken || now - taken_ < kGather;
+  taken_ = now;
+  if (done_ || !fast || !queue_->hold()) return;
+  parts_.responder->at(now + kGather, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->take_events(false);
+  });
 }
 
 void Generation::handle(Event& event) {
   Answer& answer = results_.answers[event.answer];
   switch (event.kind) {
+    case Event::Kind::start:
+      results_.started = true;
+      break;
     case Event::Kind::prompt_token:
       answer.prompt_tokens.push_back(record_of(std::get<TokenEvent>(event.what)));
       break;
     case Event::Kind::token:
-      take_token(answer, std::get<TokenEvent>(event.what));
+      take_token(answer, event);
       break;
     case Event::Kind::finish:
       take_finish(answer, std::move(std::get<FinishEvent>(event.what)));
@@ -165,9 +201,8 @@ TokenRecord Generation::record_of(const TokenEvent& event) const {
   return record;
 }
 
-void Generation::take_token(Answer& answer, const TokenEvent& event) {
-  const auto now = std::chrono::steady_clock::now();
-  TokenRecord record = record_of(event);
+void Generation::take_token(Answer& answer, const Event& event) {
+  TokenRecord record = record_of(std::get<TokenEvent>(event.what));
   const std::string piece = answer.decoder.push(record.id);
   record.text = record.special ? std::string(parts_.backend.tokenizer().piece(record.id)) : piece;
   answer.text += piece;
@@ -176,14 +211,14 @@ void Generation::take_token(Answer& answer, const TokenEvent& event) {
   }
   answer.tokens.push_back(std::move(record));
   if (results_.first_token == std::chrono::steady_clock::time_point{}) {
-    results_.first_token = now;
+    results_.first_token = event.at;
     parts_.metrics.adapter_runs(results_.job.request.adapter.label());
     parts_.metrics.reserve(results_.most_tokens());
-    parts_.metrics.first_token(now - results_.job.received);
+    parts_.metrics.first_token(event.at - results_.job.received);
   } else if (results_.answers.size() == 1) {
-    parts_.metrics.next_token(now - results_.last_token);
+    parts_.metrics.next_token(event.at - results_.last_token);
   }
-  results_.last_token = now;
+  results_.last_token = event.at;
   if (results_.job.fields.stream) send(parts_.presenter->on_token(results_, answer));
 }
 
@@ -220,6 +255,17 @@ void Generation::take_finish(Answer& answer, FinishEvent finish) {
 void Generation::send(const std::string& bytes) {
   if (done_ || bytes.empty()) return;
   parts_.responder->write(bytes);  // when it fails, client_gone() has run
+}
+
+void Generation::overdue() {
+  if (queue_) receive();  // it may just have begun
+  if (done_ || results_.started) return;
+  const std::chrono::duration<double> limit = results_.job.start_by - results_.job.received;
+  fail({Problem::late,
+        fmt::format("the request was not begun within {:g} s, the limit of time in the queue; try "
+                    "again later",
+                    limit.count()),
+        {}});
 }
 
 void Generation::fail(const ApiError& error) {

@@ -43,6 +43,8 @@ struct Job {
   bool as_array = false;  // LoRAX's compat route
   size_t input_characters = 0;
   std::chrono::steady_clock::time_point received{};
+  // When it is given up if none of its answers has begun; zero: never.
+  std::chrono::steady_clock::time_point start_by{};
   double validation_seconds = 0;
   std::string id;       // of the request, for the client
   int64_t created = 0;  // unix time
@@ -79,6 +81,7 @@ struct Answer {
 struct Results {
   Job job;
   std::vector<Answer> answers;  // by prompt, then by number
+  bool started = false;         // one of them has left the queue
   std::chrono::steady_clock::time_point first_token{}, last_token{};
   int64_t prompt_tokens() const;
   int64_t generated_tokens() const;
@@ -101,20 +104,24 @@ class Presenter {
 };
 
 struct Event {
-  enum class Kind { prompt_token, token, finish };
+  enum class Kind { start, prompt_token, token, finish };
   Kind kind = Kind::token;
   size_t answer = 0;
-  std::variant<TokenEvent, FinishEvent> what;
+  std::variant<std::monostate, TokenEvent, FinishEvent> what;
+  std::chrono::steady_clock::time_point at = std::chrono::steady_clock::now();
 };
 
 class Generation;
 
-// From the engine's thread to the strand: many events, one wake-up.
+// From the engine's thread to the strand: many events, one wake-up. It wakes the owner, whose
+// receive() then takes what there is; or the owner comes by itself, and only an end wakes it.
 class EventQueue {
  public:
   explicit EventQueue(std::shared_ptr<Generation> owner) : owner_(std::move(owner)) {}
   void push(Event event);
   std::vector<Event> take();
+  // The owner will take what comes from now on at a time of its own. False: it has been woken.
+  bool hold();
   // Nothing reaches the owner any more; it is let go.
   void detach();
 
@@ -122,7 +129,7 @@ class EventQueue {
   std::mutex mutex_;
   std::shared_ptr<Generation> owner_;
   std::vector<Event> events_;
-  bool posted_ = false;
+  enum class State { idle, woken, held } state_ = State::idle;
 };
 
 class Generation : public std::enable_shared_from_this<Generation> {
@@ -147,13 +154,17 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void detach();
   // Any thread.
   void post(std::function<void()> work) { parts_.responder->post(std::move(work)); }
-  void receive();  // what the queue holds
+  void receive();  // what the queue holds, having been woken
 
  private:
   void submit_all();
+  void take_events(bool woken);
   void handle(Event& event);
-  void take_token(Answer& answer, const TokenEvent& event);
+  void take_token(Answer& answer, const Event& event);
   void take_finish(Answer& answer, FinishEvent finish);
+  // The time in the queue is over. The connection's strand notices, since the engine's thread may
+  // be busy with a step of others or asleep until an adapter has come.
+  void overdue();
   void fail(const ApiError& error);
   void client_gone();
   void end(std::string_view outcome);
@@ -165,6 +176,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   Results results_;
   std::shared_ptr<EventQueue> queue_;
   size_t open_answers_ = 0;
+  std::chrono::steady_clock::time_point taken_{};  // the last events
   bool done_ = false;
 };
 

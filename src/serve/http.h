@@ -60,6 +60,10 @@ class Responder {
   virtual bool write(std::string_view chunk) = 0;
   virtual void finish_stream() = 0;
 
+  // Runs `work` on the connection's strand at that time, unless the answer is complete or the
+  // client gone by then. Once; a second call takes the place of the first.
+  virtual void at(std::chrono::steady_clock::time_point time, std::function<void()> work) = 0;
+
   // True when no answer can reach the client any more.
   virtual bool closed() const = 0;
   // Called once, when that happens before the answer is complete.

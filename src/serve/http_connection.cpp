@@ -114,6 +114,8 @@ awaitable<bool> Connection::read_more(Clock::time_point deadline) {
 }
 
 awaitable<bool> Connection::send(std::string_view bytes) {
+  bytes.remove_prefix(wire_.try_write(bytes));
+  if (bytes.empty()) co_return true;
   arm(Clock::now() + seconds(shared_.options.send_seconds));
   const bool sent = co_await wire_.write(bytes);
   disarm();

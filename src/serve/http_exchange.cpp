@@ -8,8 +8,10 @@
 
 namespace lorry {
 
+using boost::system::error_code;
+
 Exchange::Exchange(boost::asio::any_io_executor strand, size_t buffer_bytes)
-    : strand_(strand), wake_(strand), buffer_bytes_(buffer_bytes) {}
+    : strand_(strand), wake_(strand), alarm_(strand), buffer_bytes_(buffer_bytes) {}
 
 void Exchange::post(std::function<void()> work) {
   boost::asio::post(strand_, [self = shared_from_this(), run = std::move(work)] { run(); });
@@ -21,6 +23,7 @@ void Exchange::respond(HttpResponse response) {
   head_.reset();
   complete_ = true;
   on_close_ = nullptr;
+  alarm_.cancel();
   wake_.cancel();
 }
 
@@ -38,8 +41,9 @@ bool Exchange::write(std::string_view chunk) {
     return false;
   }
   begun_ = true;
+  const bool wake = output_.empty();  // else it is awake already
   output_.append(chunk);
-  wake_.cancel();
+  if (wake) wake_.cancel();
   return true;
 }
 
@@ -47,7 +51,16 @@ void Exchange::finish_stream() {
   begun_ = true;
   complete_ = true;
   on_close_ = nullptr;
+  alarm_.cancel();
   wake_.cancel();
+}
+
+void Exchange::at(std::chrono::steady_clock::time_point time, std::function<void()> work) {
+  alarm_.expires_at(time);
+  alarm_.async_wait([weak = weak_from_this(), run = std::move(work)](const error_code& ec) {
+    const auto self = weak.lock();
+    if (!ec && self && !self->complete_ && !self->closed_) run();
+  });
 }
 
 void Exchange::on_close(std::function<void()> callback) {
@@ -62,6 +75,7 @@ void Exchange::close() {
   if (closed_) return;
   closed_ = true;
   output_.clear();
+  alarm_.cancel();
   wake_.cancel();
   if (auto callback = std::exchange(on_close_, nullptr)) callback();
 }

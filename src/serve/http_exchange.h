@@ -24,6 +24,7 @@ class Exchange final : public Responder, public std::enable_shared_from_this<Exc
   bool begun() const override { return begun_ || complete_; }
   bool write(std::string_view chunk) override;
   void finish_stream() override;
+  void at(std::chrono::steady_clock::time_point time, std::function<void()> work) override;
   bool closed() const override { return closed_; }
   void on_close(std::function<void()> callback) override;
 
@@ -42,7 +43,7 @@ class Exchange final : public Responder, public std::enable_shared_from_this<Exc
 
  private:
   boost::asio::any_io_executor strand_;
-  boost::asio::steady_timer wake_;
+  boost::asio::steady_timer wake_, alarm_;
   const size_t buffer_bytes_;
   std::optional<HttpResponse> response_;
   std::optional<HttpResponse> head_;

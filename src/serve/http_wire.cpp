@@ -85,6 +85,14 @@ awaitable<size_t> Wire::read_raw(char* data, size_t size) {
   co_return received(ec, n);
 }
 
+size_t Wire::try_write(std::string_view bytes) {
+  if (tls_) return 0;
+  error_code ec;
+  if (!socket_.non_blocking()) socket_.non_blocking(true, ec);
+  const size_t n = socket_.send(asio::buffer(bytes.data(), bytes.size()), 0, ec);
+  return ec ? 0 : n;
+}
+
 awaitable<bool> Wire::write(std::string_view bytes) {
   error_code ec;
   const auto buffer = asio::buffer(bytes.data(), bytes.size());

@@ -36,6 +36,8 @@ class Wire {
   boost::asio::awaitable<bool> handshake();
   // How many bytes came; 0: the end, an error or cancel(). After an end there is nothing but that.
   boost::asio::awaitable<size_t> read(char* data, size_t size);
+  // How many bytes the system took at once, without a wait. Says nothing of errors. In TLS none.
+  size_t try_write(std::string_view bytes);
   // False: the client is gone, or cancel().
   boost::asio::awaitable<bool> write(std::string_view bytes);
   // Says that nothing more will be sent.

@@ -156,7 +156,7 @@ json::array statuses_of(const RouteName& name, const json::object& route, Dialec
   if (!route.contains("open")) statuses.emplace_back(401);
   if (name.method == "POST") statuses.emplace_back(415);
   if (route.contains("generates")) {
-    for (const int status : {429, 500}) statuses.emplace_back(status);
+    for (const int status : {429, 500, 504}) statuses.emplace_back(status);
     if (dialect == Dialect::openai) {
       statuses.emplace_back(404);
     } else {

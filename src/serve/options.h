@@ -20,6 +20,7 @@ struct ServerOptions {
   int64_t max_best_of = 2;
   int64_t max_stop_sequences = 4;
   int64_t max_concurrent_requests = 1024;
+  double max_queue_seconds = 0;         // from receipt to the first step; 0: no limit
   int validation_workers = 2;           // threads that parse and tokenise
   double unhealthy_after_seconds = 60;  // of silence of the engine while it has work
   AdapterPolicy adapters;

@@ -267,6 +267,11 @@ void Service::prepare(const CallPtr& call, const MakeJob& make,
     job->request.cache_salt = call->tenant->salt(job->request.cache_salt);
     const auto took = std::chrono::steady_clock::now() - begin;
     job->received = call->request.received;
+    if (options_.max_queue_seconds > 0) {
+      job->start_by =
+          job->received + std::chrono::duration_cast<std::chrono::nanoseconds>(
+                              std::chrono::duration<double>(options_.max_queue_seconds));
+    }
     job->validation_seconds = std::chrono::duration<double>(took).count();
     job->id = call->id;
     job->created = std::time(nullptr);

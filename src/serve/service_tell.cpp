@@ -39,6 +39,7 @@ void Service::tell(const Call& call, const Results& results, std::string_view ou
   const auto now = std::chrono::steady_clock::now();
   span.first_token_seconds = seconds_between(results.job.received, results.first_token);
   const double total = seconds_between(results.job.received, now);
+  if (!results.started) span.queue_seconds = total;
   if (options_.log_requests) {
     log_.record("request", {{"id", span.request_id},
                             {"route", span.route},

@@ -22,6 +22,9 @@ class TaggedResponder final : public Responder {
   bool begun() const override { return inner_->begun(); }
   bool write(std::string_view chunk) override { return inner_->write(chunk); }
   void finish_stream() override { inner_->finish_stream(); }
+  void at(std::chrono::steady_clock::time_point time, std::function<void()> work) override {
+    inner_->at(time, std::move(work));
+  }
   bool closed() const override { return inner_->closed(); }
   void on_close(std::function<void()> callback) override { inner_->on_close(std::move(callback)); }
 

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import http.client
+import os
+import pathlib
 import re
 import socket
 import subprocess
@@ -137,6 +139,19 @@ def test_A16_an_address_that_cannot_be_used_ends_with_one_line(request, target, 
     assert ended.returncode == 1
     lines = ended.stderr.strip().splitlines()
     assert len(lines) == 1, ended.stderr
+
+
+def test_A16_a_privileged_port_ends_with_what_to_do(request, tmp_path):
+    if int(pathlib.Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
+        pytest.skip("here any user may use any port")
+    command = [request.config.getoption("--lorry"), "serve", "demo", "--port", "80"]
+    if os.geteuid() == 0:  # root may, but for this
+        command = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service", *command]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60,
+                           env={"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]})
+    assert ended.returncode == 1
+    [line] = ended.stderr.strip().splitlines()
+    assert "this user may not use this port: choose a --port from 1024 on" in line
 
 
 def test_A16_ipv6_is_an_address(request, tmp_path):

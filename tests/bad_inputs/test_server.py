@@ -1,6 +1,7 @@
 """Sections D, H and I: what many requests, other tenants and too little room do."""
 
 import concurrent.futures
+import socket
 import subprocess
 
 import pytest
@@ -96,6 +97,43 @@ def test_I5_too_little_memory_at_the_start_ends_with_the_flag_to_change(request,
                            capture_output=True, text=True, timeout=60, env={"HOME": str(tmp_path), "TMPDIR": str(tmp_path)})
     assert ended.returncode == 1
     assert "--kv-tokens" in ended.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def silent_hub():
+    """Takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_I10_what_waits_too_long_in_the_queue_is_504_and_not_run(start, silent_hub):
+    server = start("demo", "--kv-tokens", "16384", "--max-num-seqs", "1", "--max-queue-seconds", "0.5",
+                   settings={"HF_ENDPOINT": silent_hub})
+    target = Target(server)
+    # One request of twelve parts, the first of which begins in time: the others take the only place of a step for
+    # seconds.
+    long = {"prompt": [PROMPT] * 12, "max_tokens": 900, "ignore_eos": True, "temperature": 0}
+    completion = {"prompt": PROMPT, "max_tokens": 5}
+    asked = [("/generate", {"inputs": PROMPT}), ("/generate_stream", {"inputs": PROMPT}),
+             ("/v1/completions", completion), ("/v1/completions", {**completion, "stream": True}),
+             # Nothing runs for this one: its adapter does not come.
+             ("/generate", {"inputs": PROMPT, "parameters": {"adapter_id": "org/none", "adapter_source": "hub"}})]
+    with concurrent.futures.ThreadPoolExecutor(len(asked) + 1) as pool:
+        before = pool.submit(requests.post, target.url + "/v1/completions", json=long, timeout=120)
+        wait_until(lambda: server.metric("vllm:num_requests_waiting") == 11, "the long one has begun")
+        answers = list(pool.map(lambda a: requests.post(target.url + a[0], json=a[1], timeout=60), asked))
+        assert not before.done()
+        assert before.result().json()["usage"]["completion_tokens"] == 12 * 900  # nobody else noticed
+    assert [a.status_code for a in answers] == [504] * len(asked)
+    for answer in answers:
+        error = answer.json()["error"]
+        assert "0.5 s" in (error if isinstance(error, str) else error["message"]) and answer.headers["retry-after"]
+    assert server.metric("lorax_request_failure_total", err="timeout") == len(asked)
+    assert target.generate().json() == target.answer
+    answer = requests.post(target.url + asked[-1][0], json=asked[-1][1], timeout=60)  # with the engine asleep
+    assert answer.status_code == 504
+    wait_until(lambda: server.metric("vllm:num_requests_waiting") == 0, "the queue is empty")
+    server.stop()
 
 
 def test_I12_only_a_steady_clock_measures():

@@ -87,6 +87,7 @@ constexpr auto kKnown = std::to_array<Known>({
     {"ssl-keyfile", "/k.pem"},
     // ours
     {"no-web", "true"},
+    {"max-queue-seconds", "30"},
 });
 
 std::string variable(std::string name) {

@@ -134,6 +134,7 @@ TEST(Engine, cached_tokens_are_of_the_prompt_and_of_others) {
   for (const auto& got : engine.run(requests)) {
     EXPECT_EQ(got->tokens.size(), 60U);
     EXPECT_EQ(got->finish->cached_tokens, 0);
+    EXPECT_EQ(got->n_starts, 1);
   }
   EXPECT_GT(engine->stats().preemptions, 0);
   const auto again = engine.run({requests[0]})[0];
@@ -171,6 +172,23 @@ TEST(Engine, cancel_frees_everything) {
   EXPECT_EQ(stats.kv_blocks_free, stats.kv_blocks);
   EXPECT_EQ(stats.running + stats.waiting, 0);
   for (const auto& e : engine->adapters().entries) EXPECT_EQ(e.claims, 0) << e.name;
+}
+
+TEST(Engine, what_ends_in_the_queue_never_started) {
+  EngineOptions o = options();
+  o.max_sequences = 1;
+  TestEngine engine(o);
+  const auto running = engine.start(greedy_request(kPrompt, 250));
+  const auto waiting = std::make_shared<Collector>(engine->info().spec.vocab);
+  Request r = greedy_request(kPrompt, 5);
+  r.sink = waiting;
+  engine->cancel(engine->submit(std::move(r)));
+  waiting->wait();
+  EXPECT_EQ(waiting->n_starts, 0);
+  EXPECT_EQ(waiting->finish->reason, FinishReason::cancelled);
+  running->wait();
+  EXPECT_EQ(running->n_starts, 1);
+  EXPECT_EQ(running->tokens.size(), 250U);
 }
 
 TEST(Engine, I1_more_requests_than_allowed_are_refused_and_others_unharmed) {

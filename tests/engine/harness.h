@@ -36,6 +36,10 @@ class Collector final : public RequestSink {
     n_rows += n;
   }
   void on_prompt_token(const TokenEvent& e) override { prompt.push_back(e.token); }
+  void on_start() override {
+    ++n_starts;
+    EXPECT_TRUE(prompt.empty() && tokens.empty() && n_rows == 0);
+  }
   void on_token(const TokenEvent& e) override {
     tokens.push_back(e.token);
     positions.push_back(e.position);
@@ -64,7 +68,8 @@ class Collector final : public RequestSink {
   bool out_of_order = false;
   std::vector<SampledToken> prompt, tokens;
   std::vector<int64_t> positions;  // of tokens
-  int32_t n_skipped = 0;           // tokens
+  int n_starts = 0;
+  int32_t n_skipped = 0;  // tokens
   std::optional<FinishEvent> finish;
 
  private:

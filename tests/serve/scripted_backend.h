@@ -11,6 +11,7 @@
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -22,7 +23,8 @@ struct Script {
   std::vector<TokenEvent> prompt_tokens;
   std::vector<TokenEvent> tokens;
   FinishEvent finish;
-  bool never_ends = false;  // repeats its tokens until cancelled
+  bool never_ends = false;    // repeats its tokens until cancelled
+  bool never_starts = false;  // stays in the queue until cancelled
 };
 
 inline TokenEvent token_event(int32_t id, float logprob = -0.5F,
@@ -113,7 +115,7 @@ class ScriptedBackend final : public Backend {
     Request copy = request;
     copy.sink.reset();
     submitted_.push_back(std::move(copy));
-    running_[id] = {plan_(request), request.sink, 0, request.prompt.size()};
+    running_[id] = {plan_(request), request.sink, 0, request.prompt.size(), false};
     changed_.notify_all();
     return id;
   }
@@ -165,6 +167,7 @@ class ScriptedBackend final : public Backend {
     std::shared_ptr<RequestSink> sink;
     size_t next = 0;
     size_t prompt = 0;
+    bool started = false;
   };
 
   void run() {
@@ -190,7 +193,9 @@ class ScriptedBackend final : public Backend {
       request.sink->on_finish(finish);
       return true;
     }
+    if (script.never_starts) return false;
     if (request.next == 0) {
+      if (!std::exchange(request.started, true)) request.sink->on_start();
       for (const TokenEvent& event : script.prompt_tokens) request.sink->on_prompt_token(event);
     }
     const size_t n = script.tokens.size();

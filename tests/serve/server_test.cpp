@@ -159,6 +159,66 @@ TEST_F(ServerLife, more_answers_than_can_ever_run_are_400_and_not_to_be_tried_ag
   EXPECT_THAT(reply.body, HasSubstr("3 answers"));
 }
 
+// An engine whose steps are taken by others.
+Script waits(const Request&) {
+  Script script;
+  script.never_starts = true;
+  return script;
+}
+
+TEST_F(ServerLife, I10_what_waits_too_long_is_504_and_cancelled) {
+  options.max_queue_seconds = 0.05;
+  backend.set_plan(waits);
+  for (const char* path : {"/generate", "/generate_stream"}) {
+    const Reply reply = post(path, kLong);
+    EXPECT_EQ(reply.status, 504) << path;
+    EXPECT_EQ(reply.json().at("error_type").as_string(), "timeout");
+    EXPECT_THAT(std::string(reply.json().at("error").as_string()), HasSubstr("within 0.05 s"));
+    EXPECT_EQ(reply.headers.count("retry-after"), 1U);
+  }
+  for (const char* more : {"", R"(,"stream":true)", R"(,"n":2)"}) {
+    const Reply reply = post("/v1/completions", std::string(R"({"prompt":"a")") + more + "}");
+    EXPECT_EQ(reply.status, 504) << more;
+    EXPECT_EQ(reply.json().at("error").at("code").as_string(), "timeout");
+  }
+  EXPECT_TRUE(eventually([&] { return backend.running() == 0; }));
+  EXPECT_EQ(backend.cancelled(), 6U);
+  EXPECT_THAT(get("/metrics").body, HasSubstr(R"(lorax_request_failure{err="timeout"} 5)"));
+}
+
+TEST_F(ServerLife, I10_a_stream_that_was_pinged_ends_with_the_error) {
+  options.max_queue_seconds = 0.5;
+  options.http.ping_seconds = 0.1;
+  backend.set_plan(waits);
+  const auto lorax = stream("/generate_stream", kLong);
+  ASSERT_EQ(lorax.size(), 1U);
+  EXPECT_THAT(lorax[0], HasSubstr(R"("error_type":"timeout")"));
+  const auto openai = stream("/v1/completions", R"({"prompt":"a","stream":true})");
+  ASSERT_EQ(openai.size(), 2U);
+  EXPECT_THAT(openai[0], HasSubstr(R"("code":"timeout")"));
+  EXPECT_EQ(openai[1], "[DONE]");
+  EXPECT_TRUE(eventually([&] { return backend.running() == 0; }));
+}
+
+// However long it takes, and though another answer of the same request has still to begin.
+TEST_F(ServerLife, I10_what_has_begun_is_not_late) {
+  options.max_queue_seconds = 0.05;
+  backend.set_round(std::chrono::milliseconds(40));
+  std::atomic<int> asked = 0;
+  backend.set_plan([&](const Request& request) {
+    return asked++ == 0 ? backend.say("a b c", request) : waits(request);
+  });
+  EXPECT_EQ(post("/generate", kLong).status, 200);
+  asked = 0;
+  Client client(port());
+  client.send_post("/v1/completions", R"({"prompt":"a","n":2,"stream":true})");
+  EXPECT_EQ(client.read_head().status, 200);
+  EXPECT_THAT(client.read_chunk(), HasSubstr("choices"));
+  EXPECT_TRUE(eventually([&] { return backend.running() == 1; }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(backend.running(), 1U);
+}
+
 TEST_F(ServerLife, a_silent_stream_is_pinged) {
   options.http.ping_seconds = 0.1;
   backend.set_plan([](const Request&) {
