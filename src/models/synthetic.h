@@ -9,8 +9,8 @@ inline constexpr std::string_view kSyntheticPrefix = "synthetic:";
 
 inline bool is_synthetic(std::string_view model) { return model.starts_with(kSyntheticPrefix); }
 
-// The config.json of a synthetic model ("synthetic:mini-mixtral"; those of published shapes also with
-// fewer layers, "synthetic:mixtral-8x7b:4"). Throws Error(not_found) listing the known names.
+// The config.json of a synthetic model ("synthetic:mini-mixtral"; those of published shapes also
+// with fewer layers, "synthetic:mixtral-8x7b:4"). Throws Error(not_found) listing the known names.
 std::string synthetic_config(std::string_view model);
 
 }  // namespace lorry
