@@ -177,27 +177,68 @@ void take_steps(uint8_t* q, QuantKind kind, const std::byte* from, int64_t n) {
   }
 }
 
-// Column `to` of v <- column `from` of a panel of `whole`, of its inputs those from `input` on.
-void take(PanelValues& v, const QuantLayout& l, int64_t to, const std::byte* panel,
-          const QuantLayout& whole, int64_t from, int64_t input) {
+// Outputs of a packed panel from column `column` on, and of their inputs those from `input` on.
+struct PackedOutputs {
+  const QuantLayout& layout;
+  const std::byte* panel;
+  int64_t column, input;
+
+  // The scale that a scale of a part's inputs is, and the place of its first input.
+  struct Place {
+    const std::byte *step, *tail;
+    int64_t skipped;  // inputs of the step that the part does not have
+  };
+  Place place(const QuantLayout& part, int64_t g) const {
+    const int64_t k = input + g * part.group;
+    const int64_t its = k / layout.group;
+    const int64_t within = k - its * layout.group;
+    const int64_t step = step_inputs(layout.kind);
+    const std::byte* data = panel + group_offset(layout, its);
+    return {data + within / step * step_bytes(layout.kind),
+            data + data_bytes(layout, group_inputs(layout, its)), within % step};
+  }
+};
+
+// Column `to` of v <- the first of these outputs.
+void take(PanelValues& v, const QuantLayout& l, int64_t to, const PackedOutputs& from) {
   const int64_t width = step_bytes(l.kind) / kPanel;
   const int64_t step = step_inputs(l.kind);
-  std::vector<uint8_t> q(static_cast<size_t>(round_up(v.group_width, step) + step));
+  std::vector<uint8_t> q(static_cast<size_t>(v.group_width + step));
   for (int64_t g = 0; g < scales_of(l); ++g) {
-    const int64_t k = input + g * l.group;
-    const int64_t its = k / whole.group;
-    const int64_t within = k - its * whole.group;
-    const std::byte* data = panel + group_offset(whole, its);
+    const auto place = from.place(l, g);
     const int64_t n = group_inputs(l, g);
-    take_steps(q.data(), l.kind, data + within / step * step_bytes(l.kind) + from * width,
-               ceil_div(within % step + n, step));
-    const std::byte* tail = data + data_bytes(whole, group_inputs(whole, its));
+    take_steps(q.data(), l.kind, place.step + from.column * width,
+               ceil_div(place.skipped + n, step));
     const auto at = static_cast<size_t>(to * scales_of(l) + g);
-    v.scale[at] = scale_at(l, tail, from);
-    v.zero[at] = zero_at(l, tail, from);
+    v.scale[at] = scale_at(l, place.tail, from.column);
+    v.zero[at] = zero_at(l, place.tail, from.column);
     uint8_t* values = v.values(to, g);
-    std::copy_n(q.data() + within % step, n, values);
+    std::copy_n(q.data() + place.skipped, n, values);
     std::fill(values + n, values + v.group_width, padding_of(l, v.zero[at]));
+  }
+}
+
+// Columns [to, to + n) of a panel <- as many of these outputs: take() and put() where no step is
+// cut.
+void copy_outputs(std::byte* panel, const QuantLayout& l, int64_t to, const PackedOutputs& from,
+                  int64_t n) {
+  const int64_t width = step_bytes(l.kind) / kPanel;
+  const int64_t scale = scale_bytes(l) / kPanel;
+  for (int64_t g = 0; g < scales_of(l); ++g) {
+    const auto [step, tail, skipped] = from.place(l, g);
+    std::byte* y = panel + group_offset(l, g);
+    const int64_t steps = steps_of(l, group_inputs(l, g));
+    for (int64_t s = 0; s < steps; ++s) {
+      std::memcpy(y + s * step_bytes(l.kind) + to * width,
+                  step + s * step_bytes(l.kind) + from.column * width,
+                  static_cast<size_t>(n * width));
+    }
+    y += steps * step_bytes(l.kind);
+    std::memcpy(y + to * scale, tail + from.column * scale, static_cast<size_t>(n * scale));
+    if (l.zeros) {
+      std::memcpy(y + scale_bytes(l) + to, tail + scale_bytes(l) + from.column,
+                  static_cast<size_t>(n));
+    }
   }
 }
 
@@ -285,15 +326,29 @@ void CpuOps::pack(Weight& w, int64_t group, int64_t first, const PackedRows& src
                   bool interleaved) {
   const QuantLayout l = layout_of(w.format, w.in);
   const QuantLayout whole = layout_of(src.from.format, src.from.in);
-  const std::byte* from = src.from.data + src.group * src.from.group_bytes;
+  const int64_t step = step_inputs(l.kind);
+  const bool whole_steps =
+      src.input % step == 0 && (w.in % step == 0 || src.input + w.in == src.from.in);
+  const auto outputs_from = [&](int64_t row) {
+    const int64_t column = src.column_of(src.first + row);
+    const std::byte* panels = src.from.data + src.group * src.from.group_bytes;
+    return PackedOutputs{whole, panels + column / kPanel * quant_panel_bytes(whole),
+                         column % kPanel, src.input};
+  };
+  std::byte* to = w.data + group * w.group_bytes;
   each_packed_panel({first, src.n, interleaved}, w.out, [&](const PanelRows& p) {
-    PanelValues v(l);
-    for (int64_t r = 0; r < p.n; ++r) {
-      const int64_t column = src.column_of(src.first + p.row + r);
-      take(v, l, p.column + r, from + column / kPanel * quant_panel_bytes(whole), whole,
-           column % kPanel, src.input);
+    const bool filled_up = p.last && p.column + p.n < kPanel;
+    if (whole_steps && !filled_up) {
+      for (int64_t done = 0, n = 0; done < p.n; done += n) {
+        n = std::min(p.n - done, src.side_by_side(p.row + done));
+        copy_outputs(to + p.panel * quant_panel_bytes(l), l, p.column + done,
+                     outputs_from(p.row + done), n);
+      }
+      return;
     }
-    put_rows(w.data + group * w.group_bytes, l, v, p);
+    PanelValues v(l);
+    for (int64_t r = 0; r < p.n; ++r) take(v, l, p.column + r, outputs_from(p.row + r));
+    put_rows(to, l, v, p);
   });
 }
 
