@@ -97,8 +97,8 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
   for (const std::string& text : m.source->scheme().ignored) log.debug("{}", text);
   if (weights.widened > 0) {
     log.warn(
-        "{} quantised matrices are stored as {}: their scales are of blocks, or matrices that read "
-        "the same inputs want them in different orders",
+        "{} quantised matrices are stored as {}: their scales are of blocks, or of inputs that "
+        "several ranks share, or matrices that read the same inputs want them in different orders",
         weights.widened, to_string(m.ops->act()));
   }
   m.lm = std::make_unique<CausalLM>(share, std::move(weights), *m.ops, *m.comm, forward_limits(o));
