@@ -275,6 +275,7 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
     const bool on_device = m.ops->memory() != nullptr;
     if (!on_device && (rep == 0 || !c.warm)) probe = probe_machine(*m.pool, m.isa);
     if (times != nullptr && rep == kWarmUps) op_ms = milliseconds(*times);
+    least_of(*m.comm, 0);  // no rank is still at its probe
     const auto start = Clock::now();
     const ForwardOutput out = prefill ? forward(0, longest(c)) : forward(c.context + rep, 1);
     const double s = std::chrono::duration<double>(Clock::now() - start).count();

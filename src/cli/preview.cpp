@@ -81,7 +81,7 @@ Preview preview_model(const EngineOptions& options) {
 std::unique_ptr<Adapter> preview_adapter(const Preview& model, const std::string& folder,
                                          int32_t max_rank) {
   const LoadedModel& parts = model.parts;
-  const StoredModel stored{*parts.architecture, model.spec, *parts.source, parts.ops->act()};
+  const StoredModel stored{*parts.architecture, model.spec, *parts.source, *parts.ops};
   const bool loaded = parts.source->packed() != nullptr;
   const AdapterTarget target{
       &model.sites, parts.ops.get(), [&](Tensor y, const Site& site, int64_t first) {

@@ -2,11 +2,11 @@
 
 #include <cstring>
 #include <deque>
-#include <unordered_map>
 #include <utility>
 
 #include "adapters/loader.h"
 #include "base/error.h"
+#include "engine/held_adapters.h"
 #include "engine/loaded_model.h"
 #include "engine/orders.h"
 
@@ -60,9 +60,9 @@ class Follower {
     std::byte* to = images_.data() + order.to;
     if (!order.is_read) {
       std::memmove(to, images_.data() + order.from, static_cast<size_t>(order.bytes));
-      adapters_.at(order.content)->rebase(to);
-      return;
+      return adapters_.move(order.content, images_.data(), order.to, order.bytes);
     }
+    adapters_.expect(order.content, order.to, order.bytes);
     LoadJob job;
     job.kind = LoadJob::Kind::read;
     job.id = order.content;
@@ -74,7 +74,7 @@ class Follower {
 
   void forward() {
     views_.clear();
-    for (const int32_t content : input_.contents) views_.push_back(adapters_.at(content)->view());
+    for (const int32_t content : input_.contents) views_.push_back(adapters_.view(content));
     model_.lm->forward(input_.input, model_.layers, views_);
   }
 
@@ -92,9 +92,10 @@ class Follower {
       if (result->error) {
         report.code = result->error->code();
         report.message = std::string(result->error->what()).substr(0, kMostText);
+        adapters_.drop(result->id);
       } else {
         report.digest = to_hex(result->adapter->digest());
-        adapters_[result->id] = std::move(result->adapter);
+        adapters_.put(result->id, std::move(result->adapter));
       }
       write(w, report);
     }
@@ -102,8 +103,8 @@ class Follower {
   }
 
   LoadedModel& model_;
-  Buffer images_;                                                   // as rank 0's device memory
-  std::unordered_map<int32_t, std::unique_ptr<Adapter>> adapters_;  // by content
+  Buffer images_;  // as rank 0's device memory
+  HeldAdapters adapters_;
   std::deque<LoadJob> jobs_;
   Bytes message_;
   OwnedInput input_;

@@ -97,8 +97,8 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
   for (const std::string& text : m.source->scheme().ignored) log.debug("{}", text);
   if (weights.widened > 0) {
     log.warn(
-        "{} quantised matrices are stored as {}: their scales are of blocks, or matrices that read "
-        "the same inputs want them in different orders",
+        "{} quantised matrices are stored as {}: their scales are of blocks, or of inputs that "
+        "several ranks share, or matrices that read the same inputs want them in different orders",
         weights.widened, to_string(m.ops->act()));
   }
   m.lm = std::make_unique<CausalLM>(share, std::move(weights), *m.ops, *m.comm, forward_limits(o));
@@ -196,12 +196,11 @@ void check_same(const LoadedModel& m, const EngineOptions& o) {
 
 void check_ranks(const LoadedModel& m, const EngineOptions& o) {
   if (m.comm->size() == 1) return;
-  if (m.source->packed() != nullptr) {
-    fail(Code::unsupported, "{}: a packed model on {} ranks is not supported: use the original",
-         o.model, m.comm->size());
-  }
   if (o.adapter_host_memory > 0) {
-    fail(Code::unsupported, "--adapter-host-memory with {} ranks: leave it out", m.comm->size());
+    fail(Code::unsupported,
+         "--adapter-host-memory with {} ranks: they keep adapters in one place, where they are "
+         "computed with: leave it out and add it to --adapter-memory",
+         m.comm->size());
   }
 }
 
@@ -276,21 +275,12 @@ namespace {
 // With several ranks the rows of a matrix are not all here: they are read from the checkpoint, so
 // that every rank comes to the same conclusions. One loader thread calls (core.cpp).
 void rows_of_all_ranks(const LoadedModel& m, Tensor y, const Site& site, int64_t first) {
-  const WeightFormats& formats = m.info.spec.formats;
-  const bool plain = site.kind == SiteKind::router || site.kind == SiteKind::embed ||
-                     is_norm(site.kind) ||
-                     (site.kind == SiteKind::lm_head ? formats.head : formats.linears).plain();
-  if (!plain && m.source->scheme().method.empty()) {
-    fail(Code::unsupported,
-         "with several ranks and --quantize, DoRA and whole weights of quantised matrices are not "
-         "supported: leave --quantize out");
-  }
   if (m.folded) {
     fail(Code::unsupported,
          "with several ranks and an adapter merged into the weights, DoRA and whole weights are "
          "not supported: name the merged adapter in requests instead");
   }
-  stored_rows(y, {*m.architecture, m.info.spec, *m.source, m.ops->act()}, site, first);
+  stored_rows(y, {*m.architecture, m.info.spec, *m.source, *m.ops}, site, first);
 }
 
 }  // namespace

@@ -22,8 +22,10 @@ struct Slice {
   int64_t count = 0;
   bool transposed = false;  // the part is stored as the transpose of a Linear
   Range columns = {};       // of these rows; none: all
+  Range inputs = {};        // of the Linear's inputs; none: all
 
   int64_t n_columns() const { return columns.count == 0 ? shape[-1] : columns.count; }
+  int64_t all_inputs() const { return transposed ? count : shape[-1]; }
   int64_t outputs() const { return transposed ? n_columns() : count; }
 };
 

@@ -18,10 +18,11 @@ struct StoredModel {
   const Architecture& architecture;
   const Spec& spec;
   TensorSource& source;
-  Dtype act = Dtype::bf16;  // what its weights would be rounded to
+  const Ops& ops;  // that would load it
 };
 
-// The same rows, read from the source. One thread at a time. Throws as TensorSource::tensor.
+// The same rows, read from the source, quantised where the spec says so. One thread at a time.
+// Throws as TensorSource::tensor.
 void stored_rows(Tensor y, const StoredModel& model, const Site& site, int64_t first);
 
 }  // namespace lorry

@@ -3,95 +3,17 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
-#include <set>
 #include <span>
 #include <utility>
 
 #include "base/error.h"
 #include "models/device_copy.h"
+#include "models/stored_slices.h"
 #include "weights/slice.h"
 
 namespace lorry {
 
 namespace {
-
-// Plain where the kernels have no such format: fp8 in blocks is widened.
-WeightFormat format_of(const QuantScheme& scheme) {
-  if (scheme.kind == QuantScheme::Kind::fp8 && scheme.group != 0) return {};
-  WeightFormat format = weight_format({scheme.kind, scheme.group});
-  format.zeros = scheme.zeros;
-  return format;
-}
-
-// A Linear that the source keeps quantised, or a part of one whose scales are its own.
-bool quantised(const TensorSource& source, const Slice& s) {
-  if (s.shape.rank != 2 || s.transposed || !source.quantised(s.name)) return false;
-  if (s.columns.count == 0) return true;
-  const QuantScheme scheme = source.scheme();
-  if (scheme.act_order) return false;
-  const int64_t end = s.columns.first + s.columns.count;
-  return scheme.group == 0 ||
-         (s.columns.first % scheme.group == 0 && (end % scheme.group == 0 || end == s.shape[1]));
-}
-
-// Whether parts that read the same x want its values in the same order.
-bool same_order(TensorSource& source, std::span<const Slice> parts) {
-  const auto order = source.order(parts.front().name, parts.front().shape[-1]);
-  return std::all_of(parts.begin() + 1, parts.end(),
-                     [&](const Slice& s) { return source.order(s.name, s.shape[-1]) == order; });
-}
-
-// How a linear is stored: groups of `per_group` parts one below the other. `wanted` is for plain
-// ones. Plain is what cannot be kept as it is: parts of which some are not quantised, or that have
-// different orders.
-WeightFormat format_of(TensorSource& source, std::span<const Slice> parts, size_t per_group,
-                       WeightFormat wanted) {
-  const QuantScheme scheme = source.scheme();
-  if (scheme.kind == QuantScheme::Kind::none) return wanted;
-  const auto whole = [&](const Slice& s) { return quantised(source, s); };
-  if (!std::all_of(parts.begin(), parts.end(), whole)) return {};
-  for (size_t i = 0; scheme.act_order && i < parts.size(); i += per_group) {
-    if (!same_order(source, parts.subspan(i, per_group))) return {};
-  }
-  return format_of(scheme);
-}
-
-// All experts of a layer are stored alike.
-std::vector<Slice> gates_and_ups(const LayerSlices& l) {
-  std::vector<Slice> parts;
-  for (const ExpertSlices& e : l.experts) parts.insert(parts.end(), {e.gate, e.up});
-  return parts;
-}
-std::vector<Slice> downs(const LayerSlices& l) {
-  std::vector<Slice> parts;
-  for (const ExpertSlices& e : l.experts) parts.push_back(e.down);
-  return parts;
-}
-
-std::string piece_name(int32_t layer, std::string_view what) {
-  return fmt::format("layers.{}.{}", layer, what);
-}
-
-// Where the tensors of a model are in the source: in a packed one, pieces.
-ModelSlices model_slices(const Architecture& architecture, const Spec& spec,
-                         const TensorSource& source) {
-  ModelSlices m = architecture.model(spec);
-  if (source.packed() == nullptr) return m;
-  m.embed.name = "embed";
-  m.final_norm.name = "final_norm";
-  m.head.name = spec.tied_head ? "embed" : "lm_head";
-  return m;
-}
-LayerSlices layer_slices(const Architecture& architecture, const Spec& spec,
-                         const TensorSource& source, int32_t i) {
-  LayerSlices l =
-      architecture.layer(spec, i, [&](std::string_view name) { return source.has(name); });
-  if (source.packed() == nullptr) return l;
-  l.attn_norm.name = piece_name(i, "attn_norm");
-  l.ffn_norm.name = piece_name(i, "ffn_norm");
-  l.router.name = piece_name(i, "router");
-  return l;
-}
 
 // Rows of a linear that come from one slice: from row `first` on, or every other panel from there.
 struct Part {
@@ -106,12 +28,14 @@ class Loader {
   Loader(const ModelShare& share, TensorSource& source, Ops& ops, ThreadPool* copy_with)
       : spec_(share.own),
         experts_(share.placement.experts),
+        whole_(share.is_whole()),
         source_(source),
         ops_(ops),
         copy_with_(copy_with) {}
   Loader(const ModelShare& share, TensorSource& source, Ops& ops, PieceSink& sink, bool data)
       : spec_(share.own),
         experts_(share.placement.experts),
+        whole_(share.is_whole()),
         source_(source),
         ops_(ops),
         sink_(&sink),
@@ -167,11 +91,11 @@ class Loader {
     return out_.storage.back().data();
   }
 
-  // A linear that `fill` packs, unless the source has it packed; `data` are its bytes.
+  // A linear that `fill` packs, unless the source has it packed as it is.
   template <class F>
   Weight weight(const std::string& name, Weight w, F&& fill) {
     const auto bytes = static_cast<size_t>(w.groups * w.group_bytes);
-    if (source_.packed() != nullptr && !w.format.plain()) {
+    if (source_.packed() != nullptr && whole_ && !w.format.plain()) {
       const PackedPiece& piece = source_.piece(name, w);
       if (copy_with_ != nullptr) {
         w.data = allocate(bytes);
@@ -205,6 +129,10 @@ class Loader {
     Tensor m = view(t.data, t.dtype, {t.shape.size() / cols, cols});
     m = rows(m, s.first, s.count);
     if (s.columns.count > 0) m = columns(m, s.columns.first, s.columns.count);
+    if (s.inputs.count > 0) {
+      const auto [first, count] = s.inputs;
+      m = s.transposed ? rows(m, first, count) : columns(m, first, count);
+    }
     if (!s.transposed) return m;
     scratch_.resize(static_cast<size_t>(m.rows() * m.cols() * size_of(t.dtype)));
     const Tensor turned = view(scratch_.data(), t.dtype, {m.cols(), m.rows()});
@@ -228,20 +156,55 @@ class Loader {
         row += s.outputs();
       }
       LORRY_CHECK(row == out, "{} rows of {}", row, out);
-      pack(w, 0, parts);
+      pack(w, 0, parts, wanted);
     });
   }
 
-  void pack(Weight& w, int64_t group, std::span<const Part> parts) {
+  // `wanted`: how it would be stored if no other rank had a part of it.
+  void pack(Weight& w, int64_t group, std::span<const Part> parts, WeightFormat wanted) {
     const bool kept = !w.format.plain() && source_.scheme().kind != QuantScheme::Kind::none;
     if (kept) return pack_quantised(w, group, parts);
     for (const Part& p : parts) {
-      const Tensor m = matrix(p.slice);
-      if (source_.quantised(p.slice.name)) ++out_.widened;
-      ops_.pack(w, group, p.first, m, p.interleaved);
+      if (const PackedRows packed = rows_of(p.slice, wanted); packed.from.data != nullptr) {
+        pack_packed(w, group, p, packed);
+      } else {
+        const Tensor m = matrix(p.slice);
+        if (source_.quantised(p.slice.name)) ++out_.widened;
+        ops_.pack(w, group, p.first, m, p.interleaved);
+      }
       source_.release();
     }
     done(w.group_bytes);
+  }
+
+  // The slice as rows that are packed: those of a packed source, or where a scale is of inputs that
+  // several ranks have, rows that are quantised whole and live until the next call. On any number
+  // of ranks a model's weights are the same.
+  PackedRows rows_of(const Slice& s, WeightFormat wanted) {
+    if (source_.packed() != nullptr) return packed_rows(source_, ops_, s);
+    const bool split = s.inputs.count > 0 && s.inputs.count < s.all_inputs();
+    const bool own_scales = wanted.group > 0 && has_whole_scales(s, wanted.group);
+    const bool stored = source_.scheme().kind != QuantScheme::Kind::none;
+    if (stored || wanted.plain() || !split || own_scales) return {};
+    Slice whole = s;
+    whole.inputs = {};
+    const Tensor m = matrix(whole);
+    PackedRows rows{ops_.weight_layout(1, m.rows(), m.cols(), wanted)};
+    quantised_.resize(static_cast<size_t>(rows.from.group_bytes));
+    rows.from.data = quantised_.data();
+    ops_.pack(rows.from, 0, 0, m);
+    rows.n = m.rows();
+    rows.input = s.inputs.first;
+    return rows;
+  }
+
+  void pack_packed(Weight& w, int64_t group, const Part& p, const PackedRows& packed) {
+    if (!w.format.plain()) return ops_.pack(w, group, p.first, packed, p.interleaved);
+    ++out_.widened;
+    std::vector<float> values(static_cast<size_t>(packed.n * w.in));
+    const Tensor wide = view(values.data(), Dtype::f32, {packed.n, w.in});
+    unpack_rows(wide, ops_, packed);
+    ops_.pack(w, group, p.first, wide, p.interleaved);
   }
 
   void pack_quantised(Weight& w, int64_t group, std::span<const Part> parts) {
@@ -250,13 +213,13 @@ class Loader {
       const QuantMatrix m = source_.matrix(s.name, s.shape[0], s.shape[1]);
       if (m.order) set_order(w, group, m.order);
       // Of the scales: all where they are of whole rows.
-      const int64_t first_scale = m.group == 0 ? 0 : s.columns.first / m.group;
+      const int64_t first_scale = m.group == 0 ? 0 : s.inputs.first / m.group;
       const int64_t n_scales = w.format.scales(w.in);
       const auto part = [&](const Tensor& t, int64_t column, int64_t n) {
         return t ? rows(columns(t, column, n), s.first, s.count) : Tensor{};
       };
       ops_.pack(w, group, p.first,
-                QuantRows{part(m.q, s.columns.first, w.in), part(m.scale, first_scale, n_scales),
+                QuantRows{part(m.q, s.inputs.first, w.in), part(m.scale, first_scale, n_scales),
                           part(m.zero, first_scale, n_scales)},
                 p.interleaved);
       source_.release();
@@ -349,14 +312,14 @@ class Loader {
                [&](Weight& w) {
                  for (int64_t e = 0; e < experts_.count; ++e) {
                    const ExpertSlices& x = l.experts[static_cast<size_t>(e)];
-                   pack(w, e, std::array{Part{x.gate, 0, true}, Part{x.up, kPanel, true}});
+                   pack(w, e, std::array{Part{x.gate, 0, true}, Part{x.up, kPanel, true}}, wanted);
                  }
                });
     d.down.w =
         weight(piece_name(i, "down"), layout(spec_.dim, f, format_of(source_, downs(l), 1, wanted)),
                [&](Weight& w) {
                  for (int64_t e = 0; e < experts_.count; ++e) {
-                   pack(w, e, std::array{Part{l.experts[static_cast<size_t>(e)].down}});
+                   pack(w, e, std::array{Part{l.experts[static_cast<size_t>(e)].down}}, wanted);
                  }
                });
     d.gate_up.sites = {expert_site(SiteKind::gate, i, spec_.dim, f),
@@ -366,6 +329,7 @@ class Loader {
 
   const Spec& spec_;     // the rank's own
   const Range experts_;  // the same
+  const bool whole_;     // there are no other ranks
   TensorSource& source_;
   Ops& ops_;
   ThreadPool* copy_with_ = nullptr;
@@ -375,6 +339,7 @@ class Loader {
   Progress report_;
   ModelWeights out_;
   std::vector<std::byte> scratch_;
+  std::vector<std::byte> quantised_;  // of rows_of()
 };
 
 void load_layers(Loader& loader, const Architecture& architecture, const ModelShare& share,
@@ -408,89 +373,6 @@ void each_piece(const Architecture& architecture, const Spec& spec, TensorSource
     loader.report_to(progress, "packing weights", weight_bytes(architecture, share, source, ops));
   }
   load_layers(loader, architecture, share, source);
-}
-
-namespace {
-
-// What other ranks read: modules, and tensors by their whole name.
-std::set<std::string, std::less<>> read_elsewhere(const Architecture& architecture,
-                                                  const ModelShare& share, TensorSource& source) {
-  std::set<std::string, std::less<>> names;
-  if (share.is_whole()) return names;
-  const auto add = [&](const Slice& s) {
-    names.insert(s.name);
-    if (source.quantised(s.name)) names.insert(s.name.substr(0, s.name.rfind('.')));
-  };
-  for (int32_t i = 0; i < share.whole.layers; ++i) {
-    const LayerSlices l = layer_slices(architecture, share.whole, source, i);
-    for (const Slice& s : l.qkv) add(s);
-    add(l.o);
-    for (const ExpertSlices& e : l.experts) {
-      for (const Slice* s : {&e.gate, &e.up, &e.down}) add(*s);
-    }
-  }
-  return names;
-}
-
-}  // namespace
-
-size_t check_unused(TensorSource& source, const Architecture& architecture, const ModelShare& share,
-                    const std::string& model) {
-  std::vector<std::string> unused = source.unused();
-  const auto elsewhere = read_elsewhere(architecture, share, source);
-  std::erase_if(unused, [&](const std::string& name) {
-    return elsewhere.contains(name) || elsewhere.contains(name.substr(0, name.rfind('.')));
-  });
-  const auto harmless = [](const std::string& name) {
-    return name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";  // tied: a copy
-  };
-  for (const std::string& name : unused) {
-    if (harmless(name)) continue;
-    fail(Code::bad_file, "{}: tensor {} belongs to nothing in a {} model ({} tensors are unused)",
-         model, name, share.whole.model_type, unused.size());
-  }
-  return unused.size();
-}
-
-WeightFormats stored_formats(const Architecture& architecture, const Spec& spec,
-                             TensorSource& source) {
-  if (const PackedFile* packed = source.packed()) {
-    return {weight_format(packed->info().linears), weight_format(packed->info().head)};
-  }
-  const LayerSlices l = layer_slices(architecture, spec, source, 0);
-  const Slice head = architecture.model(spec).head;
-  return {format_of(source, downs(l), 1, spec.formats.linears),
-          format_of(source, std::array{head}, 1, spec.formats.head)};
-}
-
-size_t weight_bytes(const Architecture& architecture, const ModelShare& share, TensorSource& source,
-                    const Ops& ops) {
-  const Spec& spec = share.own;
-  const int64_t experts = share.placement.experts.count;
-  const auto packed = [&](int64_t groups, int64_t out, int64_t in, WeightFormat format) {
-    const Weight w = ops.weight_layout(groups, out, in, format);
-    const bool ordered = !format.plain() && source.scheme().act_order;
-    return static_cast<size_t>(groups * (w.group_bytes + (ordered ? 4 * in : 0)));
-  };
-  const WeightFormat wanted = spec.formats.linears;
-  const ModelSlices m = own_slices(model_slices(architecture, share.whole, source), share);
-  size_t bytes =
-      packed(1, spec.vocab, spec.dim, format_of(source, std::array{m.head}, 1, spec.formats.head)) +
-      Arena::tensor_bytes(ops.act(), {spec.vocab, spec.dim}) +
-      Arena::tensor_bytes(Dtype::f32, {spec.dim});
-  for (int32_t i = 0; i < spec.layers; ++i) {
-    const LayerSlices l = own_slices(layer_slices(architecture, share.whole, source, i), share);
-    if (spec.attention.heads > 0) {
-      bytes += packed(1, spec.qkv_dim(), spec.dim, format_of(source, l.qkv, l.qkv.size(), wanted)) +
-               packed(1, spec.dim, spec.q_dim(), format_of(source, std::array{l.o}, 1, wanted));
-    }
-    bytes += packed(1, spec.experts, spec.dim, {}) +
-             packed(experts, gate_up_dim(spec.ffn), spec.dim,
-                    format_of(source, gates_and_ups(l), 2, wanted)) +
-             packed(experts, spec.dim, spec.ffn, format_of(source, downs(l), 1, wanted)) +
-             2 * Arena::tensor_bytes(Dtype::f32, {spec.dim});
-  }
-  return bytes;
 }
 
 }  // namespace lorry

@@ -1,5 +1,6 @@
 // Reads a model's tensors, or a rank's part of each, in the order of its layers, into the backend's
-// packed layout. Of plain tensors only that part is touched.
+// packed layout. Of plain tensors and packed files only that part is touched; but where a plain
+// tensor is quantised with one scale for inputs that several ranks have, all of them.
 #pragma once
 #include "base/progress.h"
 #include "base/thread_pool.h"

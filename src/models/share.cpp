@@ -30,12 +30,7 @@ Slice outputs_of(Slice s, const Range& r) {
 }
 
 Slice inputs_of(Slice s, const Range& r) {
-  if (s.transposed) {
-    s.first += r.first;
-    s.count = r.count;
-  } else {
-    s.columns = r;
-  }
+  s.inputs = r;
   return s;
 }
 

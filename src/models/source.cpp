@@ -75,7 +75,7 @@ class PackedSource final : public TensorSource {
     if (p.format != PackedFormat{} || p.shape != shape) {
       wrong(p, fmt::format("values of shape {}", to_string(shape)));
     }
-    given_.push_back(&p);
+    given_.insert(&p);
     return view(file_.data(p), p.dtype, shape);
   }
 
@@ -87,6 +87,7 @@ class PackedSource final : public TensorSource {
       wrong(p, fmt::format("{} of shape {} in {} bytes", to_string(w.format), to_string(shape),
                            bytes));
     }
+    given_.insert(&p);
     return p;
   }
 
@@ -120,7 +121,7 @@ class PackedSource final : public TensorSource {
 
   PackedFile file_;
   std::set<std::string> used_;
-  std::vector<const PackedPiece*> given_;  // tensors, since the last release()
+  std::set<const PackedPiece*> given_;  // since the last release()
 };
 
 ModelFiles open_packed(const std::string& folder) {

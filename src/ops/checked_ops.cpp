@@ -64,10 +64,19 @@ class CheckedOps final : public Ops {
     ops_->pack(w, group, first, src, interleaved);
   }
 
-  void pack_matrix(std::byte* dst, Tensor src) const override {
+  void pack(Weight& w, int64_t group, int64_t first, const PackedRows& src,
+            bool interleaved) override {
+    check_place(w, group, first, src.n, interleaved);
+    check_weight(w);
+    check_rows(w, src);
+    ops_->pack(w, group, first, src, interleaved);
+  }
+
+  void pack_matrix(std::byte* dst, Tensor src, WeightFormat format) const override {
     LORRY_CHECK(dst != nullptr, "no memory");
     check_source(src);
-    ops_->pack_matrix(dst, src);
+    check_format(format);
+    ops_->pack_matrix(dst, src, format);
   }
   bool randomise(Weight& w, uint64_t seed) override {
     check_weight(w);

@@ -62,4 +62,19 @@ void check_rows(const Weight& w, const QuantRows& rows) {
   }
 }
 
+void check_rows(const Weight& w, const PackedRows& rows) {
+  const Weight& from = rows.from;
+  LORRY_CHECK(!w.format.plain() && from.format == w.format && from.data != nullptr, "formats");
+  LORRY_CHECK(w.order == nullptr && from.order == nullptr, "inputs in another order");
+  LORRY_CHECK(rows.group >= 0 && rows.group < from.groups && rows.first >= 0 && rows.n > 0 &&
+                  rows.column_of(rows.first + rows.n - 1) < from.out,
+              "group {} of {}, rows {} + {} of {}", rows.group, from.groups, rows.first, rows.n,
+              from.out);
+  const int64_t unit = std::max(1, w.format.group);
+  const int64_t end = rows.input + w.in;
+  LORRY_CHECK(rows.input >= 0 && rows.input % unit == 0 && end <= from.in &&
+                  (end % unit == 0 || end == from.in),
+              "inputs {} + {} of {}", rows.input, w.in, from.in);
+}
+
 }  // namespace lorry

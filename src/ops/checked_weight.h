@@ -13,5 +13,6 @@ void check_weight(const Weight& w);
 void check_place(const Weight& w, int64_t group, int64_t first, int64_t n, bool interleaved);
 // Requires: w is not plain.
 void check_rows(const Weight& w, const QuantRows& rows);
+void check_rows(const Weight& w, const PackedRows& rows);
 
 }  // namespace lorry

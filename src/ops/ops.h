@@ -69,6 +69,22 @@ struct QuantRows {
   Tensor zero;   // u8 as scale; no data without WeightFormat::zeros
 };
 
+// Rows [first, first + n) of a Linear in group `group` of a weight that is packed already, and of
+// its inputs those from `input` on; where scales are of groups of inputs, that is where one begins.
+// Row o is output column + o / 64 * panel_stride + o % 64 of it.
+struct PackedRows {
+  Weight from;  // not plain, inputs in the order of x
+  int64_t group = 0, column = 0, panel_stride = 64;
+  int64_t first = 0, n = 0, input = 0;
+
+  int64_t column_of(int64_t o) const { return column + o / 64 * panel_stride + o % 64; }
+  // Of rows [o, n): as many as lie side by side in a panel.
+  int64_t side_by_side(int64_t o) const {
+    const int64_t in_panel = 64 - column_of(first + o) % 64;
+    return n - o < in_panel ? n - o : in_panel;
+  }
+};
+
 // Rows sorted by group: group g owns rows [begin[g], begin[g+1]). A dense linear has one group.
 struct RowGroups {
   std::span<const int32_t> begin;  // [groups + 1]
@@ -159,8 +175,13 @@ class Ops {
   // The same rows as they were quantised elsewhere. Requires: a format that is not plain.
   virtual void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src,
                     bool interleaved = false) = 0;
-  // One Linear [out, in] whole, as a group of weight_layout(1, out, in); on the calling thread.
-  virtual void pack_matrix(std::byte* dst, Tensor src) const = 0;
+  // The same rows, and w.in of their inputs, as they are packed in a weight of the same format.
+  // Requires: a group of inputs that ends here ends there, or w has the last input.
+  virtual void pack(Weight& w, int64_t group, int64_t first, const PackedRows& src,
+                    bool interleaved = false) = 0;
+  // One Linear [out, in] whole, as a group of weight_layout(1, out, in, format); on the calling
+  // thread.
+  virtual void pack_matrix(std::byte* dst, Tensor src, WeightFormat format = {}) const = 0;
   // y [n, in] f32 <- rows [first, first + n) of group g, as linear() multiplies by them, inputs in
   // the order of x; on the calling thread.
   virtual void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const = 0;

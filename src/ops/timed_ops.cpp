@@ -24,7 +24,13 @@ class TimedOps final : public Ops {
             bool interleaved) override {
     ops_->pack(w, group, first, src, interleaved);
   }
-  void pack_matrix(std::byte* dst, Tensor src) const override { ops_->pack_matrix(dst, src); }
+  void pack(Weight& w, int64_t group, int64_t first, const PackedRows& src,
+            bool interleaved) override {
+    ops_->pack(w, group, first, src, interleaved);
+  }
+  void pack_matrix(std::byte* dst, Tensor src, WeightFormat format) const override {
+    ops_->pack_matrix(dst, src, format);
+  }
   bool randomise(Weight& w, uint64_t seed) override { return ops_->randomise(w, seed); }
   void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override {
     ops_->unpack(y, w, group, first);

@@ -225,9 +225,10 @@ class SharedMemoryComm final : public Comm {
 SharedMemory::SharedMemory(int descriptor, size_t bytes) : descriptor_(descriptor), bytes_(bytes) {
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
   if (at == MAP_FAILED) {
+    const int error = errno;
     close(descriptor);
     fail(Code::over_capacity, "cannot map {} bytes of shared memory: {}", bytes,
-         std::strerror(errno));
+         std::strerror(error));
   }
   data_ = static_cast<std::byte*>(at);
 }
@@ -237,8 +238,10 @@ std::shared_ptr<SharedMemory> SharedMemory::create(int ranks) {
   const int fd = memfd_create("lorry-ranks", 0);
   const size_t bytes = all_bytes(ranks);
   if (fd < 0 || ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
+    const int error = errno;
+    if (fd >= 0) close(fd);
     fail(Code::over_capacity, "cannot make {} bytes of shared memory for {} ranks: {}", bytes,
-         ranks, std::strerror(errno));
+         ranks, std::strerror(error));
   }
   std::shared_ptr<SharedMemory> m(new SharedMemory(fd, bytes));
   auto* header = new (m->data_) Header;
@@ -255,6 +258,7 @@ std::shared_ptr<SharedMemory> SharedMemory::create(int ranks) {
 std::shared_ptr<SharedMemory> SharedMemory::attach(int descriptor) {
   struct stat info{};
   if (fstat(descriptor, &info) != 0 || info.st_size < static_cast<off_t>(all_bytes(1))) {
+    close(descriptor);
     fail(Code::invalid_argument, "descriptor {} is no memory of a group of ranks", descriptor);
   }
   std::shared_ptr<SharedMemory> m(new SharedMemory(descriptor, static_cast<size_t>(info.st_size)));

@@ -14,8 +14,8 @@ class SharedMemory {
  public:
   // Memory for `ranks` ranks that lives as long as a process has it. Throws Error(over_capacity).
   static std::shared_ptr<SharedMemory> create(int ranks);
-  // The same memory, by a descriptor of another process. Throws Error(invalid_argument) where the
-  // descriptor is of something else.
+  // The same memory, by a descriptor of another process, which is taken over: it is closed also
+  // when this throws, Error(invalid_argument), because it is of something else.
   static std::shared_ptr<SharedMemory> attach(int descriptor);
   ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;

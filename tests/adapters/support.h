@@ -81,10 +81,11 @@ class PackOps : public Ops {
             .in = in,
             .group_bytes = out * in * 4};
   }
-  void pack_matrix(std::byte* dst, Tensor src) const override { copy(dst, src); }
+  void pack_matrix(std::byte* dst, Tensor src, WeightFormat) const override { copy(dst, src); }
   void unpack(Tensor, const Weight&, int64_t, int64_t) const override { unused<int>(); }
   void pack(Weight&, int64_t, int64_t, Tensor, bool) override { unused<int>(); }
   void pack(Weight&, int64_t, int64_t, const QuantRows&, bool) override { unused<int>(); }
+  void pack(Weight&, int64_t, int64_t, const PackedRows&, bool) override { unused<int>(); }
   size_t linear_scratch_bytes(int64_t, int64_t) const override { return unused<size_t>(); }
   Tensor kv_layout(int64_t, const AttentionSpec&) const override { return unused<Tensor>(); }
   size_t attention_scratch_bytes(int64_t, const AttentionSpec&) const override {

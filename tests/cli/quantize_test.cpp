@@ -73,6 +73,8 @@ TEST(Quantize, TheNewFolderIsAModelForEveryCommand) {
   const std::string want = logits(folder, {golden(kModel), "--quantize", "int8"});
   EXPECT_TRUE(logits(folder, {out}) == want);
   EXPECT_TRUE(logits(folder, {out, "--map-weights", "--quantize", "int8"}) == want);
+  EXPECT_TRUE(logits(folder, {out, "--num-shard", "2"}) ==
+              logits(folder, {golden(kModel), "--quantize", "int8", "--num-shard", "2"}));
   EXPECT_EQ(run_lorry({"generate", out, "--prompt", "Hello", "--max-new-tokens", "4"}).out,
             run_lorry({"generate", golden(kModel), "--quantize", "int8", "--prompt", "Hello",
                        "--max-new-tokens", "4"})

@@ -139,7 +139,9 @@ TEST(Ranks, WhatCannotBeEndsWithTheConstraint) {
   const ProcessResult tier = run_lorry({"serve", golden("mixtral-base/model"), "--port", "0",
                                         "--num-shard", "2", "--adapter-host-memory", "1M"});
   EXPECT_EQ(tier.status, 1);
-  EXPECT_THAT(tier.err, HasSubstr("--adapter-host-memory with 2 ranks"));
+  EXPECT_THAT(tier.err, HasSubstr("--adapter-host-memory with 2 ranks: they keep adapters in one "
+                                  "place, where they are computed with: leave it out and add it to "
+                                  "--adapter-memory"));
   const ProcessResult chat = run_lorry({"generate", "--prompt", "x", "--num-shard", "2"});
   EXPECT_EQ(chat.status, 2);
   EXPECT_THAT(chat.err, HasSubstr("--num-shard"));

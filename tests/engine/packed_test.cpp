@@ -1,19 +1,13 @@
 // Models that were packed: the same bits as the original with --quantize, with every adapter, and
 // files that do not fit their config.json.
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 
 #include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include "adapters/adapter.h"
-#include "base/files.h"
 #include "engine/harness.h"
-#include "engine/loaded_model.h"
 #include "engine/one_sequence.h"
-#include "models/packed_model.h"
+#include "engine/packed_folder.h"
 
 namespace lorry::test {
 namespace {
@@ -24,51 +18,10 @@ using Kind = WeightFormat::Kind;
 
 const std::vector<int32_t> kTokens{1, 5, 9, 12, 33, 7, 40, 2, 61, 17};
 
-// A folder with config.json and the packed weights of a golden model.
-class PackedFolder {
- public:
-  PackedFolder(const std::string& model_case, const WeightFormats& formats) {
-    std::string pattern = join_path(testing::TempDir(), "packed_test.XXXXXX");
-    EXPECT_NE(mkdtemp(pattern.data()), nullptr);
-    path_ = pattern;
-    const std::string from = golden(model_case + "/model");
-    fs::copy_file(from + "/config.json", path_ + "/config.json");
-    const ModelFiles files = open_model(from);
-    const Architecture& architecture = architecture_of(files.config.text("model_type"));
-    Spec spec = architecture.spec(files.config);
-    spec.formats = formats;
-    ThreadPool pool(2);
-    const auto ops = make_cpu_ops(Dtype::bf16, pool);
-    write_packed(join_path(path_, std::string(kPackedName)), architecture, spec, files, *ops);
-  }
-  ~PackedFolder() { fs::remove_all(path_); }
-  PackedFolder(const PackedFolder&) = delete;
-  PackedFolder& operator=(const PackedFolder&) = delete;
-
-  const std::string& path() const { return path_; }
-  void replace_in_config(const std::string& from, const std::string& to) const {
-    std::string text = read_file(path_ + "/config.json");
-    ASSERT_NE(text.find(from), std::string::npos) << text;
-    text.replace(text.find(from), from.size(), to);
-    write_file(path_ + "/config.json", text);
-  }
-
- private:
-  std::string path_;
-};
-
 EngineOptions options_of(const std::string& model_case, Dtype dtype) {
   EngineOptions o = golden_options(model_case, {});
   o.dtype = dtype;
   return o;
-}
-
-std::vector<float> copy_of(const Tensor& t) {
-  std::vector<float> values;
-  for (int64_t r = 0; r < t.rows(); ++r) {
-    values.insert(values.end(), t.row<const float>(r), t.row<const float>(r) + t.cols());
-  }
-  return values;
 }
 
 // Logits without an adapter, and with each.
@@ -83,10 +36,6 @@ std::vector<std::vector<float>> all_logits(const EngineOptions& o,
     all.push_back(copy_of(logits_of(*model, kTokens, {adapter->view()})));
   }
   return all;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 std::string refusal(const EngineOptions& o) {

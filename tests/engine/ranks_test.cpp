@@ -64,6 +64,12 @@ INSTANTIATE_TEST_SUITE_P(Cases, RanksWithWholeExperts,
                          testing::Combine(testing::ValuesIn(kGoldenCases),
                                           testing::Values(2, 3, 4)),
                          name_of);
+INSTANTIATE_TEST_SUITE_P(
+    CasesOfManyExperts, RanksWithWholeExperts,
+    testing::Combine(testing::Values("mixtral-base", "mixtral-v5-target-parameters",
+                                     "mixtral-embeddings", "dbrx-base", "dbrx-saved"),
+                     testing::Values(8)),
+    name_of);
 
 // 2 L all_reduce of the layers and one of the embedding, each 4 D bytes a token: docs/scaling.md.
 TEST(RanksOfAnEngine, bytes_sent_per_token_are_those_of_the_formula) {

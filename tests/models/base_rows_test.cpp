@@ -44,13 +44,14 @@ std::vector<SiteInfo> all_sites(const SiteTable& table, const Spec& spec) {
   return sites;
 }
 
-class BaseRows : public testing::TestWithParam<std::tuple<std::string, Dtype>> {};
+class BaseRows : public testing::TestWithParam<std::tuple<std::string, Dtype, WeightFormat>> {};
 
 TEST_P(BaseRows, packed_weights_and_checkpoint_agree_on_every_site) {
-  const auto& [text, act] = GetParam();
+  const auto& [text, act, format] = GetParam();
   const Config config = Config::parse(text, "config.json");
   const Architecture& architecture = architecture_of(config.text("model_type"));
-  const Spec spec = architecture.spec(config);
+  Spec spec = architecture.spec(config);
+  spec.formats = {format, format};
   const SiteTable table = architecture.sites(spec);
   ThreadPool pool(2);
   const auto ops = make_checked_ops(make_cpu_ops(act, pool));
@@ -61,7 +62,7 @@ TEST_P(BaseRows, packed_weights_and_checkpoint_agree_on_every_site) {
     indices.insert(table.index(s.site));
     std::vector<float> packed(static_cast<size_t>(s.in * s.out), -1);
     std::vector<float> stored(packed.size(), -2);
-    const StoredModel model{architecture, spec, *source, act};
+    const StoredModel model{architecture, spec, *source, *ops};
     // In pieces that end nowhere in particular.
     for (int64_t first = 0; first < s.out; first += 47) {
       const Shape shape{std::min<int64_t>(47, s.out - first), s.in};
@@ -75,9 +76,12 @@ TEST_P(BaseRows, packed_weights_and_checkpoint_agree_on_every_site) {
   EXPECT_LT(*indices.rbegin(), table.index.size());
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, BaseRows,
-                         testing::Combine(testing::Values(mixtral("false"), mixtral("true"), kDbrx),
-                                          testing::Values(Dtype::bf16, Dtype::f32)));
+INSTANTIATE_TEST_SUITE_P(
+    Models, BaseRows,
+    testing::Combine(testing::Values(mixtral("false"), mixtral("true"), kDbrx),
+                     testing::Values(Dtype::bf16, Dtype::f32),
+                     testing::Values(WeightFormat{}, WeightFormat{WeightFormat::Kind::int8},
+                                     WeightFormat{WeightFormat::Kind::int4, 32})));
 
 }  // namespace
 }  // namespace lorry

@@ -163,6 +163,57 @@ TEST_P(QuantPackTest, packs_from_each_source_type_and_in_the_order_of_x) {
   EXPECT_TRUE(packed_as(turned(), order.data()) == expected);
 }
 
+// A part of packed rows has the bytes that it would have if it had been packed by itself.
+TEST_P(QuantPackTest, parts_of_a_packed_weight_are_as_if_packed_alone) {
+  constexpr int64_t kOut = 200, kIn = 3 * 128 + 43;
+  ThreadPool pool(2);
+  const auto ops = checked_ops(Dtype::bf16, pool);
+  const QuantValues values(format(), kOut, kIn, 3);
+  const int64_t unit = std::max(1, format().group);
+  const auto part_of = [&](const Range& r, const Range& in) {
+    const QuantRows all = values.rows_of(r.first, r.count);
+    const int64_t first = format().group == 0 ? 0 : in.first / format().group;
+    const int64_t scales = format().scales(in.count);
+    return QuantRows{columns(all.q, in.first, in.count), columns(all.scale, first, scales),
+                     format().zeros ? columns(all.zero, first, scales) : Tensor{}};
+  };
+  const std::vector<Range> inputs =
+      format().group == 0
+          ? std::vector<Range>{{0, kIn}, {0, 8}, {5, 1}, {16, 64}, {3, 206}, {209, kIn - 209}}
+          : std::vector<Range>{{0, kIn}, {unit, unit}, {unit, kIn - unit}};
+  for (const bool interleaved : {false, true}) {
+    QuantWeight whole(*ops, format(), 2, interleaved ? 512 : kOut, kIn);
+    if (interleaved) ops->pack(whole(), 1, 0, values.rows_of(0, kOut), true);
+    ops->pack(whole(), 1, interleaved ? 64 : 0, values.rows_of(0, kOut), interleaved);
+    for (const Range& r : {Range{0, kOut}, Range{64, 64}, Range{37, 101}}) {
+      for (const Range& in : inputs) {
+        QuantWeight part(*ops, format(), 1, r.count, in.count);
+        QuantWeight alone(*ops, format(), 1, r.count, in.count);
+        ops->pack(alone(), 0, 0, part_of(r, in));
+        ops->pack(part(), 0, 0,
+                  PackedRows{whole(), 1, interleaved ? 64 : 0, interleaved ? 128 : 64, r.first,
+                             r.count, in.first});
+        EXPECT_TRUE(part.guarded());
+        EXPECT_TRUE(part.bytes() == alone.bytes())
+            << r.first << " + " << r.count << ", inputs " << in.first << " + " << in.count;
+      }
+    }
+  }
+}
+
+TEST_P(QuantPackTest, pack_matrix_packs_as_pack) {
+  if (format().zeros) return;  // of floats none are made
+  ThreadPool pool(2);
+  const auto ops = checked_ops(Dtype::bf16, pool);
+  const Matrix m = random_matrix(Dtype::bf16, 130, 203, 4);
+  QuantWeight packed(*ops, format(), 1, 130, 203);
+  QuantWeight alone(*ops, format(), 1, 130, 203);
+  packed.pack(*ops, 0, m());
+  ops->pack_matrix(alone().data, m(), format());
+  EXPECT_TRUE(alone.guarded());
+  EXPECT_TRUE(packed.bytes() == alone.bytes());
+}
+
 INSTANTIATE_TEST_SUITE_P(Formats, QuantPackTest, testing::ValuesIn(formats()),
                          [](const auto& test) { return name_of(test.param); });
 

@@ -9,7 +9,9 @@
 #include <random>
 #include <thread>
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "lorry/error.h"
@@ -159,9 +161,15 @@ TEST(SharedMemory, a_descriptor_of_something_else_is_refused) {
   const auto memory = SharedMemory::create(2);
   const int copy = dup(memory->descriptor());
   EXPECT_EQ(SharedMemory::attach(copy)->ranks(), 2);
-  const int pipe_end = dup(0);
-  EXPECT_THROW(SharedMemory::attach(pipe_end), Error);
-  close(pipe_end);
+  const auto is_open = [](int descriptor) { return fcntl(descriptor, F_GETFD) >= 0; };
+  const int small = memfd_create("lorry-test", 0);
+  EXPECT_THROW(SharedMemory::attach(small), Error);
+  EXPECT_FALSE(is_open(small));
+  const int other = memfd_create("lorry-test", 0);
+  ASSERT_EQ(ftruncate(other, 4 << 20), 0);
+  EXPECT_THROW(SharedMemory::attach(other), Error);
+  EXPECT_FALSE(is_open(other));
+  EXPECT_THROW(SharedMemory::attach(-1), Error);
 }
 
 // Says of its ranks that `local` of them share a host.

@@ -57,7 +57,9 @@ class CpuOps final : public Ops {
   void pack(Weight& w, int64_t group, int64_t first, Tensor src, bool interleaved) override;
   void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src,
             bool interleaved) override;
-  void pack_matrix(std::byte* dst, Tensor src) const override;
+  void pack(Weight& w, int64_t group, int64_t first, const PackedRows& src,
+            bool interleaved) override;
+  void pack_matrix(std::byte* dst, Tensor src, WeightFormat format) const override;
   void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override;
   size_t lora_a_bytes(int64_t rank, int64_t in) const override;
   size_t lora_b_bytes(int64_t out, int64_t rank) const override;
@@ -103,6 +105,8 @@ class CpuOps final : public Ops {
   void pack_panel(std::byte* panel, Tensor src, int64_t column, bool last) const;
   void plan_linear(const RowGroups& groups);
   void pack_quantised(Weight& w, int64_t group, const RowPlace& place, Tensor src);
+  void quantise_panel(std::byte* panels, const QuantLayout& l, Tensor src, const PanelRows& p,
+                      const int32_t* order) const;
   void read_row(float* to, Tensor src, int64_t r, const int32_t* order) const;
   void unpack_quantised(Tensor y, const Weight& w, int64_t group, int64_t first) const;
   void quantise_rows(QuantArgs& q, Tensor x, const Weight& w, const RowGroups& groups,

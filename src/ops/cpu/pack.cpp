@@ -143,11 +143,16 @@ void CpuOps::pack(Weight& w, int64_t group, int64_t first, Tensor src, bool inte
   });
 }
 
-void CpuOps::pack_matrix(std::byte* dst, Tensor src) const {
+void CpuOps::pack_matrix(std::byte* dst, Tensor src, WeightFormat format) const {
   for (int64_t row = 0; row < src.rows(); row += kPanel) {
     const int64_t n = std::min<int64_t>(kPanel, src.rows() - row);
-    pack_panel(dst + row / kPanel * panel_bytes(src.cols()), rows(src, row, n), 0,
-               row + n == src.rows());
+    const bool last = row + n == src.rows();
+    if (!format.plain()) {
+      quantise_panel(dst, layout_of(format, src.cols()), src, {row / kPanel, 0, row, n, last},
+                     nullptr);
+    } else {
+      pack_panel(dst + row / kPanel * panel_bytes(src.cols()), rows(src, row, n), 0, last);
+    }
   }
 }
 

@@ -33,6 +33,12 @@ struct PanelValues {
   std::vector<uint8_t> zero;
 };
 
+// What stands for inputs that are not there: int4's zero point may be 16 (of a checkpoint that
+// stores it less one), which is no value of q.
+uint8_t padding_of(const QuantLayout& l, uint8_t zero) {
+  return static_cast<uint8_t>(l.kind == QuantKind::int4 ? zero & 15 : zero);
+}
+
 // A scale as the layout stores it; finite ones stay finite.
 float stored(const QuantLayout& l, float scale) {
   if (!l.half || std::isnan(scale)) return scale;
@@ -145,13 +151,103 @@ void put_rows(std::byte* panels, const QuantLayout& l, PanelValues& v, const Pan
   put(panels + p.panel * quant_panel_bytes(l), l, v, p.column, end);
 }
 
+// Of an output of a panel, from what follows the inputs of a scale.
+float scale_at(const QuantLayout& l, const std::byte* tail, int64_t column) {
+  return l.half ? to_float(reinterpret_cast<const f16*>(tail)[column])
+                : reinterpret_cast<const float*>(tail)[column];
+}
+uint8_t zero_at(const QuantLayout& l, const std::byte* tail, int64_t column) {
+  return l.zeros ? std::to_integer<uint8_t>(tail[scale_bytes(l) + column])
+                 : static_cast<uint8_t>(zero_point(l.kind));
+}
+
+// `n` whole steps of one output, from its place in the first of them: put_steps() back.
+void take_steps(uint8_t* q, QuantKind kind, const std::byte* from, int64_t n) {
+  if (kind == QuantKind::int4) {
+    for (int64_t s = 0; s < n; ++s, q += 8, from += 256) {
+      uint32_t both = 0;
+      std::memcpy(&both, from, 4);
+      const std::array<uint32_t, 2> half{both & 0x0f0f0f0fU, both >> 4 & 0x0f0f0f0fU};
+      std::memcpy(q, half.data(), 8);
+    }
+  } else if (kind == QuantKind::int8) {
+    for (int64_t s = 0; s < n; ++s, q += 4, from += 256) std::memcpy(q, from, 4);
+  } else {
+    for (int64_t s = 0; s < n; ++s, q += 2, from += 128) std::memcpy(q, from, 2);
+  }
+}
+
+// Outputs of a packed panel from column `column` on, and of their inputs those from `input` on.
+struct PackedOutputs {
+  const QuantLayout& layout;
+  const std::byte* panel;
+  int64_t column, input;
+
+  // The scale that a scale of a part's inputs is, and the place of its first input.
+  struct Place {
+    const std::byte *step, *tail;
+    int64_t skipped;  // inputs of the step that the part does not have
+  };
+  Place place(const QuantLayout& part, int64_t g) const {
+    const int64_t k = input + g * part.group;
+    const int64_t its = k / layout.group;
+    const int64_t within = k - its * layout.group;
+    const int64_t step = step_inputs(layout.kind);
+    const std::byte* data = panel + group_offset(layout, its);
+    return {data + within / step * step_bytes(layout.kind),
+            data + data_bytes(layout, group_inputs(layout, its)), within % step};
+  }
+};
+
+// Column `to` of v <- the first of these outputs.
+void take(PanelValues& v, const QuantLayout& l, int64_t to, const PackedOutputs& from) {
+  const int64_t width = step_bytes(l.kind) / kPanel;
+  const int64_t step = step_inputs(l.kind);
+  std::vector<uint8_t> q(static_cast<size_t>(v.group_width + step));
+  for (int64_t g = 0; g < scales_of(l); ++g) {
+    const auto place = from.place(l, g);
+    const int64_t n = group_inputs(l, g);
+    take_steps(q.data(), l.kind, place.step + from.column * width,
+               ceil_div(place.skipped + n, step));
+    const auto at = static_cast<size_t>(to * scales_of(l) + g);
+    v.scale[at] = scale_at(l, place.tail, from.column);
+    v.zero[at] = zero_at(l, place.tail, from.column);
+    uint8_t* values = v.values(to, g);
+    std::copy_n(q.data() + place.skipped, n, values);
+    std::fill(values + n, values + v.group_width, padding_of(l, v.zero[at]));
+  }
+}
+
+// Columns [to, to + n) of a panel <- as many of these outputs: take() and put() where no step is
+// cut.
+void copy_outputs(std::byte* panel, const QuantLayout& l, int64_t to, const PackedOutputs& from,
+                  int64_t n) {
+  const int64_t width = step_bytes(l.kind) / kPanel;
+  const int64_t scale = scale_bytes(l) / kPanel;
+  for (int64_t g = 0; g < scales_of(l); ++g) {
+    const auto [step, tail, skipped] = from.place(l, g);
+    std::byte* y = panel + group_offset(l, g);
+    const int64_t steps = steps_of(l, group_inputs(l, g));
+    for (int64_t s = 0; s < steps; ++s) {
+      std::memcpy(y + s * step_bytes(l.kind) + to * width,
+                  step + s * step_bytes(l.kind) + from.column * width,
+                  static_cast<size_t>(n * width));
+    }
+    y += steps * step_bytes(l.kind);
+    std::memcpy(y + to * scale, tail + from.column * scale, static_cast<size_t>(n * scale));
+    if (l.zeros) {
+      std::memcpy(y + scale_bytes(l) + to, tail + scale_bytes(l) + from.column,
+                  static_cast<size_t>(n));
+    }
+  }
+}
+
 // The value of input k as linear() multiplies by it.
 float value_at(const std::byte* panel, const QuantLayout& l, int64_t column, int64_t k) {
   const int64_t g = k / l.group;
   const std::byte* data = panel + group_offset(l, g);
   const std::byte* tail = data + data_bytes(l, group_inputs(l, g));
-  const float scale = l.half ? to_float(reinterpret_cast<const f16*>(tail)[column])
-                             : reinterpret_cast<const float*>(tail)[column];
+  const float scale = scale_at(l, tail, column);
   const int64_t within = k - g * l.group;
   const int64_t at = within % step_inputs(l.kind);
   const int64_t width = step_bytes(l.kind) / kPanel;
@@ -159,9 +255,7 @@ float value_at(const std::byte* panel, const QuantLayout& l, int64_t column, int
       data[within / step_inputs(l.kind) * step_bytes(l.kind) + column * width + at % width]);
   if (l.kind == QuantKind::fp8) return from_e4m3(byte) * scale;
   const int q = l.kind == QuantKind::int8 ? byte : byte >> at / width * 4 & 15;
-  const int zero =
-      l.zeros ? std::to_integer<int>(tail[scale_bytes(l) + column]) : zero_point(l.kind);
-  return static_cast<float>(q - zero) * scale;
+  return static_cast<float>(q - zero_at(l, tail, column)) * scale;
 }
 
 }  // namespace
@@ -179,24 +273,29 @@ void CpuOps::read_row(float* to, Tensor src, int64_t r, const int32_t* order) co
   }
 }
 
+// What p says of src, its inputs in the given order or as they are.
+void CpuOps::quantise_panel(std::byte* panels, const QuantLayout& l, Tensor src, const PanelRows& p,
+                            const int32_t* order) const {
+  const FlushDenormals flush;
+  PanelValues v(l);
+  std::vector<float> row(static_cast<size_t>(l.in));
+  for (int64_t r = 0; r < p.n; ++r) {
+    const int64_t c = p.column + r;
+    read_row(row.data(), src, p.row + r, order);
+    for (int64_t g = 0; g < scales_of(l); ++g) {
+      const auto at = static_cast<size_t>(c * scales_of(l) + g);
+      v.scale[at] = fit(v.values(c, g), kernels_, l, row.data() + g * l.group, group_inputs(l, g));
+      v.zero[at] = static_cast<uint8_t>(zero_point(l.kind));
+    }
+  }
+  put_rows(panels, l, v, p);
+}
+
 void CpuOps::pack_quantised(Weight& w, int64_t group, const RowPlace& place, Tensor src) {
   const QuantLayout l = layout_of(w.format, w.in);
   const int32_t* order = w.order == nullptr ? nullptr : w.order + group * w.in;
   each_packed_panel(place, w.out, [&](const PanelRows& p) {
-    const FlushDenormals flush;
-    PanelValues v(l);
-    std::vector<float> row(static_cast<size_t>(w.in));
-    for (int64_t r = 0; r < p.n; ++r) {
-      const int64_t c = p.column + r;
-      read_row(row.data(), src, p.row + r, order);
-      for (int64_t g = 0; g < scales_of(l); ++g) {
-        const auto at = static_cast<size_t>(c * scales_of(l) + g);
-        v.scale[at] =
-            fit(v.values(c, g), kernels_, l, row.data() + g * l.group, group_inputs(l, g));
-        v.zero[at] = static_cast<uint8_t>(zero_point(l.kind));
-      }
-    }
-    put_rows(w.data + group * w.group_bytes, l, v, p);
+    quantise_panel(w.data + group * w.group_bytes, l, src, p, order);
   });
 }
 
@@ -213,16 +312,43 @@ void CpuOps::pack(Weight& w, int64_t group, int64_t first, const QuantRows& src,
         v.scale[at] = src.scale.row<const float>(p.row + r)[g];
         v.zero[at] = l.zeros ? src.zero.row<const uint8_t>(p.row + r)[g]
                              : static_cast<uint8_t>(zero_point(l.kind));
-        // Int4's zero point may be 16 (of a checkpoint that stores it less one): no value of q.
-        const auto padding =
-            static_cast<uint8_t>(l.kind == QuantKind::int4 ? v.zero[at] & 15 : v.zero[at]);
         uint8_t* q = v.values(c, g);
         const int64_t n = group_inputs(l, g);
         std::copy_n(src.q.row<const uint8_t>(p.row + r) + g * l.group, n, q);
-        std::fill(q + n, q + v.group_width, padding);
+        std::fill(q + n, q + v.group_width, padding_of(l, v.zero[at]));
       }
     }
     put_rows(w.data + group * w.group_bytes, l, v, p);
+  });
+}
+
+void CpuOps::pack(Weight& w, int64_t group, int64_t first, const PackedRows& src,
+                  bool interleaved) {
+  const QuantLayout l = layout_of(w.format, w.in);
+  const QuantLayout whole = layout_of(src.from.format, src.from.in);
+  const int64_t step = step_inputs(l.kind);
+  const bool whole_steps =
+      src.input % step == 0 && (w.in % step == 0 || src.input + w.in == src.from.in);
+  const auto outputs_from = [&](int64_t row) {
+    const int64_t column = src.column_of(src.first + row);
+    const std::byte* panels = src.from.data + src.group * src.from.group_bytes;
+    return PackedOutputs{whole, panels + column / kPanel * quant_panel_bytes(whole),
+                         column % kPanel, src.input};
+  };
+  std::byte* to = w.data + group * w.group_bytes;
+  each_packed_panel({first, src.n, interleaved}, w.out, [&](const PanelRows& p) {
+    const bool filled_up = p.last && p.column + p.n < kPanel;
+    if (whole_steps && !filled_up) {
+      for (int64_t done = 0, n = 0; done < p.n; done += n) {
+        n = std::min(p.n - done, src.side_by_side(p.row + done));
+        copy_outputs(to + p.panel * quant_panel_bytes(l), l, p.column + done,
+                     outputs_from(p.row + done), n);
+      }
+      return;
+    }
+    PanelValues v(l);
+    for (int64_t r = 0; r < p.n; ++r) take(v, l, p.column + r, outputs_from(p.row + r));
+    put_rows(to, l, v, p);
   });
 }
 

@@ -113,7 +113,9 @@ class CudaOps final : public Ops {
   void pack(Weight& w, int64_t group, int64_t first, Tensor src, bool interleaved) override;
   void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src,
             bool interleaved) override;
-  void pack_matrix(std::byte* dst, Tensor src) const override;
+  void pack(Weight& w, int64_t group, int64_t first, const PackedRows& src,
+            bool interleaved) override;
+  void pack_matrix(std::byte* dst, Tensor src, WeightFormat format) const override;
   void unpack(Tensor y, const Weight& w, int64_t group, int64_t first) const override;
   bool randomise(Weight& w, uint64_t seed) override;
   size_t lora_a_bytes(int64_t rank, int64_t in) const override;

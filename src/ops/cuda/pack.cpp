@@ -152,8 +152,29 @@ void CudaOps::pack(Weight& w, int64_t group, int64_t first, const QuantRows& src
             });
 }
 
-void CudaOps::pack_matrix(std::byte* dst, Tensor src) const {
-  Weight w = weight_layout(1, src.rows(), src.cols(), {});
+void CudaOps::pack(Weight& w, int64_t group, int64_t first, const PackedRows& src,
+                   bool interleaved) {
+  const WeightPlan whole = plan_of(src.from);
+  const std::byte* blocks = src.from.data + src.group * src.from.group_bytes;
+  pack_rows(w, group, first, src.n, interleaved,
+            [&](const WeightPlan& plan, std::byte* block, int64_t row, int at, int n) {
+              std::vector<std::byte> from(static_cast<size_t>(whole.block_bytes()));
+              int64_t have = -1;
+              for (int i = 0; i < n; ++i) {
+                const int64_t column = src.column_of(src.first + row + i);
+                if (column / kRowBlock != have) {
+                  have = column / kRowBlock;
+                  get(from.data(), blocks + have * whole.block_bytes(), from.size());
+                }
+                take_quantised(plan, block, at + i, whole, from.data(),
+                               static_cast<int>(column % kRowBlock),
+                               static_cast<int32_t>(src.input));
+              }
+            });
+}
+
+void CudaOps::pack_matrix(std::byte* dst, Tensor src, WeightFormat format) const {
+  Weight w = weight_layout(1, src.rows(), src.cols(), format);
   const WeightPlan plan = plan_of(w);
   std::vector<std::byte> memory(static_cast<size_t>(w.group_bytes));
   std::vector<float> values(static_cast<size_t>(w.in));

@@ -45,6 +45,15 @@ uint8_t stored_q(const WeightPlan& plan, const std::byte* block, int row, int32_
   return static_cast<uint8_t>(row < 8 ? both & 15U : both >> 4);
 }
 
+// Of scale s of row r: at s * 16 + r.
+float stored_scale(const WeightPlan& plan, const std::byte* block, int64_t at) {
+  return plan.half ? to_float(reinterpret_cast<const f16*>(block + plan.scales_offset())[at])
+                   : reinterpret_cast<const float*>(block + plan.scales_offset())[at];
+}
+int stored_zero(const WeightPlan& plan, const std::byte* block, int64_t at) {
+  return plan.zeros ? std::to_integer<int>(block[plan.zeros_offset() + at]) : zero_point(plan);
+}
+
 void store_scale(const WeightPlan& plan, std::byte* block, int row, int32_t s, float scale) {
   const int64_t at = int64_t{s} * kRowBlock + row;
   if (plan.half) {
@@ -110,6 +119,22 @@ void put_quantised(const WeightPlan& plan, std::byte* block, int row, const Quan
   }
 }
 
+void take_quantised(const WeightPlan& plan, std::byte* block, int row, const WeightPlan& whole,
+                    const std::byte* from, int from_row, int32_t input) {
+  std::vector<uint8_t> q(static_cast<size_t>(plan.in));
+  for (int32_t k = 0; k < plan.in; ++k) {
+    q[static_cast<size_t>(k)] = stored_q(whole, from, from_row, input + k);
+  }
+  std::vector<float> scale(static_cast<size_t>(plan.scales));
+  std::vector<uint8_t> zero(scale.size());
+  for (int32_t s = 0; s < plan.scales; ++s) {
+    const int64_t at = (int64_t{plan.half ? input / plan.group : 0} + s) * kRowBlock + from_row;
+    scale[static_cast<size_t>(s)] = stored_scale(whole, from, at);
+    zero[static_cast<size_t>(s)] = static_cast<uint8_t>(stored_zero(whole, from, at));
+  }
+  put_quantised(plan, block, row, {q.data(), scale.data(), zero.data()});
+}
+
 void put_row(const WeightPlan& plan, std::byte* block, int row, const std::vector<float>& values) {
   if (plan.values == Values::bf16 || plan.values == Values::f32) {
     const Dtype dtype = plan.values == Values::bf16 ? Dtype::bf16 : Dtype::f32;
@@ -150,14 +175,10 @@ float stored_value(const WeightPlan& plan, const std::byte* block, int row, int3
   if (plan.values == Values::f32) return reinterpret_cast<const float*>(block)[place];
   if (plan.values == Values::bf16) return to_float(reinterpret_cast<const bf16*>(block)[place]);
   const int64_t at = int64_t{k / plan.group} * kRowBlock + row;
-  const float scale = plan.half
-                          ? to_float(reinterpret_cast<const f16*>(block + plan.scales_offset())[at])
-                          : reinterpret_cast<const float*>(block + plan.scales_offset())[at];
+  const float scale = stored_scale(plan, block, at);
   const uint8_t q = stored_q(plan, block, row, k);
   if (plan.values == Values::fp8) return from_e4m3(q) * scale;
-  const int zero =
-      plan.zeros ? std::to_integer<int>(block[plan.zeros_offset() + at]) : zero_point(plan);
-  return static_cast<float>(q - zero) * scale;
+  return static_cast<float>(q - stored_zero(plan, block, at)) * scale;
 }
 
 }  // namespace lorry::cuda

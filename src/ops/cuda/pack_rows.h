@@ -24,6 +24,9 @@ struct QuantRow {
   const uint8_t* zero;
 };
 void put_quantised(const WeightPlan& plan, std::byte* block, int row, const QuantRow& from);
+// As they are in a row of a block of another plan, from its input `input` on: a scale begins there.
+void take_quantised(const WeightPlan& plan, std::byte* block, int row, const WeightPlan& whole,
+                    const std::byte* from, int from_row, int32_t input);
 // Rounded to what the plan stores.
 void put_row(const WeightPlan& plan, std::byte* block, int row, const std::vector<float>& values);
 // All of rows [first, 16) is 0.
