@@ -267,10 +267,11 @@ LORRY_INLINE void expand_tile(const ExpandArgs& e, const float* t, float* y, int
       c[i * NV + j] = whole ? load(at) : load_n(at, e.cols - column);
     });
   });
+  const int64_t ahead = e.next ? kLoraAhead : 0;
   for (int r = 0; r < e.rank; ++r, b += 64, ++t) {
     V16 w[NV];
-    __builtin_prefetch(b + kLoraAhead, 0, 2);
-    __builtin_prefetch(b + kLoraAhead + 32, 0, 2);
+    __builtin_prefetch(b + ahead, 0, 2);
+    __builtin_prefetch(b + ahead + 32, 0, 2);
     unroll<NV>([&](auto j) LORRY_UNROLLED { w[j] = A::widen(b + 16 * j); });
     unroll<MR>([&](auto i) LORRY_UNROLLED {
       const V16 a = set1(t[i * e.t_pitch]);
