@@ -4,10 +4,17 @@
 
 namespace lorry {
 
+namespace {
+
+AdaptedLinear adapted(const Step& step, const Linear& linear, const Rows& rows) {
+  return {linear.w,  rows.groups,     linear.sites, rows.segments,
+          step.lora, step.buf.linear, step.buf.lora};
+}
+
+}  // namespace
+
 void apply(Step& step, Tensor y, Tensor x, const Linear& linear, const Rows& rows) {
-  step.ops.linear(y, x, linear.w, rows.groups, step.buf.linear);
-  if (rows.segments.empty()) return;
-  step.ops.adapt(y, x, linear.sites, rows.segments, step.lora, step.buf.lora);
+  step.ops.apply(y, x, adapted(step, linear, rows));
 }
 
 void apply(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& rows) {
@@ -78,8 +85,7 @@ void DecoderLayer::run_experts(Step& step) const {
   const Tensor act = rows(b.act, 0, n);
   const Tensor out = rows(b.down, 0, n);
   ops.gather(hs, b.h, view(b.route.source.data, Dtype::i32, {n}));
-  apply(step, both, hs, gate_up, by_expert);
-  ops.glu(act, both, step.spec.activation);
+  ops.apply_glu(act, both, hs, adapted(step, gate_up, by_expert), step.spec.activation);
   apply(step, out, act, down, by_expert);
   ops.combine(b.y, out, b.route);
 }

@@ -141,36 +141,26 @@ class CheckedOps final : public Ops {
 
   void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
               Tensor scratch) override {
-    LORRY_CHECK(w.data != nullptr && w.dtype == act(), "weight {}", to_string(w.dtype));
-    check_weight(w);
-    check_matrix("x", x, act(), x.rows(), w.in);
-    check_matrix("y", y, Dtype::f32, x.rows(), w.out);
-    check_groups(groups, w.groups, x.rows());
-    if (!w.format.plain() || scratch.data != nullptr) {
-      check_vector("scratch", scratch, Dtype::u8,
-                   static_cast<int64_t>(ops_->linear_scratch_bytes(x.rows(), w.in)));
-    }
+    check_linear(y, x, w, groups, scratch);
     ops_->linear(y, x, w, groups, scratch);
   }
 
   void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
              std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) override {
-    check_matrix("x", x, act(), x.rows(), x.cols());
-    check_matrix("y", y, Dtype::f32, x.rows(), y.cols());
-    check_segments(segments, plan, x.rows());
-    int32_t rank = 0;
-    for (const LoraSegment& s : segments) {
-      for (const LoraSite& site : sites) {
-        LORRY_CHECK(
-            site.in == x.cols() && site.column >= 0 && site.column_of(site.out - 1) < y.cols(),
-            "a site [{}, {}] at column {} of x {}, y {}", site.out, site.in, site.column,
-            to_string(x.shape), to_string(y.shape));
-        rank = std::max(rank, check_patch(site, site.out, s, plan));
-      }
-    }
-    check_vector("scratch", scratch, Dtype::f32,
-                 lora_scratch_size(x.rows(), static_cast<int64_t>(sites.size()), rank));
+    check_adapt(y, x, sites, segments, plan, scratch);
     ops_->adapt(y, x, sites, segments, plan, scratch);
+  }
+
+  void apply(Tensor y, Tensor x, const AdaptedLinear& l) override {
+    check_apply(y, x, l);
+    ops_->apply(y, x, l);
+  }
+
+  void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
+                 Activation activation) override {
+    check_apply(both, x, l);
+    check_glu(y, both);
+    ops_->apply_glu(y, both, x, l, activation);
   }
 
   void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
@@ -268,9 +258,7 @@ class CheckedOps final : public Ops {
   }
 
   void glu(Tensor y, Tensor gu, Activation activation) override {
-    check_matrix("y", y, act(), gu.rows(), y.cols());
-    const int64_t wide = 2 * ((y.cols() + kPanel - 1) / kPanel * kPanel);
-    check_matrix("gu", gu, Dtype::f32, gu.rows(), wide);
+    check_glu(y, gu);
     ops_->glu(y, gu, activation);
   }
 
@@ -302,6 +290,50 @@ class CheckedOps final : public Ops {
 
  private:
   static Tensor rows_of(Tensor t, int64_t r) { return rows(t, r, 1); }
+
+  void check_linear(const Tensor& y, const Tensor& x, const Weight& w, const RowGroups& groups,
+                    const Tensor& scratch) const {
+    LORRY_CHECK(w.data != nullptr && w.dtype == act(), "weight {}", to_string(w.dtype));
+    check_weight(w);
+    check_matrix("x", x, act(), x.rows(), w.in);
+    check_matrix("y", y, Dtype::f32, x.rows(), w.out);
+    check_groups(groups, w.groups, x.rows());
+    if (!w.format.plain() || scratch.data != nullptr) {
+      check_vector("scratch", scratch, Dtype::u8,
+                   static_cast<int64_t>(ops_->linear_scratch_bytes(x.rows(), w.in)));
+    }
+  }
+
+  void check_adapt(const Tensor& y, const Tensor& x, std::span<const LoraSite> sites,
+                   std::span<const LoraSegment> segments, const LoraPlan& plan,
+                   const Tensor& scratch) const {
+    check_matrix("x", x, act(), x.rows(), x.cols());
+    check_matrix("y", y, Dtype::f32, x.rows(), y.cols());
+    check_segments(segments, plan, x.rows());
+    int32_t rank = 0;
+    for (const LoraSegment& s : segments) {
+      for (const LoraSite& site : sites) {
+        LORRY_CHECK(
+            site.in == x.cols() && site.column >= 0 && site.column_of(site.out - 1) < y.cols(),
+            "a site [{}, {}] at column {} of x {}, y {}", site.out, site.in, site.column,
+            to_string(x.shape), to_string(y.shape));
+        rank = std::max(rank, check_patch(site, site.out, s, plan));
+      }
+    }
+    check_vector("scratch", scratch, Dtype::f32,
+                 lora_scratch_size(x.rows(), static_cast<int64_t>(sites.size()), rank));
+  }
+
+  void check_apply(const Tensor& y, const Tensor& x, const AdaptedLinear& l) const {
+    check_linear(y, x, l.w, l.groups, l.scratch);
+    if (!l.segments.empty()) check_adapt(y, x, l.sites, l.segments, l.plan, l.lora_scratch);
+  }
+
+  void check_glu(const Tensor& y, const Tensor& gu) const {
+    check_matrix("y", y, act(), gu.rows(), y.cols());
+    const int64_t wide = 2 * ((y.cols() + kPanel - 1) / kPanel * kPanel);
+    check_matrix("gu", gu, Dtype::f32, gu.rows(), wide);
+  }
 
   static void check_source(const Tensor& t) {
     LORRY_CHECK(t.dtype == Dtype::f32 || t.dtype == Dtype::f16 || t.dtype == Dtype::bf16,

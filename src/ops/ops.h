@@ -92,6 +92,16 @@ struct RowGroups {
 
 enum class Activation : uint8_t { silu, gelu_tanh, gelu_erf };
 
+// A linear, and the adapters of some of its rows.
+struct AdaptedLinear {
+  const Weight& w;
+  RowGroups groups;
+  std::span<const LoraSite> sites;
+  std::span<const LoraSegment> segments;  // none: no row has an adapter
+  const LoraPlan& plan;
+  Tensor scratch, lora_scratch;  // of linear and of adapt
+};
+
 struct Routing {
   int32_t top_k = 1;
   // Divide the k chosen probabilities by their p-norm; 0: leave them as they are.
@@ -224,7 +234,19 @@ class Ops {
   virtual void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
                      std::span<const LoraSegment> segments, const LoraPlan& plan,
                      Tensor scratch) = 0;
-  // The same for y [T, D] f32 that embed() made of ids [T]; rows with an id < 0 are left alone.
+  // y [T, out] f32 <- linear(), then adapt() for the segments: the same bits, perhaps in one pass.
+  virtual void apply(Tensor y, Tensor x, const AdaptedLinear& l) {
+    linear(y, x, l.w, l.groups, l.scratch);
+    if (!l.segments.empty()) adapt(y, x, l.sites, l.segments, l.plan, l.lora_scratch);
+  }
+  // y [n, F] act <- glu() of what apply() makes. both: memory for that, f32 [n, l.w.out]; what it
+  // holds afterwards is the backend's business.
+  virtual void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
+                         Activation activation) {
+    apply(both, x, l);
+    glu(y, both, activation);
+  }
+  // As adapt() for y [T, D] f32 that embed() made of ids [T]; rows with an id < 0 are left alone.
   // site: in = V, out = D.
   virtual void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
                                std::span<const LoraSegment> segments, const LoraPlan& plan,

@@ -67,6 +67,13 @@ class TimedOps final : public Ops {
              std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) override {
     time(OpTimes::adapt, [&] { ops_->adapt(y, x, sites, segments, plan, scratch); });
   }
+  void apply(Tensor y, Tensor x, const AdaptedLinear& l) override {
+    time(OpTimes::linear, [&] { ops_->apply(y, x, l); });
+  }
+  void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
+                 Activation activation) override {
+    time(OpTimes::linear, [&] { ops_->apply_glu(y, both, x, l, activation); });
+  }
   void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
                        std::span<const LoraSegment> segments, const LoraPlan& plan,
                        Tensor scratch) override {

@@ -11,7 +11,8 @@
 
 namespace lorry {
 
-// Nanoseconds since the start. The thread that calls the operations writes, any thread may read.
+// Nanoseconds since the start. linear: with what adapters and activations add to it where that is
+// one operation. The thread that calls the operations writes, any thread may read.
 struct OpTimes {
   enum Op : uint8_t { embed, norm, linear, adapt, rope, attention, route, glu, add, count };
   static std::string_view name(Op op);

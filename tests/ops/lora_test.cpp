@@ -207,6 +207,90 @@ TEST_P(LoraTest, lorax_fault_10_every_rank_and_width_and_all_mixed_in_one_batch)
   }
 }
 
+// One linear with three sites, of which k and v begin where a panel of it does, or not.
+TEST_P(LoraTest, apply_has_the_bits_of_linear_and_adapt) {
+  for (const int64_t q_out : {128, 130}) {
+    const int64_t in = 37;
+    const int64_t out = q_out + 64 + 20;
+    std::vector<Adapter> adapters;
+    for (const int32_t rank : {1, 16, 20, 64}) {
+      adapters.push_back(make_adapter({{in, q_out, rank}, {in, 64, 0}, {in, 20, 5}},
+                                      static_cast<unsigned>(rank) * 10));
+    }
+    const std::vector<LoraSite> sites{{.first = 0, .in = in, .out = q_out, .column = 0},
+                                      {.first = 1, .in = in, .out = 64, .column = q_out},
+                                      {.first = 2, .in = in, .out = 20, .column = q_out + 64}};
+    // More rows than pass over a panel together; some without an adapter.
+    const std::vector<LoraSegment> segments{{0, 1, 0}, {5, 12, 1}, {12, 140, 2}, {149, 160, 3}};
+    const std::vector<int32_t> begin{0, 160};
+    const Matrix x = random_matrix(GetParam(), 160, in, 5);
+    const Matrix weight = random_matrix(Dtype::f32, out, in, 6);
+    const Matrix scratch(Dtype::f32, 1, Ops::lora_scratch_size(160, 3, 64));
+    for (const Variant& v : variants()) {
+      ThreadPool pool(3);
+      const auto ops = checked_ops(GetParam(), pool, v);
+      const PackedWeight w(*ops, {weight()}, out, in);
+      std::vector<AdapterView> views;
+      for (Adapter& a : adapters) pack(a, *ops);
+      for (const Adapter& a : adapters) views.push_back({a.patches, false});
+      const LoraPlan plan{views, {}, segments};
+      const Matrix expected(Dtype::f32, 160, out);
+      ops->linear(expected(), x(), w(), {begin}, {});
+      ops->adapt(expected(), x(), sites, segments, plan, scratch());
+      const Matrix y(Dtype::f32, 160, out, 4);
+      ops->apply(y(), x(), {w(), {begin}, sites, segments, plan, {}, scratch()});
+      EXPECT_TRUE(bytes_of(y()) == bytes_of(expected())) << v.name << ", q of " << q_out;
+      ops->linear(expected(), x(), w(), {begin}, {});
+      ops->apply(y(), x(), {w(), {begin}, sites, {}, plan, {}, {}});
+      EXPECT_TRUE(bytes_of(y()) == bytes_of(expected())) << v.name << ", no adapter";
+    }
+  }
+}
+
+// Gate and up of experts, with pairs alone and with a gain for the outputs of one.
+TEST_P(LoraTest, apply_glu_has_the_bits_of_linear_adapt_and_glu) {
+  const int64_t in = 24;
+  const int64_t out = 100;
+  std::vector<PairSpec> specs;
+  for (int i = 0; i < 6; ++i) specs.push_back({in, out, i == 4 ? 0 : 4 + 5 * i});
+  Adapter adapter = make_adapter(specs, 20);
+  const std::vector<LoraSite> sites{
+      {.first = 0, .group_stride = 1, .in = in, .out = out, .column = 0, .panel_stride = 128},
+      {.first = 3, .group_stride = 1, .in = in, .out = out, .column = 64, .panel_stride = 128}};
+  const std::vector<LoraSegment> segments{{0, 2, 0, 0}, {3, 155, 0, 1}, {160, 161, 0, 2}};
+  const std::vector<int32_t> begin{0, 3, 160, 162};
+  const Matrix x = random_matrix(GetParam(), 162, in, 5);
+  std::vector<Matrix> weights;
+  std::vector<Tensor> groups;
+  for (unsigned g = 0; g < 3; ++g) weights.push_back(random_matrix(Dtype::f32, 256, in, 30 + g));
+  for (const Matrix& m : weights) groups.push_back(m());
+  const Matrix scratch(Dtype::f32, 1, Ops::lora_scratch_size(162, 2, 32));
+  const Matrix gain = random_matrix(Dtype::f32, 1, 128, 8);
+  SiteChange change;
+  change.gain = gain().row<const float>(0);
+  for (const Variant& v : variants()) {
+    ThreadPool pool(3);
+    const auto ops = checked_ops(GetParam(), pool, v);
+    const PackedWeight w(*ops, groups, 256, in);
+    pack(adapter, *ops);
+    const std::vector<AdapterView> views{{adapter.patches, false}};
+    const LoraPlan plan{views, {}, {}};
+    for (const bool changed : {false, true}) {
+      adapter.patches[1].change = changed ? &change : nullptr;
+      const Matrix both(Dtype::f32, 162, 256);
+      const Matrix expected(GetParam(), 162, out);
+      ops->linear(both(), x(), w(), {begin}, {});
+      ops->adapt(both(), x(), sites, segments, plan, scratch());
+      ops->glu(expected(), both(), Activation::gelu_tanh);
+      const Matrix y(GetParam(), 162, out, 3);
+      ops->apply_glu(y(), both(), x(), {w(), {begin}, sites, segments, plan, {}, scratch()},
+                     Activation::gelu_tanh);
+      EXPECT_TRUE(bytes_of(y()) == bytes_of(expected())) << v.name << (changed ? ", gain" : "");
+    }
+    adapter.patches[1].change = nullptr;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Act, LoraTest, testing::Values(Dtype::bf16, Dtype::f32),
                          [](const auto& test) { return to_string(test.param); });
 

@@ -1,7 +1,9 @@
 // CpuOps: spreads each operation over the pool and calls the kernels. One file per family of
-// operations: pack, linear, quant_pack, quant_linear, lora, change, attention, routing, rows.
+// operations: pack, linear, quant_pack, quant_linear, lora, change, apply, attention, routing,
+// rows.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <vector>
 
@@ -75,6 +77,9 @@ class CpuOps final : public Ops {
               Tensor scratch) override;
   void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
              std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) override;
+  void apply(Tensor y, Tensor x, const AdaptedLinear& l) override;
+  void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
+                 Activation activation) override;
   void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
                        std::span<const LoraSegment> segments, const LoraPlan& plan,
                        Tensor scratch) override;
@@ -97,6 +102,26 @@ class CpuOps final : public Ops {
   struct Chunk {
     int32_t group, begin, rows;
   };
+  // A chunk and a panel; `next`: the one that the thread takes afterwards, or null.
+  struct PanelTask {
+    const Chunk& chunk;
+    int64_t column;
+    const std::byte *panel, *next;
+  };
+  // The x of a linear as its kernel reads it.
+  struct LinearRows {
+    const Weight& w;
+    MatmulArgs plain{};
+    QuantArgs quant{};
+    void (*quant_kernel)(const QuantArgs&) = nullptr;  // null: plain
+    int64_t row_bytes = 0;                             // of x
+  };
+  // t = scale * A x of pairs: [sites, rows, pitch].
+  struct PairSums {
+    float* at;
+    int64_t rows, pitch;
+    float* of(const LoraTask& t) const { return at + (t.site * rows + t.row) * pitch; }
+  };
 
   int64_t element() const { return size_of(act_); }
   // k of a packed row: bf16 pairs are complete.
@@ -109,12 +134,24 @@ class CpuOps final : public Ops {
                       const int32_t* order) const;
   void read_row(float* to, Tensor src, int64_t r, const int32_t* order) const;
   void unpack_quantised(Tensor y, const Weight& w, int64_t group, int64_t first) const;
+  LinearRows rows_of(Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch);
+  void read_quantised(LinearRows& in, Tensor x, const RowGroups& groups, Tensor scratch);
+  static int64_t columns_of(const PanelTask& t, const Weight& w) {
+    return std::min<int64_t>(kPanel, w.out - t.column);
+  }
+  void multiply(const LinearRows& in, const PanelTask& t, Tensor y) const;
   void quantise_rows(QuantArgs& q, Tensor x, const Weight& w, const RowGroups& groups,
                      Tensor scratch);
   Tensor order_rows(Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch);
   static const int32_t* order_of(const Weight& w, const RowGroups& groups, int64_t row);
-  void linear_quantised(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
-                        Tensor scratch);
+  bool plan_pairs(const AdaptedLinear& l);
+  void apply_panel(const LinearRows& in, const PanelTask& t, Tensor y, const AdaptedLinear& l,
+                   const PairSums& sums) const;
+  template <class F>
+  void each_pair(const PanelTask& t, std::span<const LoraSite> sites, F&& f) const;
+  PairSums pair_sums(Tensor x, std::span<const LoraSite> sites, Tensor scratch) const;
+  PairSums shrink_all(Tensor x, const AdaptedLinear& l);
+  void shrink(const LoraTask& t, Tensor x, const LoraSite& site, const PairSums& sums) const;
   void plan_patches(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
                     const LoraPlan& plan);
   void plan_change(const SitePatch& patch, int32_t site, const LoraSegment& segment);
@@ -189,22 +226,23 @@ class CpuOps final : public Ops {
     pool_.run(work);
   }
 
-  // f(chunk, first column, panel, panel that the thread takes next or null) for all rows of a
-  // linear, on all threads, the groups with most rows first.
+  // f(PanelTask) for all rows of a linear, on all threads, the groups with most rows first; of
+  // every `step` panels the first.
   template <class F>
-  void each_chunk_panel(const Weight& w, const RowGroups& groups, F&& f) {
+  void each_chunk_panel(const Weight& w, const RowGroups& groups, int64_t step, F&& f) {
     const int64_t panels = ceil_div(w.out, kPanel);
+    const int64_t tasks = panels / step;
     const int64_t bytes = w.group_bytes / panels;
     plan_linear(groups);
     const auto panel_of = [&](int64_t task) {
-      const Chunk& c = chunks_[static_cast<size_t>(task / panels)];
-      return w.data + c.group * w.group_bytes + task % panels * bytes;
+      const Chunk& c = chunks_[static_cast<size_t>(task / tasks)];
+      return w.data + c.group * w.group_bytes + task % tasks * step * bytes;
     };
-    parallel_ahead(static_cast<int64_t>(chunks_.size()) * panels,
-                   [&](int64_t task, int64_t next, int) {
-                     f(chunks_[static_cast<size_t>(task / panels)], task % panels * kPanel,
-                       panel_of(task), next < 0 ? nullptr : panel_of(next));
-                   });
+    parallel_ahead(
+        static_cast<int64_t>(chunks_.size()) * tasks, [&](int64_t task, int64_t next, int) {
+          f(PanelTask{chunks_[static_cast<size_t>(task / tasks)], task % tasks * step * kPanel,
+                      panel_of(task), next < 0 ? nullptr : panel_of(next)});
+        });
   }
 
   // f(row) for rows of `elements` each; short work stays on the calling thread.

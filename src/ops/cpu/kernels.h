@@ -72,6 +72,7 @@ struct ExpandArgs {
   int32_t rank, rows, cols;
   float* y;
   int64_t y_pitch;
+  bool next = true;  // the panel behind this one is read next: prefetch it
 };
 
 constexpr int32_t kSplitBlocks = 16;  // KV blocks of one attention split

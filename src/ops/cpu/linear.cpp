@@ -21,23 +21,54 @@ void CpuOps::plan_linear(const RowGroups& groups) {
   });
 }
 
+CpuOps::LinearRows CpuOps::rows_of(Tensor x, const Weight& w, const RowGroups& groups,
+                                   Tensor scratch) {
+  LinearRows in{.w = w, .row_bytes = x.pitch * element()};
+  if (w.format.plain()) {
+    in.plain.x = x.data;
+    in.plain.x_pitch = x.pitch;
+    in.plain.in = w.in;
+  } else {
+    read_quantised(in, x, groups, scratch);
+  }
+  return in;
+}
+
+// y [rows of the task, its columns].
+void CpuOps::multiply(const LinearRows& in, const PanelTask& t, Tensor y) const {
+  const auto cols = static_cast<int32_t>(y.cols());
+  if (in.quant_kernel == nullptr) {
+    MatmulArgs a = in.plain;
+    a.x = static_cast<const std::byte*>(a.x) + t.chunk.begin * in.row_bytes;
+    a.panel = t.panel;
+    a.next = t.next;
+    a.y = y.row<float>(0);
+    a.y_pitch = y.pitch;
+    a.rows = t.chunk.rows;
+    a.cols = cols;
+    return act_kernels_.matmul(a);
+  }
+  QuantArgs a = in.quant;
+  a.x = static_cast<const std::byte*>(a.x) + t.chunk.begin * in.row_bytes;
+  if (a.x_scale != nullptr) {
+    a.x_scale += t.chunk.begin;
+    a.x_sum += t.chunk.begin * scales_of(a.layout);
+  }
+  a.panel = t.panel;
+  a.next = t.next;
+  a.y = y.row<float>(0);
+  a.y_pitch = y.pitch;
+  a.rows = t.chunk.rows;
+  a.cols = cols;
+  in.quant_kernel(a);
+}
+
 void CpuOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch) {
-  if (!w.format.plain()) return linear_quantised(y, x, w, groups, scratch);
-  each_chunk_panel(
-      w, groups,
-      [&](const Chunk& c, int64_t column, const std::byte* panel, const std::byte* next) {
-        act_kernels_.matmul({
-            .x = x.data + c.begin * x.pitch * element(),
-            .x_pitch = x.pitch,
-            .panel = panel,
-            .next = next,
-            .y = y.row<float>(c.begin) + column,
-            .y_pitch = y.pitch,
-            .in = w.in,
-            .rows = c.rows,
-            .cols = static_cast<int32_t>(std::min<int64_t>(kPanel, w.out - column)),
-        });
-      });
+  const LinearRows in = rows_of(x, w, groups, scratch);
+  each_chunk_panel(w, groups, 1, [&](const PanelTask& t) {
+    const Tensor to = rows(y, t.chunk.begin, t.chunk.rows);
+    multiply(in, t, columns(to, t.column, columns_of(t, w)));
+  });
 }
 
 }  // namespace lorry::cpu

@@ -21,16 +21,45 @@ void CpuOps::plan_patches(std::span<const LoraSite> sites, std::span<const LoraS
   for (const LoraSegment& segment : segments) {
     for (size_t s = 0; s < sites.size(); ++s) {
       const SitePatch& patch = plan.patch(segment, sites[s].index(segment.group));
-      const auto site = static_cast<int32_t>(s);
-      if (patch.change != nullptr) plan_change(patch, site, segment);
-      for (int32_t r = segment.begin; patch.rank > 0 && r < segment.end; r += kTaskRows) {
-        const int32_t rows = std::min(kTaskRows, segment.end - r);
+      if (patch.change != nullptr) plan_change(patch, static_cast<int32_t>(s), segment);
+    }
+    for (int32_t r = segment.begin; r < segment.end; r += kTaskRows) {
+      const int32_t rows = std::min(kTaskRows, segment.end - r);
+      for (size_t s = 0; s < sites.size(); ++s) {
+        const SitePatch& patch = plan.patch(segment, sites[s].index(segment.group));
         for (int32_t p = 0; 16 * p < patch.rank; ++p) {
-          lora_tasks_.push_back({&patch, site, r, rows, p, 1});
+          lora_tasks_.push_back({&patch, static_cast<int32_t>(s), r, rows, p, 1});
         }
       }
     }
   }
+}
+
+// What the planned pairs take of scratch.
+CpuOps::PairSums CpuOps::pair_sums(Tensor x, std::span<const LoraSite> sites,
+                                   Tensor scratch) const {
+  int32_t rank = 0;
+  for (const LoraTask& t : lora_tasks_) rank = std::max(rank, t.patch->rank);
+  const PairSums sums{scratch.row<float>(0), x.rows(), round_up(rank, 16)};
+  LORRY_CHECK(scratch.shape.size() >= sums.rows * static_cast<int64_t>(sites.size()) * sums.pitch,
+              "scratch of {} for {} rows, {} sites, rank {}", scratch.shape.size(), sums.rows,
+              sites.size(), rank);
+  return sums;
+}
+
+// Ranks 16 t.panel ... of t's rows.
+void CpuOps::shrink(const LoraTask& t, Tensor x, const LoraSite& site, const PairSums& sums) const {
+  act_kernels_.shrink({
+      .x = x.data + t.row * x.pitch * element(),
+      .x_pitch = x.pitch,
+      .a = t.patch->a + 16 * t.panel * padded(site.in) * element(),
+      .in = site.in,
+      .width = std::min(16, t.patch->rank - 16 * t.panel),
+      .rows = t.rows,
+      .scale = t.patch->scale,
+      .t = sums.of(t) + 16 * t.panel,
+      .t_pitch = sums.pitch,
+  });
 }
 
 // One task for each of the shrinks' (segment, site, rows) and a range of output panels, or all.
@@ -61,40 +90,16 @@ void CpuOps::adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
 }
 
 void CpuOps::add_pairs(Tensor y, Tensor x, std::span<const LoraSite> sites, Tensor scratch) {
-  int32_t rank = 0;
   int64_t pairs = 0;
-  for (const LoraTask& t : lora_tasks_) {
-    rank = std::max(rank, t.patch->rank);
-    pairs += t.panel == 0 ? 1 : 0;
-  }
-  const int64_t pitch = round_up(rank, 16);
-  const int64_t rows = x.rows();
-  LORRY_CHECK(scratch.shape.size() >= rows * static_cast<int64_t>(sites.size()) * pitch,
-              "scratch of {} for {} rows, {} sites, rank {}", scratch.shape.size(), rows,
-              sites.size(), rank);
-  const auto sums = [&](const LoraTask& t) {
-    return scratch.row<float>(0) + (t.site * rows + t.row) * pitch;
-  };
-  const auto shrink = [&](const LoraTask& t, int32_t panel) {
-    const int64_t in = sites[static_cast<size_t>(t.site)].in;
-    act_kernels_.shrink({
-        .x = x.data + t.row * x.pitch * element(),
-        .x_pitch = x.pitch,
-        .a = t.patch->a + 16 * panel * padded(in) * element(),
-        .in = in,
-        .width = std::min(16, t.patch->rank - 16 * panel),
-        .rows = t.rows,
-        .scale = t.patch->scale,
-        .t = sums(t) + 16 * panel,
-        .t_pitch = pitch,
-    });
-  };
+  for (const LoraTask& t : lora_tasks_) pairs += t.panel == 0 ? 1 : 0;
+  const PairSums sums = pair_sums(x, sites, scratch);
+  const auto site_of = [&](const LoraTask& t) { return sites[static_cast<size_t>(t.site)]; };
   const auto expand = [&](const LoraTask& t) {
-    const LoraSite& site = sites[static_cast<size_t>(t.site)];
+    const LoraSite site = site_of(t);
     for (int32_t p = t.panel; p < t.panel + t.panels; ++p) {
       act_kernels_.expand({
-          .t = sums(t),
-          .t_pitch = pitch,
+          .t = sums.of(t),
+          .t_pitch = sums.pitch,
           .b = t.patch->b + p * kPanel * t.patch->rank * element(),
           .rank = t.patch->rank,
           .rows = t.rows,
@@ -108,14 +113,17 @@ void CpuOps::add_pairs(Tensor y, Tensor x, std::span<const LoraSite> sites, Tens
     plan_expand(sites, true);
     parallel(static_cast<int64_t>(panel_tasks_.size()), [&](int64_t task, int) {
       const LoraTask& t = panel_tasks_[static_cast<size_t>(task)];
-      for (int32_t p = 0; 16 * p < t.patch->rank; ++p) shrink(t, p);
+      LoraTask part = t;
+      for (part.panel = 0; 16 * part.panel < t.patch->rank; ++part.panel) {
+        shrink(part, x, site_of(t), sums);
+      }
       expand(t);
     });
     return;
   }
   parallel(static_cast<int64_t>(lora_tasks_.size()), [&](int64_t task, int) {
     const LoraTask& t = lora_tasks_[static_cast<size_t>(task)];
-    shrink(t, t.panel);
+    shrink(t, x, site_of(t), sums);
   });
   plan_expand(sites, false);
   parallel(static_cast<int64_t>(panel_tasks_.size()),

@@ -12,7 +12,7 @@ constexpr int64_t kStepBytes = 256;  // of a panel: 64 outputs by one step of k
 constexpr int64_t kPartSteps = 1024;
 // How far ahead of its own reading a single pass prefetches.
 constexpr int64_t kAheadSteps = 24;
-constexpr int64_t kLoraAhead = 1024;  // the same for A and B, in elements
+constexpr int64_t kLoraAhead = 3072;  // the same for A and B, in elements
 
 // Where a pass prefetches: from `at`, one step's share per step, and from `then` after `until`.
 struct Ahead {
@@ -267,10 +267,11 @@ LORRY_INLINE void expand_tile(const ExpandArgs& e, const float* t, float* y, int
       c[i * NV + j] = whole ? load(at) : load_n(at, e.cols - column);
     });
   });
+  const int64_t ahead = e.next ? kLoraAhead : 0;
   for (int r = 0; r < e.rank; ++r, b += 64, ++t) {
     V16 w[NV];
-    __builtin_prefetch(b + kLoraAhead, 0, 2);
-    __builtin_prefetch(b + kLoraAhead + 32, 0, 2);
+    __builtin_prefetch(b + ahead, 0, 2);
+    __builtin_prefetch(b + ahead + 32, 0, 2);
     unroll<NV>([&](auto j) LORRY_UNROLLED { w[j] = A::widen(b + 16 * j); });
     unroll<MR>([&](auto i) LORRY_UNROLLED {
       const V16 a = set1(t[i * e.t_pitch]);

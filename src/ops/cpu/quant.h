@@ -224,9 +224,10 @@ struct QuantPart {
   const uint8_t* bytes;
 };
 
-// MR rows over a part.
+// MR rows over a part. The pass is not copied: wide loads of what was just written in words would
+// wait until all stores before them are done, those of results to y among them.
 template <class Q, int MR, int PF>
-void quant_pass(QuantPass p, const QuantParts& parts, const QuantPart& part,
+void quant_pass(QuantPass& p, const QuantParts& parts, const QuantPart& part,
                 const QuantAhead& ahead) {
   constexpr int kVectors = tile_vectors(MR);
   const QuantLayout& l = parts.l;
@@ -252,7 +253,7 @@ void quant_pass(QuantPass p, const QuantParts& parts, const QuantPart& part,
 }
 
 template <class Q, int MR>
-LORRY_INLINE void quant_rows(const QuantPass& p, const QuantParts& parts, const QuantPart& part,
+LORRY_INLINE void quant_rows(QuantPass& p, const QuantParts& parts, const QuantPart& part,
                              const QuantAhead& ahead, int rows, int64_t lines) {
   if constexpr (MR > 1) {
     if (rows < MR) return quant_rows<Q, MR - 1>(p, parts, part, ahead, rows, lines);

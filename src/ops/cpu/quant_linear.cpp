@@ -67,38 +67,20 @@ const int32_t* CpuOps::order_of(const Weight& w, const RowGroups& groups, int64_
   return w.order + (end - groups.begin.begin() - 1) * w.in;
 }
 
-void CpuOps::linear_quantised(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
-                              Tensor scratch) {
-  QuantArgs q{};
-  q.layout = layout_of(w.format, w.in);
-  q.y_pitch = y.pitch;
-  const bool whole_numbers = act_ == Dtype::bf16 && q.layout.kind != QuantKind::fp8;
-  if (whole_numbers) {
-    quantise_rows(q, x, w, groups, scratch);
-  } else {
-    if (w.order != nullptr) x = order_rows(x, w, groups, scratch);
-    q.x = x.data;
-    q.x_pitch = x.pitch;
+void CpuOps::read_quantised(LinearRows& in, Tensor x, const RowGroups& groups, Tensor scratch) {
+  QuantArgs& q = in.quant;
+  q.layout = layout_of(in.w.format, in.w.in);
+  if (act_ == Dtype::bf16 && q.layout.kind != QuantKind::fp8) {
+    in.quant_kernel = kernels_.quant;
+    quantise_rows(q, x, in.w, groups, scratch);
+    in.row_bytes = q.x_pitch;
+    return;
   }
-  const int64_t x_bytes = q.x_pitch * (whole_numbers ? 1 : element());
-  const int64_t n_scales = scales_of(q.layout);
-  const auto kernel = whole_numbers ? kernels_.quant : act_kernels_.quant_wide;
-  each_chunk_panel(
-      w, groups,
-      [&](const Chunk& c, int64_t column, const std::byte* panel, const std::byte* next) {
-        QuantArgs a = q;
-        a.x = static_cast<const std::byte*>(q.x) + c.begin * x_bytes;
-        if (whole_numbers) {
-          a.x_scale += c.begin;
-          a.x_sum += c.begin * n_scales;
-        }
-        a.panel = panel;
-        a.next = next;
-        a.y = y.row<float>(c.begin) + column;
-        a.rows = c.rows;
-        a.cols = static_cast<int32_t>(std::min<int64_t>(kPanel, w.out - column));
-        kernel(a);
-      });
+  in.quant_kernel = act_kernels_.quant_wide;
+  if (in.w.order != nullptr) x = order_rows(x, in.w, groups, scratch);
+  q.x = x.data;
+  q.x_pitch = x.pitch;
+  in.row_bytes = x.pitch * element();
 }
 
 }  // namespace lorry::cpu
