@@ -231,5 +231,21 @@ TEST(Chat, SwitchesAdaptersAndForgetsOverAPipe) {
   EXPECT_THAT(chat("/help\n").out, HasSubstr("/adapters"));
 }
 
+TEST(Bench, warm_steps_compute_what_the_others_do) {
+  const auto result = [](std::vector<std::string> more) {
+    std::vector<std::string> command{"bench",   "--model", golden(kModel), "--kind", "decode",
+                                     "--batch", "2",       "--reps",       "3",      "--json"};
+    command.insert(command.end(), more.begin(), more.end());
+    const ProcessResult r = run_lorry(command);
+    EXPECT_EQ(r.status, 0) << r.err;
+    return parse_json(r.out, "bench").at("results").at(0);
+  };
+  const json::value cold = result({}), warm = result({"--warm"});
+  EXPECT_FALSE(cold.at("warm").as_bool());
+  EXPECT_TRUE(warm.at("warm").as_bool());
+  EXPECT_EQ(warm.at("logits_sha256"), cold.at("logits_sha256"));
+  EXPECT_GT(warm.at("tokens_per_s").as_double(), 0);
+}
+
 }  // namespace
 }  // namespace lorry
