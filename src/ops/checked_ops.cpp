@@ -356,18 +356,6 @@ class CheckedOps final : public Ops {
     }
   }
 
-  static void check_segments(std::span<const LoraSegment> segments, const LoraPlan& plan,
-                             int64_t rows) {
-    int32_t end = 0;
-    for (const LoraSegment& s : segments) {
-      LORRY_CHECK(s.begin >= end && s.end >= s.begin && s.end <= rows, "rows {} ... {} of {}",
-                  s.begin, s.end, rows);
-      LORRY_CHECK(s.adapter >= 0 && static_cast<size_t>(s.adapter) < plan.adapters.size(),
-                  "adapter {} of {}", s.adapter, plan.adapters.size());
-      end = s.end;
-    }
-  }
-
   // Single outputs lie in [0, tokens). Returns the rank of the pair.
   static int32_t check_patch(const LoraSite& site, int64_t tokens, const LoraSegment& segment,
                              const LoraPlan& plan) {

@@ -77,4 +77,15 @@ void check_rows(const Weight& w, const PackedRows& rows) {
               "inputs {} + {} of {}", rows.input, w.in, from.in);
 }
 
+void check_segments(std::span<const LoraSegment> segments, const LoraPlan& plan, int64_t rows) {
+  int32_t end = 0;
+  for (const LoraSegment& s : segments) {
+    LORRY_CHECK(s.begin >= end && s.end >= s.begin && s.end <= rows, "rows {} ... {} of {}",
+                s.begin, s.end, rows);
+    LORRY_CHECK(s.adapter >= 0 && static_cast<size_t>(s.adapter) < plan.adapters.size(),
+                "adapter {} of {}", s.adapter, plan.adapters.size());
+    end = s.end;
+  }
+}
+
 }  // namespace lorry

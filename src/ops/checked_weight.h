@@ -1,4 +1,4 @@
-// What CheckedOps asks of matrices and of quantised weights; aborts where it does not hold.
+// What CheckedOps asks of matrices, quantised weights and segments; aborts where it does not hold.
 #pragma once
 #include "ops/ops.h"
 
@@ -14,5 +14,7 @@ void check_place(const Weight& w, int64_t group, int64_t first, int64_t n, bool 
 // Requires: w is not plain.
 void check_rows(const Weight& w, const QuantRows& rows);
 void check_rows(const Weight& w, const PackedRows& rows);
+// In order, within `rows` rows, of adapters of the plan.
+void check_segments(std::span<const LoraSegment> segments, const LoraPlan& plan, int64_t rows);
 
 }  // namespace lorry

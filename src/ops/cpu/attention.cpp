@@ -14,7 +14,6 @@ namespace {
 constexpr int32_t kTileRows = 48;        // query rows of a tile, at least one position's heads
 constexpr int64_t kSplitResults = 8192;  // rows times splits that can wait to be merged
 constexpr int64_t kSplitRows = 4096;     // rows that may work by splits
-constexpr int32_t kFewRows = 16;         // of a tile: it waits for memory rather than computes
 
 int32_t heads_per_kv(const AttentionSpec& s) { return s.heads / s.kv_heads; }
 int32_t tile_positions(const AttentionSpec& s) { return std::max(1, kTileRows / heads_per_kv(s)); }
@@ -167,18 +166,6 @@ struct CpuOps::Attend {
     const Splits all = splits_of(*p.tile, spec);
     return all.begin <= p.split && p.split < all.end;
   }
-  // Starts to read all keys and values of a piece of few rows. A short context is too short for the
-  // kernel to read ahead in.
-  void fetch(Piece p) const {
-    if (rows(*p.tile) > kFewRows) return;
-    const Blocks in = blocks_of(*p.tile, p.split);
-    for (const Tensor* side : {&kv.k, &kv.v}) {
-      for (int32_t b = in.first; b <= in.last; ++b) {
-        const std::byte* block = side->data + offset(*p.tile, b);
-        for (int64_t i = 0; i < block_bytes; i += 64) __builtin_prefetch(block + i, 0, 2);
-      }
-    }
-  }
   void run_split(Piece now, Piece next, const TileScratch& s) const {
     const AttentionTile& t = *now.tile;
     const Blocks in = blocks_of(t, now.split);
@@ -225,7 +212,6 @@ struct CpuOps::Attend {
   // next: the thread's next tile, or null.
   void run_tile(const AttentionTile& t, const AttentionTile* next, const TileScratch& s) const {
     const int64_t d = spec.head_dim;
-    if (next != nullptr) fetch({next, splits_of(*next, spec).begin});
     const auto state = [&](int32_t r) {
       return RowState{s.state + r * (d + 2), s.state + r * (d + 2) + 2};
     };
@@ -372,9 +358,8 @@ void CpuOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPla
     return attend_by_splits(a, scratch, tiles * tile);
   }
   parallel_ahead(tiles, [&](int64_t task, int64_t next, int thread) {
-    const AttentionTile& t = tiles_[static_cast<size_t>(task)];
-    if (task < pool_.size()) a.fetch({&t, splits_of(t, spec).begin});  // a thread's first
-    a.run_tile(t, next < 0 ? nullptr : &tiles_[static_cast<size_t>(next)],
+    a.run_tile(tiles_[static_cast<size_t>(task)],
+               next < 0 ? nullptr : &tiles_[static_cast<size_t>(next)],
                tile_scratch(scratch + thread * tile_scratch_bytes(spec), spec));
   });
 }

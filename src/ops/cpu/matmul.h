@@ -12,7 +12,7 @@ constexpr int64_t kStepBytes = 256;  // of a panel: 64 outputs by one step of k
 constexpr int64_t kPartSteps = 1024;
 // How far ahead of its own reading a single pass prefetches.
 constexpr int64_t kAheadSteps = 24;
-constexpr int64_t kLoraAhead = 3072;  // the same for A and B, in elements
+constexpr int64_t kLoraAhead = 1024;  // the same for A and B, in elements
 
 // Where a pass prefetches: from `at`, one step's share per step, and from `then` after `until`.
 struct Ahead {
