@@ -36,30 +36,22 @@ CpuOps::LinearRows CpuOps::rows_of(Tensor x, const Weight& w, const RowGroups& g
 
 // y [rows of the task, its columns].
 void CpuOps::multiply(const LinearRows& in, const PanelTask& t, Tensor y) const {
-  const auto cols = static_cast<int32_t>(y.cols());
-  if (in.quant_kernel == nullptr) {
-    MatmulArgs a = in.plain;
+  const auto of_task = [&](auto a) {
     a.x = static_cast<const std::byte*>(a.x) + t.chunk.begin * in.row_bytes;
     a.panel = t.panel;
     a.next = t.next;
     a.y = y.row<float>(0);
     a.y_pitch = y.pitch;
     a.rows = t.chunk.rows;
-    a.cols = cols;
-    return act_kernels_.matmul(a);
-  }
-  QuantArgs a = in.quant;
-  a.x = static_cast<const std::byte*>(a.x) + t.chunk.begin * in.row_bytes;
+    a.cols = static_cast<int32_t>(y.cols());
+    return a;
+  };
+  if (in.quant_kernel == nullptr) return act_kernels_.matmul(of_task(in.plain));
+  QuantArgs a = of_task(in.quant);
   if (a.x_scale != nullptr) {
     a.x_scale += t.chunk.begin;
     a.x_sum += t.chunk.begin * scales_of(a.layout);
   }
-  a.panel = t.panel;
-  a.next = t.next;
-  a.y = y.row<float>(0);
-  a.y_pitch = y.pitch;
-  a.rows = t.chunk.rows;
-  a.cols = cols;
   in.quant_kernel(a);
 }
 

@@ -60,15 +60,15 @@ LORRY_DEVICE void copy_unit(unsigned char* to, const AttentionArgs& a, const Pla
     const int row = i / (4 * kC);
     const int part = i % (4 * kC);
     const int64_t from = block(row / kTokens * kTokens) + row % kTokens * width * 2 + part * 16;
-    copy_async<16>(to + Unit::key_place(row, part), a.k + (8 * part < width ? from : 0),
-                   8 * part >= width);
+    copy_async(to + Unit::key_place(row, part), a.k + (8 * part < width ? from : 0),
+               8 * part >= width);
   }
   for (int i = thread; i < kUnitKeys / 2 * 8 * kC; i += 32 * kWarps) {
     const int pair = i / (8 * kC);
     const int part = i % (8 * kC);
     const int64_t from = block(pair / 8 * kTokens) + pair % 8 * width * 4 + part * 16;
-    copy_async<16>(to + Unit::pair_place(pair, part), a.v + (4 * part < width ? from : 0),
-                   4 * part >= width);
+    copy_async(to + Unit::pair_place(pair, part), a.v + (4 * part < width ? from : 0),
+               4 * part >= width);
   }
   commit_copies();
 }

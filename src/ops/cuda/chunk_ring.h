@@ -13,14 +13,16 @@ LORRY_DEVICE void copy_chunk(unsigned char* to, const unsigned char* from) {
   static_assert(Load::kBytes % 512 == 0);
   LORRY_UNROLL
   for (int b = 0; b < Load::kBytes; b += 512) {
-    copy_async<16>(to + b + lane_index() * 16, from + b + lane_index() * 16);
+    copy_async(to + b + lane_index() * 16, from + b + lane_index() * 16);
   }
 }
 
 // Load: kBytes of a chunk of weights. X: kBytes of a chunk of x, and copy(to, chunk).
 template <class Load, class X>
 struct ChunkRing {
-  static constexpr int kGroups = 8;  // what is waited for at once; one is multiplied
+  // What is waited for at once; one is multiplied. Fewer where x takes much: blocks have to find
+  // room on devices with 99 KiB of shared memory.
+  static constexpr int kGroups = X::kBytes >= 2048 ? 4 : 8;
   static constexpr int kTogether = Load::kBytes >= 1024 ? 2 : 4;  // chunks of a group
   static constexpr int kPlaces = kGroups * kTogether;
   static constexpr int kPlace = Load::kBytes + X::kBytes;

@@ -10,14 +10,11 @@
 #define LORRY_DEVICE __device__ __forceinline__
 #define LORRY_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define LORRY_UNROLL _Pragma("unroll")
-#define LORRY_PRAGMA(text) _Pragma(#text)
-#define LORRY_UNROLL_BY(n) LORRY_PRAGMA(unroll n)
 #else
 #include "ops/cuda/simt/simt.h"
 #define LORRY_DEVICE inline
 #define LORRY_KERNEL(threads) void
 #define LORRY_UNROLL
-#define LORRY_UNROLL_BY(n)
 #define threadIdx (::lorry::simt::built().thread_idx)
 #define blockIdx (::lorry::simt::built().block_idx)
 #define blockDim (::lorry::simt::built().block_dim)
@@ -164,18 +161,11 @@ LORRY_DEVICE void prefetch(const void* p) {
 LORRY_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
-// kBytes: 8 or 16, both aligned so; or zeros.
-template <int kBytes>
+// 16 bytes, both places aligned so; or zeros.
 LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros = false) {
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-                 "l"(from), "r"(zeros ? 0 : 16)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)),
-                 "l"(from), "r"(zeros ? 0 : 8)
-                 : "memory");
-  }
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(from), "r"(zeros ? 0 : 16)
+               : "memory");
 }
 LORRY_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // All but the last kLeft groups of this thread have arrived.
@@ -184,9 +174,8 @@ LORRY_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 #else
-template <int kBytes>
 LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros = false) {
-  zeros ? memset(shared, 0, kBytes) : memcpy(shared, from, kBytes);
+  zeros ? memset(shared, 0, 16) : memcpy(shared, from, 16);
 }
 LORRY_DEVICE void commit_copies() {}
 template <int>

@@ -93,9 +93,9 @@ struct TileLoader {
       const int row = (i * S::kLoaders + thread) / 8;
       const int part = thread % 8;
       const int own = row < rows ? row : rows - 1;
-      copy_async<16>(shared + place_in_tile(row, part),
-                     x + (first + own) * pitch + int64_t{stage} * kTileRowBytes + part * 16,
-                     stage >= end);
+      copy_async(shared + place_in_tile(row, part),
+                 x + (first + own) * pitch + int64_t{stage} * kTileRowBytes + part * 16,
+                 stage >= end);
     }
   }
 };

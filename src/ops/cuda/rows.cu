@@ -287,16 +287,8 @@ add_silu_kernel(AddSiluArgs a) {
   });
 }
 
-}  // namespace
-
-void embed(Stream s, const EmbedArgs& a, bool bf16) {
-  const Grid grid = elements(a.rows, a.cols, kThreads);
-  if (bf16) return start<EmbedArgs, embed_kernel<Bf16>>("embed", grid, kThreads, 0, s, a);
-  start<EmbedArgs, embed_kernel<float>>("embed", grid, kThreads, 0, s, a);
-}
-
 template <class T>
-static void norm_as(Stream s, const NormArgs& a) {
+void norm_as(Stream s, const NormArgs& a) {
   constexpr size_t kShared = kThreads / 32 * sizeof(float);
   constexpr int64_t kOfAQuad = int64_t{4} * kThreads;
   if (a.cols <= 4 * kOfAQuad) {
@@ -306,6 +298,14 @@ static void norm_as(Stream s, const NormArgs& a) {
     return start<NormArgs, norm_kernel<T, 8>>("norm", {a.rows}, kThreads, kShared, s, a);
   }
   start<NormArgs, norm_kernel<T, 0>>("norm", {a.rows}, kThreads, kShared, s, a);
+}
+
+}  // namespace
+
+void embed(Stream s, const EmbedArgs& a, bool bf16) {
+  const Grid grid = elements(a.rows, a.cols, kThreads);
+  if (bf16) return start<EmbedArgs, embed_kernel<Bf16>>("embed", grid, kThreads, 0, s, a);
+  start<EmbedArgs, embed_kernel<float>>("embed", grid, kThreads, 0, s, a);
 }
 
 void norm(Stream s, const NormArgs& a, bool bf16) {

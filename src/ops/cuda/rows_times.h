@@ -56,7 +56,7 @@ struct XRows {
     for (int n = 0; n < kN; ++n) {
       unsigned char* at = to + (n * 32 + lane_index()) * 16;
       if (row[n] != nullptr && wide && k + 8 <= in) {
-        copy_async<16>(at, row[n] + k);
+        copy_async(at, row[n] + k);
       } else {
         *reinterpret_cast<Word4*>(at) = load(n, chunk);
       }
@@ -178,8 +178,10 @@ LORRY_DEVICE void multiply_by_slices(float (&sum)[8 * kN / kStoredRows], float* 
 }
 template <class Load, int kN>
 constexpr size_t slices_shared() {
-  return sizeof(float) * kSlices * kRowBlock * 8 * kN +
-         kSlices * ChunkRing<Load, XRows<kN>>::kBytes;
+  constexpr size_t kBytes = sizeof(float) * kSlices * kRowBlock * 8 * kN +
+                            size_t{kSlices} * ChunkRing<Load, XRows<kN>>::kBytes;
+  static_assert(kBytes <= size_t{99} << 10);
+  return kBytes;
 }
 
 }  // namespace lorry::cuda

@@ -108,6 +108,16 @@ LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool 
   }
 }
 
+#undef LORRY_OUT4
+#undef LORRY_OUT16
+#undef LORRY_OUT64
+#undef LORRY_P0
+#undef LORRY_P1
+#undef LORRY_P2
+#undef LORRY_P3
+#undef LORRY_P4
+#undef LORRY_WGMMA
+
 #else
 
 LORRY_DEVICE void publish_to_wgmma() {}
