@@ -64,7 +64,8 @@ using Lanes = std::array<float, kLanes>;
 void add_exp(Lanes& sum, const Lanes& x) {
   Lanes f;
   std::array<int32_t, kLanes> whole, bits;
-  for (size_t j = 0; j < kLanes; ++j) f[j] = std::max(x[j], -87.0F) * 1.44269504F;
+  // In this order max() takes NaN for -87: it has no whole number.
+  for (size_t j = 0; j < kLanes; ++j) f[j] = std::max(-87.0F, x[j]) * 1.44269504F;
   // Towards zero: the rest is in (-1, 0].
   for (size_t j = 0; j < kLanes; ++j) whole[j] = static_cast<int32_t>(f[j]);
   for (size_t j = 0; j < kLanes; ++j) {
