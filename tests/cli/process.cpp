@@ -3,6 +3,7 @@
 #include <array>
 #include <fstream>
 #include <iterator>
+#include <utility>
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -32,32 +33,44 @@ std::string whole_file(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-[[noreturn]] void become_lorry(const std::vector<std::string>& arguments, const ProcessInput& input,
-                               const std::string& home) {
-  std::vector<std::string> words = {LORRY_BINARY};
-  words.insert(words.end(), arguments.begin(), arguments.end());
+// What a program is started with, as execve takes it.
+class Words {
+ public:
+  explicit Words(std::vector<std::string> words) : words_(std::move(words)) {
+    for (std::string& word : words_) pointers_.push_back(word.data());
+    pointers_.push_back(nullptr);
+  }
+  Words(const Words&) = delete;
+  Words& operator=(const Words&) = delete;
+  char* const* get() const { return pointers_.data(); }
+
+ private:
+  std::vector<std::string> words_;
+  std::vector<char*> pointers_;
+};
+
+std::vector<std::string> variables(const ProcessInput& input, const std::string& home) {
   const char* path = getenv("PATH");
-  std::vector<std::string> variables = {"HOME=" + home, std::string("PATH=") + (path ? path : "")};
-  for (const auto& [name, value] : input.env) variables.push_back(name + "=" + value);
-  const auto pointers = [](std::vector<std::string>& texts) {
-    std::vector<char*> all;
-    for (std::string& text : texts) all.push_back(text.data());
-    all.push_back(nullptr);
-    return all;
-  };
-  execve(LORRY_BINARY, pointers(words).data(), pointers(variables).data());
-  _exit(127);
+  std::vector<std::string> all = {"HOME=" + home, std::string("PATH=") + (path ? path : "")};
+  for (const auto& [name, value] : input.env) all.push_back(name + "=" + value);
+  return all;
 }
 
-// Descriptors of the child; -1 in `in`: it reads nothing.
+// Its standard input, output and error are `descriptors`. Nothing is allocated in the child: a
+// thread of the test may hold the allocator's lock at the fork, and nobody there would release it.
 int start(const std::vector<std::string>& arguments, const ProcessInput& input,
           const std::string& home, std::array<int, 3> descriptors) {
+  std::vector<std::string> all = {LORRY_BINARY};
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  const Words words(std::move(all));
+  const Words environment(variables(input, home));
   const int pid = fork();
-  EXPECT_GE(pid, 0);
   if (pid == 0) {
     for (int i = 0; i < 3; ++i) dup2(descriptors[static_cast<size_t>(i)], i);
-    become_lorry(arguments, input, home);
+    execve(LORRY_BINARY, words.get(), environment.get());
+    _exit(127);
   }
+  EXPECT_GE(pid, 0);
   return pid;
 }
 
