@@ -42,6 +42,8 @@ constexpr auto kKnown = std::to_array<Known>({
     {"max-best-of", "2"},
     {"max-stop-sequences", "4"},
     {"max-input-length", "4k"},
+    {"watermark-gamma", "0.25"},
+    {"watermark-delta", "4"},
     {"max-total-tokens", "8k"},
     {"waiting-served-ratio", "1.2"},
     {"max-batch-prefill-tokens", "4k"},

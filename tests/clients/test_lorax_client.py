@@ -146,6 +146,14 @@ def test_penalties_and_cut_offs_are_taken(lorax_client):
         assert response.details.generated_tokens == LENGTH
 
 
+def test_a_watermark_changes_the_text_and_nothing_else(lorax_client):
+    marked = greedy(lorax_client, watermark=True)
+    assert marked.details.generated_tokens == LENGTH and marked.details.seed is None
+    assert marked.generated_text != greedy(lorax_client).generated_text
+    assert marked.generated_text == greedy(lorax_client, watermark=True).generated_text
+    assert greedy(lorax_client, watermark=False).generated_text == greedy(lorax_client).generated_text
+
+
 REFUSED = [
     ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
     ({"max_new_tokens": 10**6}, "`inputs` tokens + `max_new_tokens` must be <= "),
