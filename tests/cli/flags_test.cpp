@@ -139,6 +139,26 @@ TEST(ServeFlags, TheWebPageCanBeSwitchedOff) {
   EXPECT_FALSE(server_options(flags, {}).web);
 }
 
+TEST(ServeFlags, AWatermarkIsDescribedByTwo) {
+  const auto watermark = [](const std::string& command_line) {
+    CLI::App app("", "serve");
+    ServeFlags flags;
+    add_serve_flags(app, flags);
+    app.parse(command_line, false);
+    return server_options(flags, {}).watermark;
+  };
+  EXPECT_EQ(watermark("").gamma, 0.5);
+  EXPECT_EQ(watermark("").delta, 2.0F);
+  const Watermark given = watermark("--watermark-gamma 0.25 --watermark-delta 3.5");
+  EXPECT_EQ(given.gamma, 0.25);
+  EXPECT_EQ(given.delta, 3.5F);
+  for (const char* wrong :
+       {"--watermark-gamma 0", "--watermark-gamma 1", "--watermark-gamma nan",
+        "--watermark-delta 0", "--watermark-delta 101", "--watermark-delta x"}) {
+    EXPECT_THROW(watermark(wrong), CLI::Error) << wrong;
+  }
+}
+
 TEST(ServeFlags, AModelsFolderSuggestsPrompts) {
   const TestFolder folder;
   ModelPlace place;

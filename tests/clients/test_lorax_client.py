@@ -146,12 +146,18 @@ def test_penalties_and_cut_offs_are_taken(lorax_client):
         assert response.details.generated_tokens == LENGTH
 
 
-def test_a_watermark_changes_the_text_and_nothing_else(lorax_client):
-    marked = greedy(lorax_client, watermark=True)
-    assert marked.details.generated_tokens == LENGTH and marked.details.seed is None
-    assert marked.generated_text != greedy(lorax_client).generated_text
-    assert marked.generated_text == greedy(lorax_client, watermark=True).generated_text
-    assert greedy(lorax_client, watermark=False).generated_text == greedy(lorax_client).generated_text
+def test_a_watermark_changes_the_scores_and_nothing_else(lorax_client):
+    def ask(**more):
+        details = greedy(lorax_client, temperature=5.0, seed=7, **more).details
+        assert details.generated_tokens == LENGTH and details.seed == 7
+        return details.tokens
+
+    marked = ask(watermark=True)
+    assert marked != ask() and ask(watermark=False) == ask()
+    assert marked == ask(watermark=True)
+    *parts, last = lorax_client.generate_stream(PROMPT, max_new_tokens=LENGTH, ignore_eos_token=True, temperature=5.0,
+                                                seed=7, watermark=True)
+    assert [part.token for part in [*parts, last]] == marked
 
 
 REFUSED = [
