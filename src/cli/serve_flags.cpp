@@ -65,6 +65,19 @@ void add_limits(CLI::App& app, ServeFlags& f) {
                1, 64);
 }
 
+// Detectors have to be told the share; both are LoRAX's flags.
+void add_watermark(CLI::App& app, ServeFlags& f) {
+  const char* group = "Watermark (of requests with `watermark: true`)";
+  accept_range(app.add_option("--watermark-gamma", f.watermark.gamma,
+                              "Share of the vocabulary that is green after a token (default: 0.5)")
+                   ->group(group),
+               0.01, 0.99);
+  accept_range(app.add_option("--watermark-delta", f.watermark.delta,
+                              "What is added to the scores of green tokens (default: 2)")
+                   ->group(group),
+               0.01, 100.0);
+}
+
 void add_operation(CLI::App& app, ServeFlags& f) {
   const char* group = "Operation";
   app.add_option("--config", f.config,
@@ -130,6 +143,7 @@ void add_serve_flags(CLI::App& app, ServeFlags& flags) {
   add_access_flags(app, flags.access);
   add_adapter_flags(app, flags.adapters);
   add_limits(app, flags);
+  add_watermark(app, flags);
   add_operation(app, flags);
   add_compat_flags(app);
 }
@@ -160,6 +174,7 @@ ServerOptions server_options(const ServeFlags& f, const ModelPlace& place) {
   o.max_input_length = f.max_input_length;
   o.max_best_of = f.max_best_of;
   o.max_stop_sequences = f.max_stop_sequences;
+  o.watermark = f.watermark;
   o.max_concurrent_requests = f.max_requests;
   o.max_queue_seconds = f.max_queue_seconds;
   o.validation_workers = f.validation_workers;

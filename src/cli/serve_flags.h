@@ -30,6 +30,7 @@ struct ServeFlags {
   double max_queue_seconds = 0;  // 0: no limit
   int64_t max_best_of = 2;
   int64_t max_stop_sequences = 4;
+  Watermark watermark;
   int64_t max_input_length = 0;
   int64_t max_total_tokens = 0;
   int32_t max_batch_tokens = 0;  // 0: 512, and no less than max_sequences

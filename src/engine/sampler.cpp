@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/error.h"
 #include "engine/philox.h"
 
 namespace lorry {
@@ -114,7 +115,7 @@ double log_sum_exp(std::span<const float> x) {
 
 }  // namespace
 
-Sampler::Sampler(int64_t vocab) : counts_(static_cast<size_t>(vocab), 0) {
+Sampler::Sampler(int64_t vocab) : green_(vocab), counts_(static_cast<size_t>(vocab), 0) {
   scores_.reserve(static_cast<size_t>(vocab));
   candidates_.reserve(static_cast<size_t>(vocab));
 }
@@ -124,6 +125,13 @@ void Sampler::set_scores(std::span<const float> logits, std::span<const uint32_t
   if (allowed.empty()) return;
   for (size_t i = 0; i < scores_.size(); ++i) {
     if ((allowed[i / 32] >> (i % 32) & 1U) == 0) scores_[i] = -kInfinity;
+  }
+}
+
+void Sampler::mark(const Watermark& watermark, std::span<const int32_t> tokens) {
+  LORRY_DCHECK(!tokens.empty());
+  for (const int32_t id : green_.after(tokens.back(), watermark.gamma)) {
+    scores_[static_cast<size_t>(id)] += watermark.delta;
   }
 }
 
@@ -277,6 +285,7 @@ std::optional<SampledToken> Sampler::sample(std::span<const float> logits,
     return token;
   }
   set_scores(logits, history.allowed);
+  if (params.watermark) mark(*params.watermark, history.tokens);
   penalise(params, history);
   token.id = arg_max(scores_);
   if (token.id < 0) return std::nullopt;

@@ -1,7 +1,7 @@
 // Sampler: from one row of logits to one token, by the request's own parameters and random numbers.
-// The order is LoRAX's: the grammar's mask, bias, repetition, frequency and presence penalties,
-// temperature, top-k, top-p, min-p, typical, choice. The mask comes first, so every probability,
-// also a raw one, is of the distribution over the tokens that the request allows.
+// The order is LoRAX's: the grammar's mask, watermark, bias, repetition, frequency and presence
+// penalties, temperature, top-k, top-p, min-p, typical, choice. The mask comes first, so every
+// probability, also a raw one, is of the distribution over the tokens that the request allows.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -9,12 +9,13 @@
 #include <vector>
 
 #include "engine/sampling.h"
+#include "engine/watermark.h"
 
 namespace lorry {
 
-// Tokens of one sequence as the penalties see them.
+// Tokens of one sequence as the penalties and the watermark see them.
 struct SamplingHistory {
-  std::span<const int32_t> tokens;  // prompt and output
+  std::span<const int32_t> tokens;  // prompt and output; with a watermark at least one
   size_t n_prompt = 0;
   // Bit i % 32 of allowed[i / 32]: token i may be chosen. Empty: all of them may.
   std::span<const uint32_t> allowed = {};
@@ -36,6 +37,7 @@ class Sampler {
  private:
   // scores_ := the logits of the tokens that may be chosen, -inf elsewhere.
   void set_scores(std::span<const float> logits, std::span<const uint32_t> allowed);
+  void mark(const Watermark& watermark, std::span<const int32_t> tokens);
   void penalise(const SamplingParams& params, const SamplingHistory& history);
   int32_t choose(const SamplingParams& params, uint64_t position);
   void sort_candidates(const SamplingParams& params);
@@ -49,6 +51,7 @@ class Sampler {
     float score;
     double p;
   };
+  GreenList green_;
   std::vector<float> scores_;
   std::vector<Candidate> candidates_;
   std::vector<int32_t> touched_, counts_;  // counts_ [V] is zero between calls

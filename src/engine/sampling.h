@@ -8,6 +8,12 @@
 
 namespace lorry {
 
+// A mark that a detector finds by counting (engine/watermark.h).
+struct Watermark {
+  double gamma = 0.5;  // this part of the vocabulary is green after each token, in (0, 1)
+  float delta = 2.0F;  // is added to the scores of green tokens
+};
+
 struct SamplingParams {
   bool sample = false;  // false: the largest score
   float temperature = 1.0F;
@@ -19,6 +25,7 @@ struct SamplingParams {
   float frequency_penalty = 0.0F;   // over generated tokens
   float presence_penalty = 0.0F;    // over generated tokens
   std::vector<std::pair<int32_t, float>> logit_bias;
+  std::optional<Watermark> watermark;
   uint64_t seed = 0;  // with the position it decides the random number: nothing else does
 
   bool logprobs = false;     // report the chosen token's log-probability
@@ -30,8 +37,8 @@ struct SamplingParams {
   // Whether the scores differ from the model's logits before they are sampled from, a grammar's
   // mask apart.
   bool changes_scores() const {
-    return !logit_bias.empty() || repetition_penalty != 1.0F || frequency_penalty != 0.0F ||
-           presence_penalty != 0.0F;
+    return watermark || !logit_bias.empty() || repetition_penalty != 1.0F ||
+           frequency_penalty != 0.0F || presence_penalty != 0.0F;
   }
 };
 

@@ -174,6 +174,7 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"do_sample", kLorax, &Fields::do_sample},
     {"seed", kAll, &Fields::seed},
     {"logit_bias", kV1, read_logit_bias},
+    {"watermark", kLorax, &Fields::watermark},
     {"max_new_tokens",
      kLorax,
      &Fields::max_new_tokens,
@@ -227,7 +228,6 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"parallel_tool_calls", kChat, &Fields::parallel_tool_calls},
 
     // Known and refused.
-    {"watermark", kLorax, NotSupported{}},
     {"suffix", kCompletions, NotSupported{}},
     {"functions", kChat, NotSupported{}},
     {"function_call", kChat, NotSupported{"none auto"}},

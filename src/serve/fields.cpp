@@ -171,7 +171,8 @@ void check_fields(const Fields& fields, Api api, const Limits& limits) {
   }
 }
 
-SamplingParams sampling_of(const Fields& fields, Api api, uint64_t random_seed) {
+SamplingParams sampling_of(const Fields& fields, Api api, uint64_t random_seed,
+                           const Watermark& watermark) {
   SamplingParams out;
   out.sample = samples(fields, api);
   // Greedy: a temperature of 0 is no divisor.
@@ -184,6 +185,7 @@ SamplingParams sampling_of(const Fields& fields, Api api, uint64_t random_seed) 
   out.frequency_penalty = static_cast<float>(fields.frequency_penalty.value_or(0.0));
   out.presence_penalty = static_cast<float>(fields.presence_penalty.value_or(0.0));
   out.logit_bias = fields.logit_bias;
+  if (fields.watermark) out.watermark = watermark;
   out.seed = fields.seed.value_or(out.sample ? random_seed : 0);
   out.alternatives = static_cast<int32_t>(fields.alternatives.value_or(0));
   out.raw_logprobs = api != Api::lorax;

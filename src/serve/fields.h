@@ -27,7 +27,7 @@ struct Fields {
   std::optional<int64_t> top_k, best_of, n, max_new_tokens, truncate;
   std::optional<int64_t> alternatives;  // of each token; on completions also asks for logprobs
   std::optional<uint64_t> seed;
-  bool do_sample = false, ignore_eos = false, stream = false;
+  bool do_sample = false, watermark = false, ignore_eos = false, stream = false;
   bool return_full_text = false, apply_chat_template = false;
   bool details = false, decoder_input_details = false;
   bool logprobs = false, echo = false, parallel_tool_calls = true;
@@ -97,7 +97,9 @@ Fields read_fields(const json::object& object, Api api, const Limits& limits,
 // Throws RequestError where fields contradict each other or the limits.
 void check_fields(const Fields& fields, Api api, const Limits& limits);
 
-// How tokens are to be chosen. `random_seed` is used when sampling and none was given.
-SamplingParams sampling_of(const Fields& fields, Api api, uint64_t random_seed);
+// How tokens are to be chosen. `random_seed` is used when sampling and none was given, `watermark`
+// when the request asks for one.
+SamplingParams sampling_of(const Fields& fields, Api api, uint64_t random_seed,
+                           const Watermark& watermark);
 
 }  // namespace lorry

@@ -78,7 +78,7 @@ void settle_request(Job& job, const Intake& intake) {
                                    "Given: {} prompts with {} answers each",
                                    most, job.prompts.size(), job.answers_per_prompt));
   }
-  job.request.sampling = sampling_of(job.fields, job.api, random_u64());
+  job.request.sampling = sampling_of(job.fields, job.api, random_u64(), intake.watermark);
   job.request.ignore_eos = job.fields.ignore_eos;
   job.request.stop = job.fields.stop;
   job.request.stop_token_ids = job.fields.stop_token_ids;

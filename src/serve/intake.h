@@ -19,6 +19,7 @@ struct Intake {
   const ChatTemplate* chat = nullptr;  // null: the model has none
   Limits limits = {};
   AdapterPolicy adapters = {};
+  Watermark watermark = {};      // of requests that ask for one
   std::string served_name = {};  // of the base model
   std::string model_name = {};   // its other name
   GrammarCache& grammars;

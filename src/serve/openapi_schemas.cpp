@@ -176,6 +176,7 @@ constexpr std::string_view kNotes = R"json({
 "top_p": {"default": 1.0}, "typical_p": {"says": "default: all tokens"}, "min_p": {"default": 0.0},
 "do_sample": {"default": false, "says": "top_k, top_p, typical_p and a temperature turn it on too"},
 "seed": {"says": "default: random"},
+"watermark": {"default": false, "says": "prefer the green tokens of Kirchenbauer et al., with the server's --watermark-gamma and --watermark-delta"},
 "max_new_tokens": {"says": "default: what fits; with the prompt at most max_total_tokens"},
 "max_tokens": {"says": "default: chat, what fits; completions, 16"},
 "max_completion_tokens": {"says": "another name of max_tokens"},

@@ -19,6 +19,7 @@ struct ServerOptions {
   int64_t max_input_length = 0;     // tokens; 0: all but one of what the model admits
   int64_t max_best_of = 2;
   int64_t max_stop_sequences = 4;
+  Watermark watermark;  // of requests that ask for one
   int64_t max_concurrent_requests = 1024;
   double max_queue_seconds = 0;         // from receipt to the first step; 0: no limit
   int validation_workers = 2;           // threads that parse and tokenise

@@ -91,6 +91,7 @@ Service::Service(const ServerOptions& options, const Door& door, Backend& backen
           .chat = chat_ ? &*chat_ : nullptr,
           .limits = limits_of(options_, backend.info()),
           .adapters = options_.adapters,
+          .watermark = options_.watermark,
           .served_name = options_.served_name.empty() ? backend.info().name : options_.served_name,
           .model_name = backend.info().name,
           .grammars = grammars_},

@@ -75,6 +75,7 @@ def _sampling():
     for field, value in [("temperature", -1), ("top_p", 0), ("top_p", 1.1), ("typical_p", 0), ("typical_p", 1),
                          ("top_k", 0), ("repetition_penalty", 0), ("frequency_penalty", 3), ("presence_penalty", -3)]:
         yield _lorax("B12", {field: value}, f"`{field}` must be")
+    yield _lorax("B12", {"watermark": "yes"}, "`watermark` must be true or false")
     for field, value in [("temperature", -1), ("top_p", 1.1), ("frequency_penalty", 3), ("min_p", 2)]:
         yield _chat("B12", {field: value}, field)
     yield _chat("B13", {"logprobs": True, "top_logprobs": 21}, "top_logprobs")

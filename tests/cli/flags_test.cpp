@@ -42,6 +42,8 @@ constexpr auto kKnown = std::to_array<Known>({
     {"max-best-of", "2"},
     {"max-stop-sequences", "4"},
     {"max-input-length", "4k"},
+    {"watermark-gamma", "0.25"},
+    {"watermark-delta", "4"},
     {"max-total-tokens", "8k"},
     {"waiting-served-ratio", "1.2"},
     {"max-batch-prefill-tokens", "4k"},
@@ -135,6 +137,26 @@ TEST(ServeFlags, TheWebPageCanBeSwitchedOff) {
   EXPECT_TRUE(server_options(flags, {}).web);
   flags.access.no_web = true;
   EXPECT_FALSE(server_options(flags, {}).web);
+}
+
+TEST(ServeFlags, AWatermarkIsDescribedByTwo) {
+  const auto watermark = [](const std::string& command_line) {
+    CLI::App app("", "serve");
+    ServeFlags flags;
+    add_serve_flags(app, flags);
+    app.parse(command_line, false);
+    return server_options(flags, {}).watermark;
+  };
+  EXPECT_EQ(watermark("").gamma, 0.5);
+  EXPECT_EQ(watermark("").delta, 2.0F);
+  const Watermark given = watermark("--watermark-gamma 0.25 --watermark-delta 3.5");
+  EXPECT_EQ(given.gamma, 0.25);
+  EXPECT_EQ(given.delta, 3.5F);
+  for (const char* wrong :
+       {"--watermark-gamma 0", "--watermark-gamma 1", "--watermark-gamma nan",
+        "--watermark-delta 0", "--watermark-delta 101", "--watermark-delta x"}) {
+    EXPECT_THROW(watermark(wrong), CLI::Error) << wrong;
+  }
 }
 
 TEST(ServeFlags, AModelsFolderSuggestsPrompts) {

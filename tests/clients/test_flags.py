@@ -21,7 +21,7 @@ TAKEN = {"revision": "main", "max-batch-prefill-tokens": "300", "prefix-caching"
          "default-adapter-source": "local", "preloaded-adapter-ids": "french", "adapter-id": "pirate",
          "speculative-tokens": "2", "json-output": "true", "hostname": "127.0.0.1",
          "cors-allow-origin": "https://a.example", "max-lora-rank": "64", "max-num-seqs": "32",
-         "served-model-name": "base", "shutdown-timeout": "5", "disable-log-requests": "true"}
+         "served-model-name": "base", "watermark-gamma": "0.25", "watermark-delta": "4", "shutdown-timeout": "5", "disable-log-requests": "true"}
 # The log says so.
 NO_EFFECT = {"source": "hub", "sharded": "false", "waiting-served-ratio": "1.2",
              "max-waiting-tokens": "20", "eager-prefill": "false", "chunked-prefill": "true",

@@ -146,6 +146,20 @@ def test_penalties_and_cut_offs_are_taken(lorax_client):
         assert response.details.generated_tokens == LENGTH
 
 
+def test_a_watermark_changes_the_scores_and_nothing_else(lorax_client):
+    def ask(**more):
+        details = greedy(lorax_client, temperature=5.0, seed=7, **more).details
+        assert details.generated_tokens == LENGTH and details.seed == 7
+        return details.tokens
+
+    marked = ask(watermark=True)
+    assert marked != ask() and ask(watermark=False) == ask()
+    assert marked == ask(watermark=True)
+    *parts, last = lorax_client.generate_stream(PROMPT, max_new_tokens=LENGTH, ignore_eos_token=True, temperature=5.0,
+                                                seed=7, watermark=True)
+    assert [part.token for part in [*parts, last]] == marked
+
+
 REFUSED = [
     ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
     ({"max_new_tokens": 10**6}, "`inputs` tokens + `max_new_tokens` must be <= "),

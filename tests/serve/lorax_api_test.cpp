@@ -354,9 +354,39 @@ TEST_F(Lorax, B18_unknown_fields_are_ignored_and_counted) {
 }
 
 TEST_F(Lorax, what_is_not_supported_is_refused_by_name) {
-  EXPECT_EQ(refusal(R"({"watermark":true})"), "`watermark` is not supported");
   EXPECT_THAT(refusal(R"({"response_format":{"type":"sound"}})"), HasSubstr("`response_format`"));
-  EXPECT_EQ(generate(R"({"watermark":false,"response_format":{"type":"text"}})").status, 200);
+  EXPECT_EQ(generate(R"({"response_format":{"type":"text"}})").status, 200);
+}
+
+TEST_F(Lorax, a_watermark_has_the_share_and_strength_of_the_server) {
+  options.watermark = {.gamma = 0.25, .delta = 3.0F};
+  for (const char* none : {"{}", R"({"watermark":false})", R"({"watermark":null})"}) {
+    EXPECT_EQ(generate(none).status, 200);
+    EXPECT_FALSE(backend.last().sampling.watermark) << none;
+  }
+  const auto expect_mark = [&] {
+    for (const Request& request : backend.submitted()) {
+      if (!request.sampling.watermark) continue;
+      EXPECT_EQ(request.sampling.watermark->gamma, 0.25);
+      EXPECT_EQ(request.sampling.watermark->delta, 3.0F);
+    }
+    EXPECT_TRUE(backend.last().sampling.watermark);
+  };
+  EXPECT_EQ(generate(R"({"watermark":true})").status, 200);
+  expect_mark();
+  EXPECT_FALSE(backend.last().sampling.sample);  // it does not turn sampling on
+  EXPECT_FALSE(backend.last().sampling.raw_logprobs);
+  EXPECT_EQ(post("/", R"({"inputs":"a","parameters":{"watermark":true}})").status, 200);
+  expect_mark();
+  EXPECT_FALSE(
+      stream("/generate_stream", R"({"inputs":"a","parameters":{"watermark":true}})").empty());
+  expect_mark();
+  const size_t before = backend.submitted().size();
+  EXPECT_EQ(generate(R"({"watermark":true,"best_of":2,"do_sample":true})").status, 200);
+  ASSERT_EQ(backend.submitted().size(), before + 2);
+  EXPECT_TRUE(backend.submitted()[before].sampling.watermark);
+  expect_mark();
+  EXPECT_EQ(refusal(R"({"watermark":"yes"})"), "`watermark` must be true or false, found a string");
 }
 
 }  // namespace
