@@ -17,6 +17,8 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/numa.h"
+#include "base/system.h"
 #include "cli/environment.h"
 #include "cli/values.h"
 #include "engine/follower.h"
@@ -72,6 +74,13 @@ void add_rank_flags(CLI::App& app, RankFlags& f) {
   app.add_option("--join-ranks", f.join)->group("");
 }
 
+std::optional<RankPlace> place_rank(int rank, int ranks, int nodes) {
+  if (nodes < 2 || ranks < nodes) return std::nullopt;
+  RankPlace place{rank * nodes / ranks, 0};
+  for (int r = 0; r < ranks; ++r) place.ranks += r * nodes / ranks == place.node ? 1 : 0;
+  return place;
+}
+
 bool Ranks::is_follower(const RankFlags& f) {
   return !f.join.empty() || environment("OMPI_COMM_WORLD_RANK").value_or("0") != "0";
 }
@@ -89,6 +98,7 @@ Ranks::Ranks(const RankFlags& f, std::function<void()> on_lost)
       fail(Code::invalid_argument, "--join-ranks {}: there are {} ranks", f.join, memory->ranks());
     }
     comm_ = make_shared_memory_comm(std::move(memory), rank);
+    started_ = true;
     return;
   }
   if (const auto size = environment("OMPI_COMM_WORLD_SIZE"); size && *size != "1") {
@@ -124,6 +134,7 @@ void Ranks::start(int n) {
     children_.push_back({r, pid});
   }
   comm_ = make_shared_memory_comm(memory, 0);
+  started_ = true;
   watcher_ = std::thread([this] { watch(); });
 }
 
@@ -186,6 +197,18 @@ void Ranks::finish() {
 void Ranks::set(EngineOptions& options) const {
   options.comm = comm_;
   options.expert_parallel = expert_parallel_;
+  if (started_) bind(options);
+}
+
+// What the rank allocates afterwards is its node's, and there is nothing left to place.
+void Ranks::bind(EngineOptions& options) const {
+  const auto place =
+      place_rank(comm_->rank(), comm_->size(), static_cast<int>(options.topology.size()));
+  if (!place) return;
+  const NumaNode& node = options.topology[static_cast<size_t>(place->node)];
+  if (!bind_thread(pthread_self(), node.cpus)) return;
+  if (options.threads == 0) options.threads = std::max(1, physical_cores() / place->ranks);
+  options.topology.clear();
 }
 
 int Ranks::follow(const EngineOptions& options) const {
