@@ -75,9 +75,10 @@ void add_rank_flags(CLI::App& app, RankFlags& f) {
 }
 
 std::optional<RankPlace> place_rank(int rank, int ranks, int nodes) {
-  if (nodes < 2 || ranks < nodes) return std::nullopt;
-  RankPlace place{rank * nodes / ranks, 0};
-  for (int r = 0; r < ranks; ++r) place.ranks += r * nodes / ranks == place.node ? 1 : 0;
+  if (nodes < 2) return std::nullopt;
+  const auto first_of = [&](int r) { return r * nodes / ranks; };
+  RankPlace place{first_of(rank), std::max(1, first_of(rank + 1) - first_of(rank)), 0};
+  for (int r = 0; r < ranks; ++r) place.ranks += first_of(r) == place.first ? 1 : 0;
   return place;
 }
 
@@ -200,15 +201,19 @@ void Ranks::set(EngineOptions& options) const {
   if (started_) bind(options);
 }
 
-// What the rank allocates afterwards is its node's, and there is nothing left to place.
+// What the rank allocates afterwards lies on its nodes.
 void Ranks::bind(EngineOptions& options) const {
   const auto place =
       place_rank(comm_->rank(), comm_->size(), static_cast<int>(options.topology.size()));
   if (!place) return;
-  const NumaNode& node = options.topology[static_cast<size_t>(place->node)];
-  if (!bind_thread(pthread_self(), node.cpus)) return;
+  const auto first = options.topology.begin() + place->first;
+  Topology own(first, first + place->nodes);
+  std::vector<int> cpus;
+  for (const NumaNode& node : own) cpus.insert(cpus.end(), node.cpus.begin(), node.cpus.end());
+  std::sort(cpus.begin(), cpus.end());
+  if (!bind_thread(pthread_self(), cpus)) return;
+  options.topology = std::move(own);
   if (options.threads == 0) options.threads = std::max(1, physical_cores() / place->ranks);
-  options.topology.clear();
 }
 
 int Ranks::follow(const EngineOptions& options) const {

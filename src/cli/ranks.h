@@ -31,10 +31,10 @@ void add_rank_flags(CLI::App& app, RankFlags& flags);
 
 // Where a rank of one host belongs that has several NUMA nodes.
 struct RankPlace {
-  int node = 0;   // its number in the topology
-  int ranks = 1;  // that share the node
+  int first = 0, nodes = 1;  // of the topology
+  int ranks = 1;             // that share the node
 };
-// Nothing where a rank has more than a node, or there is one node.
+// Several nodes of its own, or one that it may share. Nothing where there is one node.
 std::optional<RankPlace> place_rank(int rank, int ranks, int nodes);
 
 class Ranks {
@@ -50,8 +50,8 @@ class Ranks {
   // Whether this process is a rank beside rank 0, before it has joined.
   static bool is_follower(const RankFlags& flags);
   bool leads() const { return comm_ == nullptr || comm_->rank() == 0; }
-  // With --num-shard and as many NUMA nodes or fewer the rank is bound to its node: the calling
-  // thread, and with it all those that it starts from now on.
+  // With --num-shard on several NUMA nodes the rank is bound to its own: the calling thread, and
+  // with it all those that it starts from now on.
   void set(EngineOptions& options) const;
   // What rank > 0 does instead of the command: follows until rank 0's engine ends. Returns the exit
   // status.
