@@ -165,6 +165,22 @@ TEST_P(Tasks, OfThreadsThatNeverComeAreDoneByTheOthers) {
   }
 }
 
+// But for the one that it is at, and the next one.
+TEST_P(Tasks, OfAThreadThatIsHeldUpAreDoneByTheOthers) {
+  tasks_.deal_by_node(4, 11);
+  std::vector<int64_t> own, others;
+  tasks_.work(0, [&](int64_t task, int64_t) {
+    own.push_back(task);
+    if (own.size() > 1) return;
+    for (int thread = pool_.size() - 1; thread >= 0; --thread) {
+      tasks_.work(thread, [&](int64_t other, int64_t) { others.push_back(other); });
+    }
+    EXPECT_EQ(others.size(), 42U);
+  });
+  others.insert(others.end(), own.begin(), own.end());
+  expect_each_once(others, 44);
+}
+
 // One thread alone does those of its node first.
 TEST_P(Tasks, OfItsOwnNodeAreAThreadsFirst) {
   constexpr int64_t kRows = 3, kWidth = 13;
