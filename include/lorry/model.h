@@ -15,6 +15,8 @@ namespace lorry {
 struct ModelOptions {
   Dtype dtype = Dtype::bf16;  // or f32
   int32_t threads = 0;        // 0: one per physical core
+  // On several NUMA nodes: bind threads and memory to them; the calling thread is left alone.
+  bool numa = true;
   // "cpu", "cuda", or "auto": a GPU where there is one. Tensors of results are the processor's.
   std::string device = "auto";
   ForwardLimits limits;

@@ -163,6 +163,7 @@ void Adapter::rebase(std::byte* to) {
 std::unique_ptr<Adapter> AdapterFolder::read() {
   DeviceMemory* device = files_->target.ops->memory();
   Buffer memory(packed_bytes_, device);
+  files_->target.ops->spread(memory.data(), memory.size());
   std::unique_ptr<Adapter> adapter =
       device == nullptr ? read(memory.data()) : read_to_device(memory.data());
   adapter->own_ = std::move(memory);

@@ -48,7 +48,10 @@ AdapterRegistry::AdapterRegistry(Options options, AdapterTarget target)
       host_memory_(options_.host_bytes, device_),
       device_memory_(options_.device_bytes, device_),
       residency_(residency_options(options_)),
-      loader_(loader_options(options_), std::move(target)) {}
+      loader_(loader_options(options_), target) {
+  target.ops->spread(host_memory_.data(), host_memory_.size());
+  target.ops->spread(device_memory_.data(), device_memory_.size());
+}
 
 AdapterRegistry::~AdapterRegistry() = default;
 

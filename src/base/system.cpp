@@ -8,9 +8,10 @@
 
 #include <fmt/format.h>
 #include <malloc.h>
-#include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+#include "base/topology.h"
 
 namespace lorry {
 
@@ -38,12 +39,8 @@ size_t read_number(const std::string& path, size_t fallback) {
 }  // namespace
 
 int physical_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
   std::set<std::string> cores;
-  for (int i = 0; i < CPU_SETSIZE; ++i) {
-    if (!CPU_ISSET(i, &set)) continue;
+  for (const int i : usable_cpus()) {
     std::ifstream in(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", i));
     std::string siblings;
     if (!std::getline(in, siblings)) siblings = std::to_string(i);

@@ -36,9 +36,37 @@ bool spin_until(Condition&& condition) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads) {
+ThreadPool::ThreadPool(int n_threads, const Topology& topology) : n_threads_(n_threads) {
   LORRY_CHECK(n_threads >= 1 && n_threads <= 65535, "{}", n_threads);
-  for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this, i] { work(i); });
+  spread_threads(topology);
+  for (int i = 1; i < n_threads; ++i) {
+    threads_.emplace_back([this, i] { work(i); });
+    if (topology_.empty()) continue;
+    const NumaNode& node = topology_[static_cast<size_t>(node_of(i))];
+    if (!bind_thread(threads_.back().native_handle(), node.cpus)) ++unbound_;
+  }
+}
+
+// Each node gets its share of the threads, rounded.
+void ThreadPool::spread_threads(const Topology& topology) {
+  int64_t all = 0;
+  for (const NumaNode& node : topology) all += static_cast<int64_t>(node.cpus.size());
+  int64_t before = 0;  // CPUs
+  for (const NumaNode& node : topology) {
+    const auto first = static_cast<int>(node_of_.size());
+    before += static_cast<int64_t>(node.cpus.size());
+    const auto end = static_cast<int>((n_threads_ * before + all / 2) / all);
+    if (end == first) continue;
+    node_of_.resize(static_cast<size_t>(end), static_cast<int>(topology_.size()));
+    first_thread_.push_back(first);
+    topology_.push_back(node);
+  }
+  if (topology_.size() <= 1) {
+    topology_.clear();
+    first_thread_ = {0};
+    node_of_.assign(static_cast<size_t>(n_threads_), 0);
+  }
+  first_thread_.push_back(n_threads_);
 }
 
 ThreadPool::~ThreadPool() {

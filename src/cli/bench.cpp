@@ -218,6 +218,7 @@ BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
     bytes += aligned(ops.lora_a_bytes(rank, s.in)) + aligned(ops.lora_b_bytes(s.out, rank));
   }
   all.memory = Buffer(bytes * static_cast<size_t>(n), ops.memory());
+  ops.spread(all.memory.data(), all.memory.size());
   std::byte* at = all.memory.data();
   std::mt19937_64 random(7);
   std::vector<bf16> values;

@@ -28,7 +28,7 @@ struct BenchFlags {
   std::vector<int32_t> batches;
   std::vector<int32_t> adapters{0};
   int32_t rank = 16, tokens = 512, context = 64, reps = 7, threads = 0;
-  std::string dtype = "bfloat16", isa, device = "auto";
+  std::string dtype = "bfloat16", isa, numa = "auto", device = "auto";
   QuantizeFlags quantize;
   bool profile = false;
   RankFlags ranks;
@@ -68,6 +68,7 @@ EngineOptions options_for(const BenchFlags& f, const std::string& folder,
   o.kv_format = parse_kv_format(f.kv_dtype, o.dtype);
   o.map_weights = f.map_weights;
   o.threads = f.threads;
+  o.topology = parse_numa(f.numa);
   o.isa = f.isa;
   o.device = f.device;
   o.max_sequences = 1;
@@ -136,6 +137,10 @@ void print(const BenchResult& r) {
   std::fflush(stdout);
 }
 
+std::string nodes_text(const ModelInfo& info) {
+  return info.numa_nodes == 1 ? "" : " on " + std::to_string(info.numa_nodes) + " NUMA nodes";
+}
+
 int run_bench(const BenchFlags& f) {
   const std::vector<BenchCase> cases = cases_of(f);
   Log log({f.as_json ? LogLevel::warn : LogLevel::info});
@@ -155,16 +160,17 @@ int run_bench(const BenchFlags& f) {
   options.progress = line.sink();
   const auto model = load_model(options, log);
   line.end();
+  const ThreadBinding bound = model->pool->bind_caller();
   if (!ranks.leads()) {
     for (const BenchCase& c : cases) run_case(*model, c, options.op_times);
     options.comm->end();
     return 0;
   }
   if (!f.as_json) {
-    std::printf("%s, %s%s, %d threads, %s, %s\n", f.model.c_str(),
+    std::printf("%s, %s%s, %d threads%s, %s, %s\n", f.model.c_str(),
                 format_name(model->info.spec.formats.linears, model->info.dtype).c_str(),
                 model->info.spec.attention.kv == KvFormat::int8 ? ", KV in int8" : "",
-                model->info.threads, model->info.isa.c_str(),
+                model->info.threads, nodes_text(model->info).c_str(), model->info.isa.c_str(),
                 model->info.device == "cuda" ? cuda_status().text.c_str() : cpu_name().c_str());
     std::printf("%-8s %5s %8s %5s %10s %8s %8s %8s %8s %8s %8s %10s  %s\n", "kind", "batch",
                 "adapters", "rank", "tok/s", "MB", "KV MB", "GB/s", "GFLOP/s", "rd GB/s", "peak",
@@ -182,9 +188,13 @@ int run_bench(const BenchFlags& f) {
     }
   }
   if (f.as_json) {
-    const json::object all{{"model", f.model},        {"cpu", cpu_name()},
-                           {"isa", model->info.isa},  {"threads", model->info.threads},
-                           {"probe", to_json(probe)}, {"results", std::move(results)}};
+    const json::object all{{"model", f.model},
+                           {"cpu", cpu_name()},
+                           {"isa", model->info.isa},
+                           {"threads", model->info.threads},
+                           {"numa_nodes", model->info.numa_nodes},
+                           {"probe", to_json(probe)},
+                           {"results", std::move(results)}};
     std::printf("%s\n", json::serialize(all).c_str());
   }
   ranks.finish();
@@ -248,6 +258,7 @@ Command add_bench(CLI::App& lorry) {
   app.add_option("--isa", flags->isa, "Instructions to compute with (default: the best there is)")
       ->group(group)
       ->type_name(kIsas);
+  add_numa_flag(app, flags->numa, group);
   add_device_flag(app, flags->device, group);
   add_what(app, *flags);
   add_rank_flags(app, flags->ranks);

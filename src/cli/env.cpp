@@ -1,4 +1,5 @@
 // `lorry env`: the program and the machine, for bug reports.
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -87,7 +88,12 @@ void add_processor(Facts& facts, const Machine& m) {
   facts.add("cores", physical_cores());
   facts.add("cpus", m.cpus);
   facts.add("threads", physical_cores(), fmt::format("{} (--threads)", physical_cores()));
-  facts.add("numa_nodes", m.numa_nodes);
+  facts.add("numa_nodes", std::max(1, static_cast<int>(m.nodes.size())));
+  json::array nodes;
+  for (const NumaNode& n : m.nodes) {
+    nodes.push_back(json::object{{"node", n.id}, {"cpus", format_number_list(n.cpus)}});
+  }
+  facts.add("numa", std::move(nodes), m.nodes.empty() ? "unknown" : to_string(m.nodes));
   const CudaStatus cuda = cuda_status();
   facts.add("gpu", json::object{{"found", m.nvidia_gpus}, {"usable", cuda.usable}},
             m.nvidia_gpus == 0 ? "none found" : fmt::format("{} of NVIDIA", m.nvidia_gpus));

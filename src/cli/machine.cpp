@@ -8,7 +8,6 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
-#include <sched.h>
 #include <sys/socket.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -26,12 +25,6 @@ int64_t meminfo(const std::string& key) {
     if (line.starts_with(key + ":")) return std::stoll(line.substr(key.size() + 1));
   }
   return 0;
-}
-
-int usable_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
 }
 
 int count_entries(const std::string& folder, const std::string& prefix) {
@@ -68,8 +61,8 @@ std::string chosen_word(const std::string& path) {
 
 Machine read_machine() {
   Machine m;
-  m.cpus = usable_cpus();
-  m.numa_nodes = count_entries("/sys/devices/system/node", "node");
+  m.cpus = static_cast<int>(usable_cpus().size());
+  m.nodes = read_topology();
   m.memory_total = meminfo("MemTotal") * 1024;
   m.memory_limit = group_limit();
   m.transparent_huge_pages = chosen_word("/sys/kernel/mm/transparent_hugepage/enabled");

@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <string>
 
+#include "base/topology.h"
+
 namespace lorry {
 
 struct Machine {
   int cpus = 0;                                 // logical, that this process may run on
-  int numa_nodes = 0;                           // with memory
+  Topology nodes;                               // NUMA, with the CPUs of each
   int64_t memory_total = 0, memory_limit = 0;   // bytes; the limit of the control group, 0: none
   std::string transparent_huge_pages;           // "madvise", "always", "never"
   int64_t huge_pages = 0, huge_pages_free = 0;  // set aside, which Lorry does not need

@@ -105,6 +105,14 @@ void add_device_flag(CLI::App& app, std::string& device, const char* group) {
       ->type_name(kDevices);
 }
 
+void add_numa_flag(CLI::App& app, std::string& numa, const char* group) {
+  app.add_option("--numa", numa,
+                 "auto: where this process may use CPUs of several NUMA nodes, bind threads and "
+                 "weights to them, but not those of --map-weights (default: auto)")
+      ->group(group)
+      ->type_name(kNuma);
+}
+
 void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
   const char* group = "Model and machine";
   app.add_option(
@@ -135,6 +143,7 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
   app.add_option("--isa", f.isa, "Instructions to compute with (default: the best of this CPU)")
       ->group(group)
       ->type_name(kIsas);
+  add_numa_flag(app, f.numa, group);
   add_device_flag(app, f.device, group);
   accept_units(app.add_option("--prefill-chunk", f.prefill_chunk,
                               "Tokens of one prompt in one step (default: no limit of its own)")
@@ -179,6 +188,7 @@ EngineOptions engine_options(const ModelFlags& f, const ModelPlace& place) {
   o.kv_format = parse_kv_format(f.kv_dtype, o.dtype);
   o.map_weights = f.map_weights;
   o.threads = f.threads;
+  o.topology = parse_numa(f.numa);
   o.isa = f.isa;
   o.device = f.device;
   o.prefill_chunk = f.prefill_chunk;

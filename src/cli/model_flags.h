@@ -34,6 +34,7 @@ struct ModelFlags {
   bool map_weights = false;
   int32_t threads = 0;
   std::string isa;
+  std::string numa = "auto";
   std::string device = "auto";
   int32_t prefill_chunk = 0;
   int32_t speculative_tokens = 0;
@@ -47,6 +48,9 @@ struct ModelFlags {
 
 // --device.
 void add_device_flag(CLI::App& app, std::string& device, const char* group);
+
+// --numa.
+void add_numa_flag(CLI::App& app, std::string& numa, const char* group);
 
 // `required`: a model must be named, otherwise the demo is the default.
 void add_model_flags(CLI::App& app, ModelFlags& flags, bool required);

@@ -17,6 +17,8 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/numa.h"
+#include "base/system.h"
 #include "cli/environment.h"
 #include "cli/values.h"
 #include "engine/follower.h"
@@ -72,6 +74,14 @@ void add_rank_flags(CLI::App& app, RankFlags& f) {
   app.add_option("--join-ranks", f.join)->group("");
 }
 
+std::optional<RankPlace> place_rank(int rank, int ranks, int nodes) {
+  if (nodes < 2) return std::nullopt;
+  const auto first_of = [&](int r) { return r * nodes / ranks; };
+  RankPlace place{first_of(rank), std::max(1, first_of(rank + 1) - first_of(rank)), 0};
+  for (int r = 0; r < ranks; ++r) place.ranks += first_of(r) == place.first ? 1 : 0;
+  return place;
+}
+
 bool Ranks::is_follower(const RankFlags& f) {
   return !f.join.empty() || environment("OMPI_COMM_WORLD_RANK").value_or("0") != "0";
 }
@@ -89,6 +99,7 @@ Ranks::Ranks(const RankFlags& f, std::function<void()> on_lost)
       fail(Code::invalid_argument, "--join-ranks {}: there are {} ranks", f.join, memory->ranks());
     }
     comm_ = make_shared_memory_comm(std::move(memory), rank);
+    started_ = true;
     return;
   }
   if (const auto size = environment("OMPI_COMM_WORLD_SIZE"); size && *size != "1") {
@@ -124,6 +135,7 @@ void Ranks::start(int n) {
     children_.push_back({r, pid});
   }
   comm_ = make_shared_memory_comm(memory, 0);
+  started_ = true;
   watcher_ = std::thread([this] { watch(); });
 }
 
@@ -186,6 +198,22 @@ void Ranks::finish() {
 void Ranks::set(EngineOptions& options) const {
   options.comm = comm_;
   options.expert_parallel = expert_parallel_;
+  if (started_) bind(options);
+}
+
+// What the rank allocates afterwards lies on its nodes.
+void Ranks::bind(EngineOptions& options) const {
+  const auto place =
+      place_rank(comm_->rank(), comm_->size(), static_cast<int>(options.topology.size()));
+  if (!place) return;
+  const auto first = options.topology.begin() + place->first;
+  Topology own(first, first + place->nodes);
+  std::vector<int> cpus;
+  for (const NumaNode& node : own) cpus.insert(cpus.end(), node.cpus.begin(), node.cpus.end());
+  std::sort(cpus.begin(), cpus.end());
+  if (!bind_thread(pthread_self(), cpus)) return;
+  options.topology = std::move(own);
+  if (options.threads == 0) options.threads = std::max(1, physical_cores() / place->ranks);
 }
 
 int Ranks::follow(const EngineOptions& options) const {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -28,6 +29,14 @@ struct RankFlags {
 
 void add_rank_flags(CLI::App& app, RankFlags& flags);
 
+// Where a rank of one host belongs that has several NUMA nodes.
+struct RankPlace {
+  int first = 0, nodes = 1;  // of the topology
+  int ranks = 1;             // that share the node
+};
+// Several nodes of its own, or one that it may share. Nothing where there is one node.
+std::optional<RankPlace> place_rank(int rank, int ranks, int nodes);
+
 class Ranks {
  public:
   // Starts the other ranks, or joins the group that this one was started for. `on_lost`: called
@@ -41,6 +50,8 @@ class Ranks {
   // Whether this process is a rank beside rank 0, before it has joined.
   static bool is_follower(const RankFlags& flags);
   bool leads() const { return comm_ == nullptr || comm_->rank() == 0; }
+  // With --num-shard on several NUMA nodes the rank is bound to its own: the calling thread, and
+  // with it all those that it starts from now on.
   void set(EngineOptions& options) const;
   // What rank > 0 does instead of the command: follows until rank 0's engine ends. Returns the exit
   // status.
@@ -55,10 +66,12 @@ class Ranks {
   };
 
   void start(int n);
+  void bind(EngineOptions& options) const;
   void watch();
   int ended(int pid);
 
   const bool expert_parallel_;
+  bool started_ = false;  // by lorry itself, not by mpirun
   std::function<void()> on_lost_;
   std::shared_ptr<Comm> comm_;
   std::mutex mutex_;

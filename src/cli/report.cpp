@@ -56,6 +56,7 @@ FitReport fit_report(const EngineOptions& o, const Spec& spec, const SiteTable& 
                      const Ops& ops, const MemoryPlan& plan) {
   FitReport r;
   r.memory = plan;
+  r.nodes = o.topology;
   r.longest = std::min(longest_sequence(o, spec), plan.kv_tokens);
   // What a window has passed is freed.
   const int64_t window = spec.attention.window;
@@ -94,6 +95,9 @@ std::string FitReport::to_text() const {
   text +=
       fmt::format("\nstep       {} (--max-batch-prefill-tokens, --max-lora-rank)\navailable  {}",
                   size(m.scratch), size(m.available));
+  if (nodes.size() > 1) {
+    text += fmt::format("\nNUMA       {} nodes: {} (--numa)", nodes.size(), to_string(nodes));
+  }
   return text;
 }
 
@@ -106,6 +110,7 @@ json::object FitReport::to_json() const {
                                    {"fit", a.fit}});
   }
   return {{"memory", memory_json(memory)},
+          {"numa_nodes", std::max<size_t>(nodes.size(), 1)},
           {"longest_request", longest},
           {"longest_requests_at_once", longest_at_once},
           {"requests_in_step", sequences},

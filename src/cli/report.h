@@ -20,6 +20,7 @@ struct FitReport {
     int64_t fit = 0;           // at once, in the memory for adapters
   };
   MemoryPlan memory;
+  Topology nodes;                  // that threads and memory are bound to, if there are several
   int64_t longest = 0;             // tokens of one request, prompt and answer
   int64_t longest_at_once = 0;     // requests of that length that the KV cache holds
   int32_t sequences = 0;           // of one step

@@ -194,7 +194,8 @@ int report(const std::string& form, const EngineOptions& options) {
 }
 
 // The same for the log, once the model is there.
-void tell_fits(const EngineOptions& options, const Engine& engine, Log& log) {
+void tell_fits(EngineOptions options, const Engine& engine, Log& log) {
+  if (engine.info().numa_nodes == 1) options.topology.clear();
   ThreadPool pool(1);
   const auto ops = make_cpu_ops(options.dtype, pool);
   const FitReport fits =

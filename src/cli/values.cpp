@@ -110,6 +110,13 @@ Dtype parse_dtype(const std::string& text) {
 
 const char* dtype_name(Dtype dtype) { return dtype == Dtype::f32 ? "float32" : "bfloat16"; }
 
+Topology parse_numa(const std::string& text) {
+  if (text != "auto" && text != "off") {
+    fail(Code::invalid_argument, "--numa {}: expected auto or off", quote(text));
+  }
+  return text == "off" ? Topology{} : read_topology();
+}
+
 LogLevel parse_log_level(const std::string& text) {
   const std::string name = lower_case(text);
   if (name == "debug") return LogLevel::debug;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/topology.h"
 #include "lorry/tensor.h"
 
 namespace CLI {
@@ -23,6 +24,7 @@ inline constexpr const char* kModel = "MODEL";
 inline constexpr const char* kNamedFolder = "NAME=FOLDER";
 inline constexpr const char* kDtypes = "bfloat16|float32";
 inline constexpr const char* kDevices = "auto|cpu|cuda";
+inline constexpr const char* kNuma = "auto|off";
 inline constexpr const char* kIsas = "amx|avx512_fma|avx512|avx2|scalar";
 inline constexpr const char* kLogLevels = "debug|info|warn|error|off";
 
@@ -51,6 +53,9 @@ std::string read_flag_file(const std::string& flag, const std::string& path, siz
 Dtype parse_dtype(const std::string& text);
 // As --dtype spells it.
 const char* dtype_name(Dtype dtype);
+
+// "auto": the nodes that this process may use; "off": none. Throws Error(invalid_argument).
+Topology parse_numa(const std::string& text);
 
 // "debug", "info", "warn", "error", "off", in any case. Throws Error(invalid_argument).
 LogLevel parse_log_level(const std::string& text);

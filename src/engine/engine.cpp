@@ -180,6 +180,7 @@ class Engine::Impl {
   }
 
   void run() {
+    const ThreadBinding bound = model_->pool->bind_caller();
     while (true) {
       heartbeat_ = now_ns();
       while (auto command = inbox_.try_pop()) handle(std::move(*command));

@@ -13,6 +13,7 @@
 #include "adapters/snapshot.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "base/topology.h"
 #include "engine/request.h"
 #include "engine/step_counter.h"
 #include "lorry/forward.h"
@@ -33,6 +34,7 @@ struct EngineOptions {
   std::string format_note;      // for the log: what a name of another server means
   ProgressSink progress;        // of loading the weights
   int32_t threads = 0;          // 0: one per physical core, divided by the ranks of the host
+  Topology topology;            // of several NUMA nodes: threads and memory are bound to them
   std::string isa;              // as to_string(Isa) says; "" picks the best
   std::string device = "auto";  // "cpu", "cuda", or "auto": a GPU where there is one for this model
   bool check_ops = false;       // verify every operation's shapes and types: for tests
@@ -87,6 +89,7 @@ struct ModelInfo {
   std::string device;  // "cpu" or "cuda"
   std::string isa;     // of the CPU; "cuda" on a GPU
   int32_t threads = 1;
+  int32_t numa_nodes = 1;  // that threads and memory are bound to; 1: nothing is bound
   int64_t max_total_tokens = 0;
 };
 

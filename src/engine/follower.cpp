@@ -118,6 +118,7 @@ void follow(const EngineOptions& options, Log& log) {
   LORRY_CHECK(options.comm && options.comm->rank() > 0, "rank 0 leads");
   const auto model = load_model(options, log);
   Follower follower(options, *model);
+  const ThreadBinding bound = model->pool->bind_caller();
   while (follower.serve_round()) {
   }
 }

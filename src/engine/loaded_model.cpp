@@ -208,6 +208,32 @@ void check_ranks(const LoadedModel& m, const EngineOptions& o) {
 
 namespace {
 
+// Compute threads, bound where there are several NUMA nodes; and what the system says to that.
+void bind(LoadedModel& m, const EngineOptions& o, Log& log) {
+  const bool on_cpu = m.info.device == "cpu";
+  m.pool = std::make_unique<ThreadPool>(m.info.threads, on_cpu ? o.topology : Topology{});
+  m.info.numa_nodes = m.pool->nodes();
+  if (m.pool->nodes() == 1) return;
+  log.info(
+      "NUMA nodes {}: threads and weights are bound to them, keys and values and adapters are "
+      "spread over them (--numa)",
+      to_string(m.pool->topology()));
+  if (m.pool->unbound() > 0) {
+    log.warn("NUMA: the system does not let {} of {} threads be bound", m.pool->unbound(),
+             m.info.threads - 1);
+  }
+  const std::string refusal = placement_refusal(m.pool->topology());
+  if (!refusal.empty()) {
+    log.warn(
+        "NUMA: the system does not let memory be placed ({}): it lies where it is first written. "
+        "In a container this needs CAP_SYS_NICE",
+        refusal);
+  }
+  if (o.map_weights && m.source->packed() != nullptr) {
+    log.info("NUMA: weights of --map-weights lie where the system has read the file to");
+  }
+}
+
 std::unique_ptr<Ops> make_ops(const EngineOptions& o, const LoadedModel& m) {
   if (m.info.device == "cuda") {
     if (o.op_times != nullptr) {
@@ -246,7 +272,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   m->info.threads =
       o.threads > 0 ? o.threads : std::max(1, physical_cores() / m->comm->local_size());
   m->info.max_total_tokens = longest_sequence(o, m->info.spec);
-  m->pool = std::make_unique<ThreadPool>(m->info.threads);
+  bind(*m, o, log);
   m->ops = make_ops(o, *m);
   if (m->ops->memory() != nullptr) log.info("device: {}", cuda_status().text);
   m->placements = place(shape_of(m->info.spec), m->comm->size(), o.expert_parallel);
@@ -264,6 +290,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   if (share.own.attention.heads == 0) return m;
   const Tensor block = m->ops->kv_layout(m->memory.kv_blocks, share.own.attention);
   m->kv = std::make_unique<KvCache>(m->info.spec.layers, block, m->ops->memory());
+  m->kv->each_buffer([&](std::byte* at, size_t bytes) { m->ops->spread(at, bytes); });
   for (int32_t i = 0; i < m->info.spec.layers; ++i) {
     m->layers[static_cast<size_t>(i)] = m->kv->layer(i);
   }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "adapters/adapter.h"
+#include "base/topology.h"
 #include "engine/loaded_model.h"
 
 namespace lorry {
@@ -24,6 +25,7 @@ Model::Model(const std::string& folder, const ModelOptions& o) {
   options.model = folder;
   options.dtype = o.dtype;
   options.threads = o.threads;
+  if (o.numa) options.topology = read_topology();
   options.device = o.device;
   options.max_batch_tokens = o.limits.max_tokens;
   options.max_sequences = o.limits.max_sequences;

@@ -22,6 +22,15 @@ class KvCache {
   int64_t n_blocks() const { return layout_.shape[0]; }
   int64_t bytes() const { return n_blocks() * block_bytes(n_layers(), layout_); }
 
+  // Calls f(begin, bytes) for each block of memory that there is.
+  template <class F>
+  void each_buffer(F&& f) const {
+    for (const Layer& l : layers_) {
+      f(l.k.data(), l.k.size());
+      f(l.v.data(), l.v.size());
+    }
+  }
+
   // Bytes of one block over K and V of all layers: what the memory budget divides by.
   static int64_t block_bytes(int32_t n_layers, const Tensor& layout);
 

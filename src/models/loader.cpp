@@ -99,6 +99,7 @@ class Loader {
       const PackedPiece& piece = source_.piece(name, w);
       if (copy_with_ != nullptr) {
         w.data = allocate(bytes);
+        ops_.place(w);
         source_.packed()->read(piece, w.data, *copy_with_);
       } else {
         w.data = source_.packed()->data(piece);
@@ -107,6 +108,7 @@ class Loader {
       done(static_cast<int64_t>(bytes));
     } else if (sink_ == nullptr) {
       w.data = allocate(bytes);
+      ops_.place(w);
       if (!source_.random() || !ops_.randomise(w, source_.seed(name))) {
         fill(w);
       } else {
@@ -256,6 +258,7 @@ class Loader {
       return src;
     }
     const Tensor t = view(allocate(bytes), ops_.act(), src.shape);
+    ops_.spread(t.data, bytes);
     put_tensor(ops_.memory(), t, src);
     source_.release();
     return t;

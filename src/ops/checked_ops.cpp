@@ -47,6 +47,15 @@ class CheckedOps final : public Ops {
     return ops_->weight_layout(groups, out, in, format);
   }
 
+  void place(const Weight& w) const override {
+    check_weight(w);
+    ops_->place(w);
+  }
+  void spread(std::byte* at, size_t bytes) const override {
+    LORRY_CHECK(at != nullptr || bytes == 0, "no memory");
+    ops_->spread(at, bytes);
+  }
+
   void pack(Weight& w, int64_t group, int64_t first, Tensor src, bool interleaved) override {
     LORRY_CHECK(src.cols() == w.in, "{} columns of {}", src.cols(), w.in);
     check_place(w, group, first, src.rows(), interleaved);

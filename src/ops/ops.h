@@ -176,6 +176,12 @@ class Ops {
   // Describes the packed form of `groups` Linears [out, in]; data is null.
   virtual Weight weight_layout(int64_t groups, int64_t out, int64_t in,
                                WeightFormat format = {}) const = 0;
+  // Where the pages of memory come from that nothing was written to yet, on a machine with several
+  // NUMA nodes: a weight's from the nodes whose threads will read them; others', which all threads
+  // use alike, from all nodes in turn. Elsewhere nothing. Requires: they are pages of a Buffer that
+  // begins there.
+  virtual void place(const Weight&) const {}
+  virtual void spread(std::byte*, size_t /*bytes*/) const {}
   // Rows [first, first + n) of group g from src [n, in] (f32, f16 or bf16, any pitch), rounded to
   // act, or quantised as the weight's format says: each row and group of inputs by itself,
   // symmetrically; with a value that is not finite, to NaN. Inputs of src are in the order of x.

@@ -17,6 +17,8 @@ class TimedOps final : public Ops {
                        WeightFormat format) const override {
     return ops_->weight_layout(groups, out, in, format);
   }
+  void place(const Weight& w) const override { ops_->place(w); }
+  void spread(std::byte* at, size_t bytes) const override { ops_->spread(at, bytes); }
   void pack(Weight& w, int64_t group, int64_t first, Tensor src, bool interleaved) override {
     ops_->pack(w, group, first, src, interleaved);
   }

@@ -65,6 +65,8 @@ TEST(Help, MistakesOnTheCommandLineNameTheFlag) {
   expect_one_line(run_lorry({"fly"}), 2, "fly");
   expect_one_line(run_lorry({"generate", "--prompt", "x", "--colour", "red"}), 2, "--colour");
   expect_one_line(run_lorry({"generate", "--prompt", "x", "--threads", "two"}), 2, "--threads");
+  expect_one_line(run_lorry({"generate", "--prompt", "x", "--numa", "two"}), 1,
+                  "--numa \"two\": expected auto or off");
   expect_one_line(run_lorry({"generate", "--prompt", "x", "--top-p", "1.5"}), 2, "--top-p");
   expect_one_line(run_lorry({"generate"}), 2, "--prompt");
 }
@@ -89,6 +91,10 @@ TEST(Env, TellsTheMachineAsTextAndJson) {
   }
   for (const char* key : {"cores", "cpus", "threads", "numa_nodes"}) {
     EXPECT_GE(o.at(key).as_int64(), 1) << key;
+  }
+  for (const json::value& node : o.at("numa").as_array()) {
+    EXPECT_GE(node.at("node").as_int64(), 0);
+    EXPECT_FALSE(node.at("cpus").as_string().empty());
   }
   EXPECT_FALSE(o.at("cuda").as_string().empty());
   EXPECT_GT(o.at("memory_available").to_number<int64_t>(), 0);

@@ -1,10 +1,13 @@
 // One model in several processes: --num-shard. How they start, answer and end together.
+#include "cli/ranks.h"
+
 #include <chrono>
 #include <cmath>
 #include <fstream>
 #include <thread>
 
 #include <boost/json/serialize.hpp>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -46,6 +49,24 @@ bool all_end(const std::vector<int>& pids) {
 std::vector<std::string> serve(const std::string& ranks) {
   return {"serve", golden("mixtral-base/model"), "--port", "0", "--threads", "1", "--num-shard",
           ranks};
+}
+
+TEST(RankPlaces, AreNodesOfItsOwnOrOneThatRanksShare) {
+  EXPECT_FALSE(place_rank(0, 2, 1));
+  EXPECT_FALSE(place_rank(1, 2, 0));
+  const auto all = [](int ranks, int nodes) {
+    std::string text;
+    for (int r = 0; r < ranks; ++r) {
+      const RankPlace p = place_rank(r, ranks, nodes).value();
+      text += fmt::format("{}+{}/{} ", p.first, p.nodes, p.ranks);
+    }
+    return text;
+  };
+  EXPECT_EQ(all(2, 2), "0+1/1 1+1/1 ");
+  EXPECT_EQ(all(4, 2), "0+1/2 0+1/2 1+1/2 1+1/2 ");
+  EXPECT_EQ(all(3, 2), "0+1/2 0+1/2 1+1/1 ");
+  EXPECT_EQ(all(2, 4), "0+2/1 2+2/1 ");
+  EXPECT_EQ(all(2, 5), "0+2/1 2+3/1 ");
 }
 
 TEST(Ranks, LogitsAreThoseOfTheGoldenCaseAndTheSameBytesTwice) {

@@ -12,6 +12,7 @@ namespace lorry {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 const std::string kModel = "mixtral-base/model";
 
@@ -55,6 +56,18 @@ TEST(Report, IsPrintedAsTextAndJsonWithoutServing) {
         "8 in one step (--max-num-seqs)", "of rank 16 on attention"}) {
     EXPECT_THAT(text, HasSubstr(part));
   }
+}
+
+TEST(Report, NamesTheNumaNodesWhereThereAreSeveral) {
+  EngineOptions options;
+  options.model = golden(kModel);
+  const Preview p = preview_model(options);
+  const auto fits = [&] { return fit_report(options, p.spec, p.sites, *p.parts.ops, *p.memory); };
+  EXPECT_THAT(fits().to_text(), Not(HasSubstr("NUMA")));
+  EXPECT_EQ(fits().to_json().at("numa_nodes").to_number<int>(), 1);
+  options.topology = {{0, {0, 1}}, {1, {2, 3}}};
+  EXPECT_THAT(fits().to_text(), HasSubstr("2 nodes: 0 (CPUs 0-1), 1 (CPUs 2-3) (--numa)"));
+  EXPECT_EQ(fits().to_json().at("numa_nodes").to_number<int>(), 2);
 }
 
 TEST(Report, OfWhatDoesNotFitIsTheError) {

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "base/fake_nodes.h"
 #include "engine/harness.h"
 
 namespace lorry::test {
@@ -133,6 +134,19 @@ TEST_P(Invariance, chunks_of_1_16_100_and_unlimited_with_1_and_2_threads) {
       }
     }
   }
+}
+
+TEST_P(Invariance, threads_on_two_numa_nodes) {
+  const std::vector<Prompt> all = prompts(12, 8);
+  const auto want = alone(all);
+  EngineOptions o = options();
+  o.threads = 3;
+  o.topology = fake_nodes(2);
+  TestEngine engine(o);
+  std::vector<Request> requests;
+  for (const Prompt& p : all) requests.push_back(logits_request(p));
+  const auto got = engine.run(std::move(requests));
+  for (size_t i = 0; i < got.size(); ++i) expect_equal_logits(*got[i], *want[i], "two nodes");
 }
 
 TEST_P(Invariance, warm_prefix_cache) {

@@ -4,10 +4,10 @@
 #pragma once
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <vector>
 
 #include "base/error.h"
+#include "base/task_counters.h"
 #include "base/thread_pool.h"
 #include "ops/cpu/flush_denormals.h"
 #include "ops/cpu/kernels.h"
@@ -51,11 +51,14 @@ class CpuOps final : public Ops {
   CpuOps(Dtype act, ThreadPool& pool, const Kernels& kernels)
       : act_(act),
         pool_(pool),
+        tasks_(pool),
         kernels_(kernels),
         act_kernels_(act == Dtype::bf16 ? kernels.bf16 : kernels.f32) {}
 
   Dtype act() const override { return act_; }
   Weight weight_layout(int64_t groups, int64_t out, int64_t in, WeightFormat format) const override;
+  void place(const Weight& w) const override;
+  void spread(std::byte* at, size_t bytes) const override;
   void pack(Weight& w, int64_t group, int64_t first, Tensor src, bool interleaved) override;
   void pack(Weight& w, int64_t group, int64_t first, const QuantRows& src,
             bool interleaved) override;
@@ -198,36 +201,26 @@ class CpuOps final : public Ops {
     });
   }
 
-  // f(task, next, thread) with the task that the same thread takes afterwards, or -1: each thread
-  // takes its tasks one ahead, so that it can prefetch. The first ones are set aside for as many
-  // threads; those of threads that do not come are left to the others.
+  // f(task, next, thread) for every task in [0, n), on all threads; next: the task that the same
+  // thread takes afterwards, or -1, so that it can prefetch.
   template <class F>
   void parallel_ahead(int64_t n, F&& f) {
-    const int64_t set_aside = std::min<int64_t>(n, pool_.size());
-    std::atomic<int64_t> first{0};
-    std::atomic<int64_t> ahead{set_aside};
+    tasks_.deal(n);
+    work_ahead(f);
+  }
+
+  // As dealt.
+  template <class F>
+  void work_ahead(F&& f) {
     const auto work = [&](int thread) {
       const FlushDenormals flush;
-      for (int64_t task; (task = first.fetch_add(1, std::memory_order_relaxed)) < set_aside;) {
-        while (task >= 0) {
-          const int64_t next = ahead.fetch_add(1, std::memory_order_relaxed);
-          f(task, next < n ? next : -1, thread);
-          task = next < n ? next : -1;
-        }
-      }
+      tasks_.work(thread, [&](int64_t task, int64_t next) { f(task, next, thread); });
     };
-    if (n <= 1 && pool_.size() > 1) {
-      if (n == 1) {
-        const FlushDenormals flush;
-        f(int64_t{0}, int64_t{-1}, 0);
-      }
-      return;
-    }
-    pool_.run(work);
+    tasks_.size() <= 1 ? work(0) : pool_.run(work);
   }
 
   // f(PanelTask) for all rows of a linear, on all threads, the groups with most rows first; of
-  // every `step` panels the first.
+  // every `step` panels the first. Panels go to the threads of the node that place() gave them.
   template <class F>
   void each_chunk_panel(const Weight& w, const RowGroups& groups, int64_t step, F&& f) {
     const int64_t panels = ceil_div(w.out, kPanel);
@@ -238,11 +231,11 @@ class CpuOps final : public Ops {
       const Chunk& c = chunks_[static_cast<size_t>(task / tasks)];
       return w.data + c.group * w.group_bytes + task % tasks * step * bytes;
     };
-    parallel_ahead(
-        static_cast<int64_t>(chunks_.size()) * tasks, [&](int64_t task, int64_t next, int) {
-          f(PanelTask{chunks_[static_cast<size_t>(task / tasks)], task % tasks * step * kPanel,
-                      panel_of(task), next < 0 ? nullptr : panel_of(next)});
-        });
+    tasks_.deal_by_node(static_cast<int64_t>(chunks_.size()), tasks);
+    work_ahead([&](int64_t task, int64_t next, int) {
+      f(PanelTask{chunks_[static_cast<size_t>(task / tasks)], task % tasks * step * kPanel,
+                  panel_of(task), next < 0 ? nullptr : panel_of(next)});
+    });
   }
 
   // f(row) for rows of `elements` each; short work stays on the calling thread.
@@ -258,6 +251,7 @@ class CpuOps final : public Ops {
 
   const Dtype act_;
   ThreadPool& pool_;
+  TaskCounters tasks_;
   const Kernels& kernels_;
   const ActKernels& act_kernels_;
   // Lists of tasks: contents live for one call, the memory for good.

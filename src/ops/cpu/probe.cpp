@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/memory.h"
+#include "base/task_counters.h"
 #include "ops/cpu/isa.h"
 
 namespace lorry {
@@ -35,6 +36,14 @@ double spin_rate(ThreadPool& pool, void (*spin)(int64_t, float*), double operati
   });
 }
 
+// Pieces [0, n), a node's own as far as it can: where it has written it reads. Seconds.
+double each_piece(ThreadPool& pool, int64_t n, const auto& f) {
+  TaskCounters tasks(pool);
+  tasks.deal_by_node(1, n);
+  return seconds_of(
+      pool, [&](int thread) { tasks.work(thread, [&](int64_t piece, int64_t) { f(piece); }); });
+}
+
 double read_rate(ThreadPool& pool, const cpu::Kernels& kernels) {
   constexpr int64_t kBytes = int64_t{512} << 20;
   constexpr int64_t kPage = 4096;
@@ -42,18 +51,15 @@ double read_rate(ThreadPool& pool, const cpu::Kernels& kernels) {
   constexpr int64_t kPiece = int64_t{1} << 20;
   const Buffer buffer(static_cast<size_t>(kBytes));
   // Memory that was never written is one shared page of zeros.
-  pool.for_each(kBytes / kPiece, [&](int64_t piece) {
+  each_piece(pool, kBytes / kPiece, [&](int64_t piece) {
     for (int64_t i = 0; i < kPiece; i += kPage) {
       *reinterpret_cast<volatile char*>(buffer.data() + piece * kPiece + i) = 1;
     }
   });
   return best_of(3, [&] {
-    std::atomic<int64_t> next{0};
-    const double t = seconds_of(pool, [&](int) {
+    const double t = each_piece(pool, kBytes / kPiece, [&](int64_t piece) {
       float sink = 0;
-      for (int64_t piece; (piece = next.fetch_add(1)) < kBytes / kPiece;) {
-        kernels.read(buffer.data() + piece * kPiece, kPiece, &sink);
-      }
+      kernels.read(buffer.data() + piece * kPiece, kPiece, &sink);
     });
     return static_cast<double>(kBytes) / t * 1e-9;
   });
