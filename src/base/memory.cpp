@@ -80,9 +80,8 @@ Buffer::~Buffer() {
 }
 
 std::byte* Arena::take(size_t bytes) {
-  LORRY_CHECK(used_ + bytes <= buffer_.size(), "arena of {} bytes: {} used, {} asked",
-              buffer_.size(), used_, bytes);
-  std::byte* p = buffer_.data() + used_;
+  LORRY_CHECK(used_ + bytes <= size_, "arena of {} bytes: {} used, {} asked", size_, used_, bytes);
+  std::byte* p = data_ + used_;
   used_ += bytes;
   return p;
 }

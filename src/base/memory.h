@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "lorry/tensor.h"
 
@@ -72,7 +73,10 @@ class PinnedBuffer {
 
 class Arena {
  public:
-  explicit Arena(size_t bytes, DeviceMemory* where = nullptr) : buffer_(bytes, where) {}
+  explicit Arena(size_t bytes, DeviceMemory* where = nullptr)
+      : buffer_(bytes, where), data_(buffer_.data()), size_(buffer_.size()) {}
+  // In memory that is not its own, 64-byte aligned, and outlives it.
+  explicit Arena(std::span<std::byte> memory) : data_(memory.data()), size_(memory.size()) {}
 
   // A 64-byte aligned tensor of `shape`. Aborts when the arena is exhausted: sizes are planned.
   Tensor tensor(Dtype dtype, Shape shape);
@@ -80,7 +84,7 @@ class Arena {
   // so that several rows do not share one set of the L1 cache.
   Tensor matrix(Dtype dtype, int64_t rows, int64_t cols);
   size_t used() const { return used_; }
-  size_t size() const { return buffer_.size(); }
+  size_t size() const { return size_; }
 
   // Bytes that tensor() or matrix() will take.
   static size_t tensor_bytes(Dtype dtype, Shape shape);
@@ -90,6 +94,8 @@ class Arena {
   std::byte* take(size_t bytes);
 
   Buffer buffer_;
+  std::byte* data_;
+  size_t size_;
   size_t used_ = 0;
 };
 

@@ -23,7 +23,6 @@ StepBuffers lay_out(const ModelShare& share, const Ops& ops, const ForwardLimits
   b.h = take(act, t, s.dim);
   b.qkv = take(Dtype::f32, t, s.qkv_dim());
   b.o = take(act, t, s.q_dim());
-  b.y = take(Dtype::f32, t, s.dim);
   b.scores = take(Dtype::f32, t, s.experts);
   b.hs = take(act, n, s.dim);
   b.gate_up = take(Dtype::f32, n, gate_up_dim(s.ffn));
@@ -50,6 +49,18 @@ StepBuffers lay_out(const ModelShare& share, const Ops& ops, const ForwardLimits
   b.route.n_own = static_cast<int32_t>(share.placement.experts.count);
   b.route.on_device = ops.memory() != nullptr;
   return b;
+}
+
+// What is summed over ranks, apart, as it may lie in memory that they have in common.
+size_t sums_bytes(const ModelShare& share, const ForwardLimits& limits) {
+  return (share.is_whole() ? 1 : 2) *
+         Arena::matrix_bytes(Dtype::f32, limits.max_tokens, share.own.dim);
+}
+void lay_out_sums(StepBuffers& b, const ModelShare& share, const ForwardLimits& limits,
+                  Arena& arena) {
+  const auto take = [&] { return arena.matrix(Dtype::f32, limits.max_tokens, share.own.dim); };
+  b.y = take();
+  b.z = share.is_whole() ? b.y : take();
 }
 
 // For the attention that a rank has; where it has none, of one head, so that sizes are defined.
@@ -96,7 +107,8 @@ CausalLM::CausalLM(const ModelShare& share, ModelWeights weights, Ops& ops, Comm
       limits_(limits),
       rope_(spec_.rope, spec_.attention.head_dim),
       inputs_(ops.memory()),
-      arena_(scratch_bytes(share_, ops, limits), ops.memory()),
+      sums_(memory_of_sums(sums_bytes(share_, limits))),
+      arena_(scratch_bytes(share_, ops, limits) - sums_bytes(share_, limits), ops.memory()),
       medusa_({}, limits) {
   const auto tokens = static_cast<size_t>(limits.max_tokens);
   const auto logit_rows = static_cast<size_t>(limits.max_logit_rows);
@@ -130,7 +142,13 @@ size_t CausalLM::scratch_bytes(const ModelShare& share, const Ops& ops,
   MedusaBuffers::lay_out(spec, ops.act(), limits, take);
   for (const int64_t n : rows_to_gather(share, limits)) take(Dtype::f32, n, share.whole.vocab);
   const auto attention = ops.attention_scratch_bytes(limits.max_tokens, some_heads(spec.attention));
-  return bytes + Arena::tensor_bytes(Dtype::u8, {static_cast<int64_t>(attention)});
+  return bytes + Arena::tensor_bytes(Dtype::u8, {static_cast<int64_t>(attention)}) +
+         sums_bytes(share, limits);
+}
+
+Arena CausalLM::memory_of_sums(size_t bytes) {
+  std::byte* common = comm_.common_memory(bytes);
+  return common != nullptr ? Arena({common, bytes}) : Arena(bytes, ops_.memory());
 }
 
 void CausalLM::carve() {
@@ -138,6 +156,7 @@ void CausalLM::carve() {
     return arena_.matrix(dtype, n, cols);
   };
   full_ = lay_out(share_, ops_, limits_, take);
+  lay_out_sums(full_, share_, limits_, sums_);
   out_x_ = take(Dtype::f32, limits_.max_logit_rows, spec_.dim);
   out_h_ = take(ops_.act(), limits_.max_logit_rows, spec_.dim);
   logits_ = take(Dtype::f32, limits_.max_logit_rows, spec_.vocab);
@@ -153,8 +172,8 @@ void CausalLM::carve() {
 StepBuffers CausalLM::cut(int64_t t) {
   const int64_t n = t * spec_.routing.top_k;
   StepBuffers b = full_;
-  for (Tensor* r : {&b.x, &b.h, &b.qkv, &b.o, &b.y, &b.scores, &b.cos, &b.sin, &b.route.expert,
-                    &b.route.weight, &b.route.slot}) {
+  for (Tensor* r : {&b.x, &b.h, &b.qkv, &b.o, &b.y, &b.z, &b.scores, &b.cos, &b.sin,
+                    &b.route.expert, &b.route.weight, &b.route.slot}) {
     *r = rows(*r, 0, t);
   }
   for (Tensor* r : {&b.hs, &b.gate_up, &b.act, &b.down}) *r = rows(*r, 0, n);
@@ -217,7 +236,11 @@ ForwardOutput CausalLM::forward(const ForwardInput& in, std::span<const KvLayer>
     ops_.adapt_embedding(buf.x, ids, weights_.embed_site, lora.segments, lora, buf.lora);
   }
   comm_.all_reduce(buf.x);
-  for (size_t i = 0; i < kv.size(); ++i) weights_.layers[i].forward(step, kv[i]);
+  const std::vector<DecoderLayer>& layers = weights_.layers;
+  apply(step, buf.h, buf.x, layers.front().attn_norm, step.rows);
+  for (size_t i = 0; i < kv.size(); ++i) {
+    layers[i].forward(step, kv[i], i + 1 < kv.size() ? &layers[i + 1].attn_norm : nullptr);
+  }
   routes_ = step.routes;
 
   if (in.logit_rows.empty()) {

@@ -48,10 +48,10 @@ class CausalLM {
   const ForwardLimits& limits() const { return limits_; }
   const ModelWeights& weights() const { return weights_; }
   ModelWeights& weights() { return weights_; }  // between two passes
-  size_t scratch_bytes() const { return arena_.size(); }
   static size_t scratch_bytes(const ModelShare& share, const Ops& ops, const ForwardLimits& limits);
 
  private:
+  Arena memory_of_sums(size_t bytes);
   void carve();
   StepBuffers cut(int64_t n_rows);
   LoraPlan plan_rows(const ForwardInput& in, std::span<const AdapterView> adapters);
@@ -68,6 +68,7 @@ class CausalLM {
   ForwardLimits limits_;
   RopeTable rope_;
   StepInputs inputs_;
+  Arena sums_;  // what is summed over ranks
   Arena arena_;
   PinnedBuffer host_logits_, host_hidden_, host_speculative_;  // a device's results
   StepBuffers full_;

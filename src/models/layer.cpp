@@ -17,8 +17,10 @@ void apply(Step& step, Tensor y, Tensor x, const Linear& linear, const Rows& row
   step.ops.apply(y, x, adapted(step, linear, rows));
 }
 
-void apply(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& rows) {
-  step.ops.norm(y, x, norm.norm);
+namespace {
+
+// y, the norm of x, anew for rows whose adapter has a weight of its own.
+void patch(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& rows) {
   if (!step.lora.norms) return;
   for (const LoraSegment& s : rows.segments) {
     const SiteChange* change = step.lora.patch(s, norm.site).change;
@@ -28,6 +30,22 @@ void apply(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& row
     const int32_t n = s.end - s.begin;
     step.ops.norm(lorry::rows(y, s.begin, n), lorry::rows(x, s.begin, n), own);
   }
+}
+
+// x += what the ranks have made of `part`, and its norm.
+void add(Step& step, Tensor part, const SiteNorm* norm) {
+  const StepBuffers& b = step.buf;
+  const std::span<const Tensor> parts = step.comm.parts(part);
+  if (norm == nullptr) return step.ops.add(b.x, parts);
+  step.ops.add_norm(b.h, b.x, parts, norm->norm);
+  patch(step, b.h, b.x, *norm, step.rows);
+}
+
+}  // namespace
+
+void apply(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& rows) {
+  step.ops.norm(y, x, norm.norm);
+  patch(step, y, x, norm, rows);
 }
 
 void clear(const Ops& ops, Tensor t) {
@@ -87,20 +105,14 @@ void DecoderLayer::run_experts(Step& step) const {
   ops.gather(hs, b.h, view(b.route.source.data, Dtype::i32, {n}));
   ops.apply_glu(act, both, hs, adapted(step, gate_up, by_expert), step.spec.activation);
   apply(step, out, act, down, by_expert);
-  ops.combine(b.y, out, b.route);
+  ops.combine(b.z, out, b.route);
 }
 
-void DecoderLayer::forward(Step& step, const KvLayer& kv) const {
-  Ops& ops = step.ops;
-  StepBuffers& b = step.buf;
-  apply(step, b.h, b.x, attn_norm, step.rows);
+void DecoderLayer::forward(Step& step, const KvLayer& kv, const SiteNorm* next) const {
   attend(step, kv);
-  step.comm.all_reduce(b.y);
-  ops.add(b.x, b.y);
-  apply(step, b.h, b.x, ffn_norm, step.rows);
+  add(step, step.buf.y, &ffn_norm);
   run_experts(step);
-  step.comm.all_reduce(b.y);
-  ops.add(b.x, b.y);
+  add(step, step.buf.z, next);
 }
 
 }  // namespace lorry

@@ -33,7 +33,7 @@ struct StepBuffers {
   Tensor h;         // [T, D] act
   Tensor qkv;       // [T, q + 2 kv] f32
   Tensor o;         // [T, q] act
-  Tensor y;         // [T, D] f32
+  Tensor y, z;      // [T, D] f32, what attention and experts add to x; alone both are one
   Tensor scores;    // [T, E] f32
   Tensor hs;        // [T k, D] act, h sorted by expert
   Tensor gate_up;   // [T k, gate_up_dim] f32
@@ -67,11 +67,12 @@ struct DecoderLayer {
   SiteNorm attn_norm, ffn_norm;
   Linear wqkv, wo, router, gate_up, down;
 
-  // buf.x [T, D] in place; kv is this layer's cache.
-  void forward(Step& step, const KvLayer& kv) const;
+  // buf.x [T, D] in place, of which buf.h is attn_norm; kv is this layer's cache. Leaves the `next`
+  // norm of x in buf.h, if there is one.
+  void forward(Step& step, const KvLayer& kv, const SiteNorm* next) const;
 
  private:
-  // buf.y <- the rank's part of the sum.
+  // buf.y, buf.z <- the rank's part of the sum.
   void attend(Step& step, const KvLayer& kv) const;
   void run_experts(Step& step) const;
 };

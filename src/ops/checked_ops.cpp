@@ -142,9 +142,7 @@ class CheckedOps final : public Ops {
   }
 
   void norm(Tensor y, Tensor x, const Norm& n) override {
-    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
-    check_matrix("y", y, act(), x.rows(), x.cols());
-    check_vector("weight", n.weight, Dtype::f32, x.cols());
+    check_norm(y, x, n);
     ops_->norm(y, x, n);
   }
 
@@ -283,10 +281,15 @@ class CheckedOps final : public Ops {
     ops_->combine(y, d, route);
   }
 
-  void add(Tensor x, Tensor y) override {
-    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
-    check_matrix("y", y, Dtype::f32, x.rows(), x.cols());
-    ops_->add(x, y);
+  void add(Tensor x, std::span<const Tensor> parts) override {
+    check_parts(x, parts);
+    ops_->add(x, parts);
+  }
+
+  void add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) override {
+    check_parts(x, parts);
+    check_norm(y, x, n);
+    ops_->add_norm(y, x, parts, n);
   }
 
   void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override {
@@ -298,6 +301,18 @@ class CheckedOps final : public Ops {
   }
 
  private:
+  void check_norm(const Tensor& y, const Tensor& x, const Norm& n) const {
+    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
+    check_matrix("y", y, act(), x.rows(), x.cols());
+    check_vector("weight", n.weight, Dtype::f32, x.cols());
+  }
+  void check_parts(const Tensor& x, std::span<const Tensor> parts) const {
+    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
+    LORRY_CHECK(!parts.empty(), "nothing to add");
+    for (const Tensor& part : parts) {
+      check_matrix("part", part, Dtype::f32, x.rows(), x.cols());
+    }
+  }
   static Tensor rows_of(Tensor t, int64_t r) { return rows(t, r, 1); }
 
   void check_linear(const Tensor& y, const Tensor& x, const Weight& w, const RowGroups& groups,

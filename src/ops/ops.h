@@ -284,8 +284,13 @@ class Ops {
   // y [T, D] f32 <- sum over j (in order) of route.weight[t, j] * d[route.slot[t, j]], d f32,
   // without those that have no slot.
   virtual void combine(Tensor y, Tensor d, const Route& route) = 0;
-  // x += y, f32.
-  virtual void add(Tensor x, Tensor y) = 0;
+  // x [T, D] f32 += the sum of `parts`, each [T, D] f32, which are added up in their order first.
+  virtual void add(Tensor x, std::span<const Tensor> parts) = 0;
+  // y [T, D] act <- norm() of x after add(): the same bits, perhaps in one pass.
+  virtual void add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) {
+    add(x, parts);
+    norm(y, x, n);
+  }
   // y [T, D] act <- x + silu(v + bias), x [T, D] act, v [T, D] f32, bias [D] f32. y may be x.
   virtual void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) = 0;
 };

@@ -110,8 +110,11 @@ class TimedOps final : public Ops {
   void combine(Tensor y, Tensor d, const Route& route) override {
     time(OpTimes::add, [&] { ops_->combine(y, d, route); });
   }
-  void add(Tensor x, Tensor y) override {
-    time(OpTimes::add, [&] { ops_->add(x, y); });
+  void add(Tensor x, std::span<const Tensor> parts) override {
+    time(OpTimes::add, [&] { ops_->add(x, parts); });
+  }
+  void add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) override {
+    time(OpTimes::norm, [&] { ops_->add_norm(y, x, parts, n); });
   }
   void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override {
     time(OpTimes::glu, [&] { ops_->add_silu(y, x, v, bias); });

@@ -28,6 +28,22 @@ class Comm {
   virtual int local_size() const = 0;
   // x (f32, any pitch) becomes the sum over ranks.
   virtual void all_reduce(Tensor x) = 0;
+  // Memory of this rank, zeroed and 4096-byte aligned, that the others read where it lies; null:
+  // there is none, and parts() sums. Every rank asks for the same size, once. It lives as long as
+  // the comm. Throws Error(over_capacity).
+  virtual std::byte* common_memory(size_t bytes) {
+    static_cast<void>(bytes);
+    return nullptr;
+  }
+  // What is to be added up in this order to have the sum over ranks of y (f32, of the same shape,
+  // place and pitch on every rank): each rank's y where that lies in common memory, else one, y,
+  // which has become the sum. The parts can be read until the next call, on which this rank's y
+  // must not be in the same place: others may still be reading.
+  virtual std::span<const Tensor> parts(const Tensor& y) {
+    all_reduce(y);
+    part_ = y;
+    return {&part_, 1};
+  }
   // On rank 0 whole [R, W] f32 <- the ranks' parts [R, w] side by side, W the sum of `widths`,
   // which has an entry for each rank. Others' whole is not looked at.
   virtual void gather(Tensor whole, Tensor part, std::span<const int64_t> widths) = 0;
@@ -41,8 +57,11 @@ class Comm {
   // ranks goes without.
   virtual void end() {}
 
-  // Bytes that this rank has put into all_reduce and gather for others to read.
+  // Bytes that this rank has put into all_reduce, parts and gather for others to read.
   virtual int64_t bytes_sent() const = 0;
+
+ private:
+  Tensor part_;
 };
 
 std::unique_ptr<Comm> make_solo_comm();

@@ -30,6 +30,8 @@ class OneHostComm final : public Comm {
   int size() const override { return memory_->size(); }
   int local_size() const override { return memory_->local_size(); }
   void all_reduce(Tensor x) override { memory_->all_reduce(x); }
+  std::byte* common_memory(size_t bytes) override { return memory_->common_memory(bytes); }
+  std::span<const Tensor> parts(const Tensor& y) override { return memory_->parts(y); }
   void gather(Tensor whole, Tensor part, std::span<const int64_t> widths) override {
     memory_->gather(whole, part, widths);
   }

@@ -69,6 +69,10 @@ class SharedMemoryComm final : public Comm {
   SharedMemoryComm(std::shared_ptr<SharedMemory> memory, int rank)
       : memory_(std::move(memory)), rank_(rank), size_(memory_->ranks()) {
     LORRY_CHECK(rank >= 0 && rank < size_, "rank {} of {}", rank, size_);
+    parts_.resize(static_cast<size_t>(size_));
+  }
+  ~SharedMemoryComm() override {
+    if (common_ != nullptr) munmap(common_, common_bytes_ * static_cast<size_t>(size_));
   }
 
   int rank() const override { return rank_; }
@@ -86,6 +90,31 @@ class SharedMemoryComm final : public Comm {
         add_in_order(part, slot(r), r, rank_);
       }
     });
+  }
+
+  std::byte* common_memory(size_t bytes) override {
+    LORRY_CHECK(common_ == nullptr, "common memory is there");
+    common_bytes_ = (bytes + 4095) / 4096 * 4096;
+    // All have attached who have arrived here.
+    begin();
+    publish({});
+    for (int r = 0; r < size_; ++r) wait(r, exchange_);
+    common_ = memory_->map_more(common_bytes_);
+    return common_ + static_cast<size_t>(rank_) * common_bytes_;
+  }
+
+  std::span<const Tensor> parts(const Tensor& y) override {
+    std::byte* own = common_ + static_cast<size_t>(rank_) * common_bytes_;
+    if (common_ == nullptr || y.data < own || y.data >= own + common_bytes_) return Comm::parts(y);
+    ++exchange_;
+    publish(y);
+    for (int r = 0; r < size_; ++r) {
+      wait(r, exchange_);
+      Tensor& part = parts_[static_cast<size_t>(r)];
+      part = y;
+      part.data = common_ + static_cast<size_t>(r) * common_bytes_ + (y.data - own);
+    }
+    return parts_;
   }
 
   void gather(Tensor whole, Tensor part, std::span<const int64_t> widths) override {
@@ -216,6 +245,9 @@ class SharedMemoryComm final : public Comm {
   const std::shared_ptr<SharedMemory> memory_;
   const int rank_;
   const int size_;
+  std::byte* common_ = nullptr;  // of all ranks
+  size_t common_bytes_ = 0;      // of one
+  std::vector<Tensor> parts_;
   uint32_t exchange_ = 0;
   int64_t bytes_sent_ = 0;
 };
@@ -272,6 +304,20 @@ std::shared_ptr<SharedMemory> SharedMemory::attach(int descriptor) {
 SharedMemory::~SharedMemory() {
   munmap(data_, bytes_);
   close(descriptor_);
+}
+
+std::byte* SharedMemory::map_more(size_t bytes) const {
+  const size_t more = bytes * static_cast<size_t>(ranks());
+  void* at = MAP_FAILED;
+  if (ftruncate(descriptor_, static_cast<off_t>(bytes_ + more)) == 0) {
+    at = mmap(nullptr, more, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor_,
+              static_cast<off_t>(bytes_));
+  }
+  if (at == MAP_FAILED) {
+    fail(Code::over_capacity, "cannot make {} bytes of shared memory for {} ranks: {}", more,
+         ranks(), std::strerror(errno));
+  }
+  return static_cast<std::byte*>(at);
 }
 
 int SharedMemory::ranks() const { return reinterpret_cast<const Header*>(data_)->ranks; }

@@ -28,6 +28,11 @@ class SharedMemory {
   int descriptor() const { return descriptor_; }
   std::byte* data() const { return data_; }
 
+  // More of it, behind what there is: of each rank `bytes`, a multiple of 4096. Each rank maps it
+  // by a call of its own, with the same size, and unmaps it with munmap(). Requires: all have
+  // attached. Throws Error(over_capacity).
+  std::byte* map_more(size_t bytes) const;
+
  private:
   SharedMemory(int descriptor, size_t bytes);
   int descriptor_;

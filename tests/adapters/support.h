@@ -116,7 +116,7 @@ class PackOps : public Ops {
   void gather(Tensor, Tensor, Tensor) override { unused<int>(); }
   void glu(Tensor, Tensor, Activation) override { unused<int>(); }
   void combine(Tensor, Tensor, const Route&) override { unused<int>(); }
-  void add(Tensor, Tensor) override { unused<int>(); }
+  void add(Tensor, std::span<const Tensor>) override { unused<int>(); }
   void add_silu(Tensor, Tensor, Tensor, Tensor) override { unused<int>(); }
 
  private:

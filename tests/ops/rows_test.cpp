@@ -1,4 +1,7 @@
 // The operations that work row by row, against the formula in double.
+#include <array>
+#include <span>
+
 #include <gtest/gtest.h>
 
 #include "ops/support.h"
@@ -205,7 +208,7 @@ TEST_P(RowsTest, gather_combine_and_add) {
     ops.gather(y(), x(), view(index.data(), Dtype::i32, {4}));
     ops.combine(sum(), d(), route);
     fill(total(), 11);
-    ops.add(total(), sum());
+    ops.add(total(), std::array{sum()});
     Bytes all = bytes_of(y());
     append(all, bytes_of(sum()));
     append(all, bytes_of(total()));
@@ -225,6 +228,45 @@ TEST_P(RowsTest, gather_combine_and_add) {
       ASSERT_NEAR(get(sum(), int64_t(r), c), expected, 1e-6);
       ASSERT_EQ(get(total(), int64_t(r), c),
                 double{float(get(before(), int64_t(r), c)) + float(get(sum(), int64_t(r), c))});
+    }
+  }
+}
+
+// Parts of several ranks; a device computes alone.
+TEST_P(RowsTest, parts_are_added_up_in_their_order_before_x) {
+  for (const int64_t n : {1, 35, 1024, 2100}) {
+    for (size_t n_parts = 1; n_parts <= 3; ++n_parts) {
+      const Matrix a = random_matrix(Dtype::f32, 3, n, 1);
+      const Matrix b = random_matrix(Dtype::f32, 3, n, 2);
+      const Matrix c = random_matrix(Dtype::f32, 3, n, 3);
+      const std::array<Tensor, 3> parts{a(), b(), c()};
+      const Matrix weight = random_matrix(Dtype::f32, 1, n, 4);
+      const Norm norm{view(weight.data(), Dtype::f32, {n}), 1e-3F, false};
+      const Matrix x(Dtype::f32, 3, n, 2), y(GetParam(), 3, n, 1);
+      const Matrix x_alone(Dtype::f32, 3, n), y_alone(GetParam(), 3, n);
+      bool alone = false;
+      same_everywhere(GetParam(), [&](Ops& ops) {
+        alone = ops.memory() != nullptr && n_parts > 1;
+        if (alone) return Bytes{};
+        fill(x(), 11);
+        fill(x_alone(), 11);
+        ops.add_norm(y(), x(), std::span(parts).first(n_parts), norm);
+        ops.add(x_alone(), std::span(parts).first(n_parts));
+        ops.norm(y_alone(), x_alone(), norm);
+        EXPECT_EQ(bytes_of(x()), bytes_of(x_alone()));
+        EXPECT_EQ(bytes_of(y()), bytes_of(y_alone()));
+        return bytes_of(y());
+      });
+      if (alone) continue;
+      const Matrix before(Dtype::f32, 3, n);
+      fill(before(), 11);
+      for (int64_t r = 0; r < 3; ++r) {
+        for (int64_t i = 0; i < n; ++i) {
+          auto sum = static_cast<float>(get(a(), r, i));
+          for (size_t p = 1; p < n_parts; ++p) sum += static_cast<float>(get(parts[p], r, i));
+          ASSERT_EQ(get(x(), r, i), double{static_cast<float>(get(before(), r, i)) + sum});
+        }
+      }
     }
   }
 }

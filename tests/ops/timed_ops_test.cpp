@@ -1,6 +1,7 @@
 // Measuring changes nothing, and every kind of operation has a name.
 #include "ops/timed_ops.h"
 
+#include <array>
 #include <set>
 
 #include <gtest/gtest.h>
@@ -21,8 +22,8 @@ TEST(TimedOps, measures_what_it_forwards) {
   const Matrix a = random_matrix(Dtype::f32, 5, 37, 2);
   const Matrix b = random_matrix(Dtype::f32, 5, 37, 2);
 
-  plain->add(a(), x());
-  timed->add(b(), x());
+  plain->add(a(), std::array{x()});
+  timed->add(b(), std::array{x()});
   for (int64_t r = 0; r < 5; ++r) {
     for (int64_t c = 0; c < 37; ++c) ASSERT_EQ(get(a(), r, c), get(b(), r, c));
   }

@@ -143,6 +143,59 @@ TEST_P(Ranks, a_long_run_of_calls_with_late_ranks) {
   });
 }
 
+// In two places by turns, as the contract asks; other calls come between.
+TEST_P(Ranks, parts_in_common_memory_are_those_of_all_ranks_where_they_lie) {
+  constexpr size_t kBytes = 3 * 16 * sizeof(float);
+  on_ranks(GetParam(), [&](Comm& comm) {
+    std::byte* memory = comm.common_memory(2 * kBytes);
+    ASSERT_NE(memory, nullptr);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(memory) % 4096, 0U);
+    EXPECT_EQ(memory[2 * kBytes - 1], std::byte{0});
+    std::mt19937 late(static_cast<unsigned>(comm.rank()));
+    for (int i = 0; i < 300; ++i) {
+      if (late() % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      Tensor y = view(memory + (i % 2 == 0 ? 0 : kBytes), Dtype::f32, {3, 13});
+      y.pitch = 16;
+      fill(y, comm.rank() + i);
+      const auto parts = comm.parts(y);
+      ASSERT_EQ(parts.size(), static_cast<size_t>(comm.size()));
+      EXPECT_EQ(parts[static_cast<size_t>(comm.rank())].data, y.data);
+      for (int k = 0; k < comm.size(); ++k) {
+        const Tensor& part = parts[static_cast<size_t>(k)];
+        ASSERT_EQ(part.rows(), 3);
+        for (int64_t r = 0; r < 3; ++r) {
+          for (int64_t c = 0; c < 13; ++c) {
+            ASSERT_EQ(part.row<float>(r)[c], value_of(k + i, r, c)) << k << " " << i;
+          }
+        }
+      }
+      if (i % 7 == 0) {
+        ASSERT_EQ(least_of(comm, 100 * i + comm.rank()), 100 * i);
+      }
+    }
+    EXPECT_EQ(comm.bytes_sent(), 300 * 3 * 13 * 4);
+  });
+}
+
+TEST_P(Ranks, parts_that_lie_elsewhere_are_summed) {
+  on_ranks(GetParam(), [&](Comm& comm) {
+    comm.common_memory(64);
+    Matrix m(2, 5, 8);
+    fill(m.tensor, comm.rank());
+    const auto parts = comm.parts(m.tensor);
+    ASSERT_EQ(parts.size(), 1U);
+    EXPECT_EQ(parts[0].data, m.tensor.data);
+    float want = value_of(0, 1, 4);
+    for (int k = 1; k < comm.size(); ++k) want += value_of(k, 1, 4);
+    EXPECT_EQ(m.tensor.row<float>(1)[4], want);
+  });
+}
+
+TEST_P(Ranks, common_memory_that_nobody_has_is_refused) {
+  on_ranks(GetParam(),
+           [&](Comm& comm) { EXPECT_THROW(comm.common_memory(size_t{1} << 60), Error); });
+}
+
 TEST_P(Ranks, bytes_sent_are_those_of_the_values) {
   on_ranks(GetParam(), [&](Comm& comm) {
     Matrix m(10, 100, 100);

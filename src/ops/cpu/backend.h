@@ -97,7 +97,8 @@ class CpuOps final : public Ops {
   void gather(Tensor y, Tensor x, Tensor index) override;
   void glu(Tensor y, Tensor gu, Activation activation) override;
   void combine(Tensor y, Tensor d, const Route& route) override;
-  void add(Tensor x, Tensor y) override;
+  void add(Tensor x, std::span<const Tensor> parts) override;
+  void add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) override;
   void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override;
 
  private:
@@ -127,6 +128,8 @@ class CpuOps final : public Ops {
   };
 
   int64_t element() const { return size_of(act_); }
+  void norm_row(Tensor y, Tensor x, const Norm& n, int64_t r) const;
+  void add_row(Tensor x, std::span<const Tensor> parts, int64_t r) const;
   // k of a packed row: bf16 pairs are complete.
   int64_t padded(int64_t in) const { return act_ == Dtype::bf16 ? round_up(in, 2) : in; }
   int64_t panel_bytes(int64_t in) const { return padded(in) * kPanel * element(); }

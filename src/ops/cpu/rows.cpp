@@ -1,4 +1,5 @@
 // The operations that work row by row.
+#include <array>
 #include <cstring>
 
 #include "base/float16.h"
@@ -17,11 +18,13 @@ void CpuOps::embed(Tensor y, Tensor table, Tensor ids) {
   });
 }
 
+void CpuOps::norm_row(Tensor y, Tensor x, const Norm& n, int64_t r) const {
+  act_kernels_.norm({y.data + r * y.pitch * element(), x.row<const float>(r),
+                     n.weight.row<const float>(0), x.cols(), n.eps, n.centered});
+}
+
 void CpuOps::norm(Tensor y, Tensor x, const Norm& n) {
-  parallel_rows(x.rows(), 2 * x.cols(), [&](int64_t r) {
-    act_kernels_.norm({y.data + r * y.pitch * element(), x.row<const float>(r),
-                       n.weight.row<const float>(0), x.cols(), n.eps, n.centered});
-  });
+  parallel_rows(x.rows(), 2 * x.cols(), [&](int64_t r) { norm_row(y, x, n, r); });
 }
 
 void CpuOps::clamp(Tensor x, float limit) {
@@ -123,9 +126,29 @@ void CpuOps::combine(Tensor y, Tensor d, const Route& route) {
   });
 }
 
-void CpuOps::add(Tensor x, Tensor y) {
-  parallel_rows(x.rows(), x.cols(),
-                [&](int64_t r) { kernels_.add(x.row<float>(r), y.row<const float>(r), x.cols()); });
+void CpuOps::add_row(Tensor x, std::span<const Tensor> parts, int64_t r) const {
+  float* to = x.row<float>(r);
+  if (parts.size() == 1) return kernels_.add(to, parts[0].row<const float>(r), x.cols());
+  alignas(64) std::array<float, 1024> sum;
+  for (int64_t c = 0; c < x.cols(); c += 1024) {
+    const int64_t n = std::min<int64_t>(1024, x.cols() - c);
+    std::copy_n(parts[0].row<const float>(r) + c, n, sum.data());
+    for (const Tensor& part : parts.subspan(1)) {
+      kernels_.add(sum.data(), part.row<const float>(r) + c, n);
+    }
+    kernels_.add(to + c, sum.data(), n);
+  }
+}
+
+void CpuOps::add(Tensor x, std::span<const Tensor> parts) {
+  parallel_rows(x.rows(), x.cols(), [&](int64_t r) { add_row(x, parts, r); });
+}
+
+void CpuOps::add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) {
+  parallel_rows(x.rows(), 3 * x.cols(), [&](int64_t r) {
+    add_row(x, parts, r);
+    norm_row(y, x, n, r);
+  });
 }
 
 void CpuOps::add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) {

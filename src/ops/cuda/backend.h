@@ -146,7 +146,8 @@ class CudaOps final : public Ops {
   void gather(Tensor y, Tensor x, Tensor index) override;
   void glu(Tensor y, Tensor gu, Activation activation) override;
   void combine(Tensor y, Tensor d, const Route& route) override;
-  void add(Tensor x, Tensor y) override;
+  void add(Tensor x, std::span<const Tensor> parts) override;
+  void add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) override;
   void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override;
 
  private:

@@ -26,6 +26,9 @@ struct NormArgs {
   int64_t y_pitch;
   const float* x;
   int64_t x_pitch;
+  float* sum;  // x as well, where the sum with `part` goes; or both are null
+  const float* part;
+  int64_t part_pitch;
   const float* weight;
   int64_t rows, cols;
   float eps;

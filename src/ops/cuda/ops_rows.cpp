@@ -26,6 +26,15 @@ std::unique_ptr<Ops> make_cuda_ops(Dtype act, ThreadPool& pool) {
 
 namespace cuda {
 
+namespace {
+
+const Tensor& only(std::span<const Tensor> parts) {
+  LORRY_CHECK(parts.size() == 1, "{} parts: a device computes alone", parts.size());
+  return parts.front();
+}
+
+}  // namespace
+
 const void* Call::in(const void* p, size_t bytes) {
   if (p == nullptr || memory_.contains(p)) return p;
   const Staging::Room r = room(bytes);
@@ -62,8 +71,18 @@ void CudaOps::embed(Tensor y, Tensor table, Tensor ids) {
 void CudaOps::norm(Tensor y, Tensor x, const Norm& n) {
   Call call(memory_, staging_);
   cuda::norm(call.stream(),
-             {call.out(y), y.pitch, call.in<float>(x), x.pitch, call.in<float>(n.weight), x.rows(),
-              x.cols(), n.eps, n.centered},
+             {call.out(y), y.pitch, call.in<float>(x), x.pitch, nullptr, nullptr, 0,
+              call.in<float>(n.weight), x.rows(), x.cols(), n.eps, n.centered},
+             bf16());
+}
+
+void CudaOps::add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) {
+  const Tensor& part = only(parts);
+  Call call(memory_, staging_);
+  auto* sum = call.out<float>(x);
+  cuda::norm(call.stream(),
+             {call.out(y), y.pitch, sum, x.pitch, sum, call.in<float>(part), part.pitch,
+              call.in<float>(n.weight), x.rows(), x.cols(), n.eps, n.centered},
              bf16());
 }
 
@@ -121,7 +140,8 @@ void CudaOps::combine(Tensor y, Tensor d, const Route& route) {
                  route.weight.pitch, y.rows(), y.cols(), static_cast<int32_t>(route.slot.cols())});
 }
 
-void CudaOps::add(Tensor x, Tensor y) {
+void CudaOps::add(Tensor x, std::span<const Tensor> parts) {
+  const Tensor& y = only(parts);
   Call call(memory_, staging_);
   cuda::add(call.stream(),
             {call.out<float>(x), x.pitch, call.in<float>(y), y.pitch, x.rows(), x.cols()});

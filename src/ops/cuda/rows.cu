@@ -42,6 +42,26 @@ LORRY_DEVICE Quad load_quad(const float* x, int64_t c, int64_t cols) {
   return q;
 }
 
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T v[4];
+};
+
+// to[c], to[c + 1] ... = x[c] + y[c] ..., which it returns. to may be x.
+LORRY_DEVICE Quad add_quad(float* to, const float* x, const float* y, int64_t c, int64_t cols) {
+  const Quad left = load_quad(x, c, cols);
+  const Quad right = load_quad(y, c, cols);
+  Four<float> sum{};
+  LORRY_UNROLL
+  for (int i = 0; i < 4; ++i) sum.v[i] = left.v[i] + right.v[i];
+  if (c + 4 <= cols && reinterpret_cast<uintptr_t>(to + c) % sizeof(sum) == 0) {
+    *reinterpret_cast<Four<float>*>(to + c) = sum;
+  } else {
+    for (int i = 0; c + i < cols && i < 4; ++i) to[c + i] = sum.v[i];
+  }
+  return {sum.v[0], sum.v[1], sum.v[2], sum.v[3]};
+}
+
 // A block a row; a thread has every kThreads-th quad of it. kHeld of them are kept in registers;
 // with 0, for rows of any length, they are read three times.
 template <class T, int kHeld>
@@ -50,6 +70,8 @@ norm_kernel(NormArgs a) {
   let_next_start();
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const float* x = a.x + blockIdx.x * a.x_pitch;
+  float* summed = a.sum == nullptr ? nullptr : a.sum + blockIdx.x * a.x_pitch;
+  const float* part = a.part == nullptr ? nullptr : a.part + blockIdx.x * a.part_pitch;
   T* y = static_cast<T*>(a.y) + blockIdx.x * a.y_pitch;
   const auto n = static_cast<float>(a.cols);
   const auto column = [](int i) { return (int64_t{i} * kThreads + threadIdx.x) * 4; };
@@ -60,8 +82,15 @@ norm_kernel(NormArgs a) {
   for (int i = 0; i < kHeld; ++i) weights[i] = load_quad(a.weight, column(i), a.cols);
   wait_for_previous();
   LORRY_UNROLL
-  for (int i = 0; i < kHeld; ++i) values[i] = load_quad(x, column(i), a.cols);
+  for (int i = 0; i < kHeld; ++i) {
+    values[i] = part == nullptr ? load_quad(x, column(i), a.cols)
+                                : add_quad(summed, x, part, column(i), a.cols);
+  }
   const auto quads = static_cast<int>((a.cols + 4 * kThreads - 1) / (4 * kThreads));
+  if (kHeld == 0 && part != nullptr) {
+    for (int i = 0; i < quads; ++i) add_quad(summed, x, part, column(i), a.cols);
+    x = summed;
+  }
   // f(value, weight, column) for what this thread has.
   const auto each = [&](auto&& f) {
     LORRY_UNROLL
@@ -207,11 +236,6 @@ LORRY_DEVICE float gelu_erf(float x) {
 }
 
 template <class T>
-struct alignas(4 * sizeof(T)) Four {
-  T v[4];
-};
-
-template <class T>
 LORRY_KERNEL(kThreads)
 glu_kernel(GluArgs a) {
   begin_kernel();
@@ -261,18 +285,8 @@ LORRY_KERNEL(kThreads) combine_kernel(CombineArgs a) {
 LORRY_KERNEL(kThreads) add_kernel(AddArgs a) {
   begin_kernel();
   each_element(a.rows, (a.cols + 3) / 4, [&](int64_t r, int64_t quad) {
-    const int64_t c = 4 * quad;
     float* x = a.x + r * a.x_pitch;
-    const Quad left = load_quad(x, c, a.cols);
-    const Quad right = load_quad(a.y + r * a.y_pitch, c, a.cols);
-    Four<float> sum{};
-    LORRY_UNROLL
-    for (int i = 0; i < 4; ++i) sum.v[i] = left.v[i] + right.v[i];
-    if (c + 4 <= a.cols && reinterpret_cast<uintptr_t>(x + c) % sizeof(sum) == 0) {
-      *reinterpret_cast<Four<float>*>(x + c) = sum;
-    } else {
-      for (int i = 0; c + i < a.cols && i < 4; ++i) x[c + i] = sum.v[i];
-    }
+    add_quad(x, x, a.y + r * a.y_pitch, 4 * quad, a.cols);
   });
 }
 
