@@ -14,6 +14,18 @@ namespace {
 // Tokens that come faster than this reach their client together: waking a thread and writing to a
 // socket cost more than a small model's step.
 constexpr auto kGather = std::chrono::milliseconds(4);
+// And where that many come in it, longer: nobody reads a thousand tokens a second.
+constexpr auto kGatherMany = 3 * kGather;
+constexpr size_t kMany = 4;
+// Of an answer that is not a stream only the metrics hear before its end.
+constexpr auto kGatherWhole = 24 * kGather;
+
+// The end of a period that is the same one for all streams: a thread that is woken then finds the
+// tokens of many, and takes the core from the computing threads once for all of them.
+std::chrono::steady_clock::time_point next_gathering(std::chrono::steady_clock::time_point now,
+                                                     std::chrono::milliseconds period) {
+  return now + (period - now.time_since_epoch() % period);
+}
 
 // The engine's side of one answer.
 class QueueSink final : public RequestSink {
@@ -168,7 +180,10 @@ void Generation::take_events(bool woken) {
   const bool fast = !woken || now - taken_ < kGather;
   taken_ = now;
   if (done_ || !fast || !queue_->hold()) return;
-  parts_.responder->at(now + kGather, [weak = weak_from_this()] {
+  const auto period = !results_.job.fields.stream ? kGatherWhole
+                      : events.size() > kMany     ? kGatherMany
+                                                  : kGather;
+  parts_.responder->at(next_gathering(now, period), [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->take_events(false);
   });
 }
