@@ -192,11 +192,8 @@ BenchWork count_work(const Spec& s, const Ops& ops, const BenchCase& c) {
   return w;
 }
 
-BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
-  BenchAdapters all;
-  const Ops& ops = *model.ops;
-  const auto aligned = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
-  // Fused parameters stand for the per-expert sites where a family has no others.
+// All linears. Fused parameters stand for the per-expert sites where a family has no others.
+std::vector<SiteInfo> adapted_sites(const LoadedModel& model) {
   std::vector<SiteInfo> sites;
   for (const SiteInfo& s : model.sites.sites) {
     if (is_linear(s.site.kind)) sites.push_back(s);
@@ -213,6 +210,14 @@ BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
       sites.push_back({f.module, {kind, f.layer, e}, f.in, f.out});
     }
   }
+  return sites;
+}
+
+BenchAdapters make_adapters(const LoadedModel& model, int32_t n, int32_t rank) {
+  BenchAdapters all;
+  const Ops& ops = *model.ops;
+  const auto aligned = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+  const std::vector<SiteInfo> sites = adapted_sites(model);
   size_t bytes = 0;
   for (const SiteInfo& s : sites) {
     bytes += aligned(ops.lora_a_bytes(rank, s.in)) + aligned(ops.lora_b_bytes(s.out, rank));
