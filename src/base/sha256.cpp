@@ -15,9 +15,20 @@ struct Sha256::Context {
   ~Context() { EVP_MD_CTX_free(evp); }
 };
 
+namespace {
+
+// EVP_sha256() names an algorithm that EVP_DigestInit looks up each time, under locks and all over
+// memory: most of what a short hash costs.
+const EVP_MD* algorithm() {
+  static const EVP_MD* const kFetched = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+  return kFetched;
+}
+
+}  // namespace
+
 Sha256::Sha256() : context_(std::make_unique<Context>()) {
   LORRY_CHECK(context_->evp != nullptr &&
-              EVP_DigestInit_ex(context_->evp, EVP_sha256(), nullptr) == 1);
+              EVP_DigestInit_ex(context_->evp, algorithm(), nullptr) == 1);
 }
 
 Sha256::~Sha256() = default;

@@ -203,11 +203,10 @@ void EngineCore::run(const StepPlan& plan) {
   counters_.rows_of_steps.add(counters_.last_batch_tokens);
   counters_.sequences_of_steps.add(counters_.last_batch_sequences);
   const ForwardOutput out = leader_.forward(batch_.build(), batch_.views());
-  scheduler_.commit(plan);
-  deliver(out);
+  deliver(plan, out);
 }
 
-void EngineCore::deliver(const ForwardOutput& out) {
+void EngineCore::deliver(const StepPlan& plan, const ForwardOutput& out) {
   choices_.clear();
   scores_.clear();
   std::vector<Active*> computed;  // asked for their prompt alone, and have it
@@ -227,7 +226,8 @@ void EngineCore::deliver(const ForwardOutput& out) {
     }
   }
   score_prompts();
-  choose_tokens();
+  choose_tokens();  // first: the scores are warm, and the compute threads still awake
+  scheduler_.commit(plan);
   for (Active* a : computed) finish(*a, FinishReason::length);
   for (Choice& c : choices_) take(c);
 }

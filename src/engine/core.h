@@ -130,7 +130,7 @@ class EngineCore {
   // False: its adapter is not ready, or it is not its turn.
   bool schedule(Active& active);
   void run(const StepPlan& plan);
-  void deliver(const ForwardOutput& out);
+  void deliver(const StepPlan& plan, const ForwardOutput& out);
   void deliver_prompt(Active& active, const BatchEntry& entry, const ForwardOutput& out);
   void score_prompts();
   void choose_tokens();

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "ops/scores.h"
+
 namespace lorry {
 
 namespace {
@@ -46,8 +48,8 @@ std::vector<int32_t> best_tokens(const Tensor& speculative, int64_t row, int32_t
   std::vector<int32_t> best;
   for (int64_t head = 0; head < n_heads; ++head) {
     const auto* logits = speculative.row<const float>(row * speculative.shape[1] + head);
-    const auto* most = std::max_element(logits, logits + speculative.cols());
-    best.push_back(static_cast<int32_t>(most - logits));
+    const int32_t most = arg_max({logits, static_cast<size_t>(speculative.cols())});
+    best.push_back(std::max(most, 0));  // any guess does where there is no best one
   }
   return best;
 }

@@ -1,117 +1,18 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cmath>
 #include <limits>
 
 #include "base/error.h"
 #include "engine/philox.h"
+#include "ops/scores.h"
 
 namespace lorry {
 
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-constexpr size_t kLanes = 16;
-
-// The largest value, or NaN when there is one. Lane by lane, so that it compiles to vectors.
-float largest(std::span<const float> x) {
-  std::array<float, kLanes> best;
-  best.fill(-kInfinity);
-  std::array<int32_t, kLanes> nan{};
-  size_t i = 0;
-  for (; i + kLanes <= x.size(); i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) {
-      const float v = x[i + j];
-      best[j] = v > best[j] ? v : best[j];
-      nan[j] |= v != v ? 1 : 0;
-    }
-  }
-  float top = -kInfinity;
-  bool any = std::find(nan.begin(), nan.end(), 1) != nan.end();
-  for (const float v : best) top = v > top ? v : top;
-  for (; i < x.size(); ++i) {
-    any |= x[i] != x[i];
-    top = x[i] > top ? x[i] : top;
-  }
-  return any ? std::numeric_limits<float>::quiet_NaN() : top;
-}
-
-// The index of the largest value, the lowest on ties; -1 when there is a NaN or no finite maximum.
-int32_t arg_max(std::span<const float> x) {
-  constexpr size_t kPart = 1024;  // is looked at twice, out of L1
-  float best = -kInfinity;
-  size_t first = 0;
-  for (size_t i = 0; i < x.size(); i += kPart) {
-    const float top = largest(x.subspan(i, std::min(kPart, x.size() - i)));
-    if (top != top || top == kInfinity) return -1;
-    if (top > best) {
-      best = top;
-      first = i;
-    }
-  }
-  if (best == -kInfinity) return -1;
-  const auto from = x.begin() + static_cast<std::ptrdiff_t>(first);
-  return static_cast<int32_t>(std::find(from, x.end(), best) - x.begin());
-}
-
-using Lanes = std::array<float, kLanes>;
-
-// Adds e^x for x <= 0, within 3e-7 of it; e^-87 below -87. Loops over lanes that each do one thing
-// without a choice, so that they compile to vectors.
-void add_exp(Lanes& sum, const Lanes& x) {
-  Lanes f;
-  std::array<int32_t, kLanes> whole, bits;
-  // In this order max() takes NaN for -87: it has no whole number.
-  for (size_t j = 0; j < kLanes; ++j) f[j] = std::max(-87.0F, x[j]) * 1.44269504F;
-  // Towards zero: the rest is in (-1, 0].
-  for (size_t j = 0; j < kLanes; ++j) whole[j] = static_cast<int32_t>(f[j]);
-  for (size_t j = 0; j < kLanes; ++j) {
-    f[j] = (f[j] - static_cast<float>(whole[j])) * 0.693147181F;
-    bits[j] = (whole[j] + 127) << 23;
-  }
-  const Lanes scale = std::bit_cast<Lanes>(bits);
-  for (size_t j = 0; j < kLanes; ++j) {
-    // Taylor to the 9th order: the rest is at most ln(2)^10 / 10!.
-    float p = 1.0F / 362880 * f[j] + 1.0F / 40320;
-    p = p * f[j] + 1.0F / 5040;
-    p = p * f[j] + 1.0F / 720;
-    p = p * f[j] + 1.0F / 120;
-    p = p * f[j] + 1.0F / 24;
-    p = p * f[j] + 1.0F / 6;
-    p = p * f[j] + 1.0F / 2;
-    p = p * f[j] + 1.0F;
-    f[j] = (p * f[j] + 1.0F) * scale[j];
-  }
-  for (size_t j = 0; j < kLanes; ++j) sum[j] += f[j];
-}
-
-double log_sum_exp(std::span<const float> x) {
-  const float top = largest(x);
-  // Partial sums of so few terms lose nothing that counts.
-  constexpr size_t kPart = 64 * kLanes;
-  double sum = 0;
-  for (size_t first = 0; first < x.size(); first += kPart) {
-    const auto part = x.subspan(first, std::min(kPart, x.size() - first));
-    Lanes sums{};
-    for (size_t i = 0; i < part.size(); i += kLanes) {
-      Lanes values;
-      values.fill(-kInfinity);
-      const size_t n = std::min(kLanes, part.size() - i);
-      if (n == kLanes) {
-        for (size_t j = 0; j < kLanes; ++j) values[j] = part[i + j] - top;
-      } else {
-        for (size_t j = 0; j < n; ++j) values[j] = part[i + j] - top;
-      }
-      add_exp(sums, values);
-    }
-    for (const float s : sums) sum += static_cast<double>(s);
-  }
-  return static_cast<double>(top) + std::log(sum);
-}
 
 }  // namespace
 

@@ -153,6 +153,9 @@ struct Kernels {
   void (*scale)(float* y, const float* x, float w, int64_t n);
   void (*axpy)(float* y, const float* x, float w, int64_t n);
   void (*softmax)(float* y, const float* x, int64_t n);
+  // Of a row of scores; see ops/scores.h. Need no flushed denormals.
+  int64_t (*arg_max)(const float* x, int64_t n);
+  double (*sum_exp)(const float* x, float top, int64_t n);
   // Adds a split (max, sum, o) to the running state of one row.
   void (*merge)(float* state_max_sum, float* state_o, const float* max_sum, const float* o,
                 int64_t d);

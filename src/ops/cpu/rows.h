@@ -213,6 +213,63 @@ void softmax_row(float* y, const float* x, int64_t size) {
   });
 }
 
+// The first of the largest of x [n]; -1 where one is NaN or +inf, or none is above -inf.
+int64_t arg_max_row(const float* x, int64_t size) {
+  const V16 infinity = set1(kInfinity);
+  // Of each lane: the largest, and where the vectors began in which it came first.
+  V16 best = set1(-kInfinity);
+  V16 start = zero();
+  V16 bad[4] = {zero(), zero(), zero(), zero()};  // 0 while all are below +inf
+  const auto see = [&](const V16& v, int64_t i) LORRY_UNROLLED {
+    // In vectors of 16, as a float: exact for rows of up to 2^28.
+    start = select_lt(best, v, set1(static_cast<float>(i / 16)), start);
+    best = max(v, best);
+  };
+  int64_t i = 0;
+  for (; i + 64 <= size; i += 64) {
+    V16 v[4];
+    unroll<4>([&](auto j) LORRY_UNROLLED {
+      v[j] = load(x + i + 16 * j);
+      bad[j] = select_lt(v[j], infinity, bad[j], infinity);
+    });
+    see(max(max(v[0], v[1]), max(v[2], v[3])), i);
+  }
+  for (; i < size; i += 16) {
+    const int n = size - i < 16 ? static_cast<int>(size - i) : 16;
+    V16 v = load_some(x + i, n);
+    if (n < 16) v = select_bits((1U << n) - 1U, v, set1(-kInfinity));
+    bad[0] = select_lt(v, infinity, bad[0], infinity);
+    see(v, i);
+  }
+  const float top = reduce_max(best);
+  if (top == -kInfinity || reduce_max(max(max(bad[0], bad[1]), max(bad[2], bad[3]))) != 0) {
+    return -1;
+  }
+  const V16 after = set1(static_cast<float>(size));
+  auto at =
+      16 * static_cast<int64_t>(-reduce_max(sub(zero(), select_lt(best, set1(top), after, start))));
+  while (x[at] != top) ++at;
+  return at;
+}
+
+// The sum of e^(x - top) over x [n], top being the largest and finite.
+double sum_exp_row(const float* x, float top, int64_t size) {
+  constexpr int64_t kPart = 1024;  // a sum of so few in f32 loses nothing that counts
+  const V16 most = set1(top);
+  double sum = 0;
+  for (int64_t first = 0; first < size; first += kPart) {
+    const float* part = x + first;
+    const int64_t left = size - first;
+    const float some =
+        sum_of(left < kPart ? left : kPart, [&](int64_t i, int n, const V16& c) LORRY_UNROLLED {
+          const V16 e = exp(sub(load_some(part + i, n), most));
+          return add(c, n == 16 ? e : select_bits((1U << n) - 1U, e, zero()));
+        });
+    sum += static_cast<double>(some);
+  }
+  return sum;
+}
+
 // Four streams of one line each, prefetched as matmul does.
 void read_memory(const void* p, int64_t bytes, float* sink) {
   const char* at = static_cast<const char*>(p);

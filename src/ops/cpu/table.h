@@ -54,6 +54,8 @@ constexpr Kernels table(const Probes& probes, bool wide) {
           .scale = scale_row,
           .axpy = axpy_row,
           .softmax = softmax_row,
+          .arg_max = arg_max_row,
+          .sum_exp = sum_exp_row,
           .merge = merge,
           .spin = probes.spin,
           .spin_flops = probes.spin_flops,
