@@ -20,7 +20,7 @@ struct World {
         sites(architecture.sites(spec)),
         pool(1),
         ops(make_cpu_ops(Dtype::f32, pool)),
-        stored{architecture, spec, *files.source, Dtype::f32} {
+        stored{architecture, spec, *files.source, *ops} {
     target.sites = &sites;
     target.ops = ops.get();
     target.base_rows = [this](Tensor y, const Site& site, int64_t first) {
