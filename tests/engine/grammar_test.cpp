@@ -156,31 +156,7 @@ TEST_F(GrammarEngine, mates_keep_their_bits_and_so_does_it) {
     if (i % 2 == 0) r.adapter = "experts-r8";
     requests.push_back(std::move(r));
   }
-  EngineOptions alone_options = options();
-  alone_options.threads = 1;
-  alone_options.prefix_cache = false;
-  TestEngine alone(alone_options);
-  std::vector<std::shared_ptr<Collector>> want;
-  for (const Request& r : requests) want.push_back(alone.run({r})[0]);
-
-  EngineOptions drafting = options();
-  drafting.speculative_tokens = 6;
-  EngineOptions tight = options();
-  tight.kv_tokens = 512;  // preemption
-  for (const auto& [name, o] : {std::pair{"together", options()}, std::pair{"drafts", drafting},
-                                std::pair{"preempted", tight}}) {
-    TestEngine engine(o);
-    for (int round = 0; round < 2; ++round) {
-      const auto got = engine.run(requests);
-      for (size_t i = 0; i < got.size(); ++i) {
-        expect_equal_tokens(*got[i], *want[i], name);
-        EXPECT_EQ(got[i]->finish->reason, want[i]->finish->reason) << name;
-      }
-    }
-    if (std::string(name) == "preempted") {
-      EXPECT_GT(engine->stats().preemptions, 0);
-    }
-  }
+  expect_alone_decides(options(), requests);
 }
 
 // Greedy answers repeat, so drafts are kept: the matcher has to follow them.

@@ -183,4 +183,38 @@ inline EngineOptions golden_options(const std::string& model_case,
   return o;
 }
 
+// Requests have the tokens and the end that each has by itself, on one thread and without a cache:
+// together, from a warm cache, with drafts, preempted.
+inline void expect_alone_decides(const EngineOptions& options,
+                                 const std::vector<Request>& requests) {
+  EngineOptions alone_options = options;
+  alone_options.threads = 1;
+  alone_options.prefix_cache = false;
+  TestEngine alone(alone_options);
+  std::vector<std::shared_ptr<Collector>> want;
+  for (const Request& r : requests) want.push_back(alone.run({r})[0]);
+
+  const auto expect_same = [&](TestEngine& engine, const char* what) {
+    const auto got = engine.run(requests);
+    for (size_t i = 0; i < got.size(); ++i) {
+      expect_equal_tokens(*got[i], *want[i], what);
+      EXPECT_EQ(got[i]->finish->reason, want[i]->finish->reason) << what;
+    }
+  };
+  EngineOptions drafting = options;
+  drafting.speculative_tokens = 6;
+  for (const auto& [what, o] : {std::pair{"together", options}, std::pair{"drafts", drafting}}) {
+    TestEngine engine(o);
+    for (int round = 0; round < 2; ++round) expect_same(engine, what);
+  }
+  EngineOptions tight = options;
+  tight.kv_tokens = 512;
+  TestEngine engine(tight);
+  // Who is preempted depends on when requests arrive.
+  for (int round = 0; round < 20 && engine->stats().preemptions == 0; ++round) {
+    expect_same(engine, "preempted");
+  }
+  EXPECT_GT(engine->stats().preemptions, 0);
+}
+
 }  // namespace lorry::test

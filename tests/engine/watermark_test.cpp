@@ -220,26 +220,7 @@ TEST_F(MarkedText, depends_on_the_request_alone) {
     if (i % 4 == 3) r.sampling.watermark.reset();
     requests.push_back(std::move(r));
   }
-  EngineOptions alone_options = options();
-  alone_options.threads = 1;
-  alone_options.prefix_cache = false;
-  TestEngine alone(alone_options);
-  std::vector<std::shared_ptr<Collector>> want;
-  for (const Request& r : requests) want.push_back(alone.run({r})[0]);
-
-  EngineOptions drafting = options();
-  drafting.speculative_tokens = 6;
-  EngineOptions tight = options();
-  tight.kv_tokens = 512;  // preemption
-  for (const auto& [name, o] : {std::pair{"together", options()}, std::pair{"drafts", drafting},
-                                std::pair{"preempted", tight}}) {
-    TestEngine engine(o);
-    const auto got = engine.run(requests);
-    for (size_t i = 0; i < got.size(); ++i) expect_equal_tokens(*got[i], *want[i], name);
-    if (std::string(name) == "preempted") {
-      EXPECT_GT(engine->stats().preemptions, 0);
-    }
-  }
+  expect_alone_decides(options(), requests);
 }
 
 // With drafts that are kept: the green list at each row is that of the token before it.
