@@ -80,11 +80,9 @@ TEST(NumaPool, ThreadsAreOnTheCpusOfTheirNode) {
 }
 
 TEST(NumaPool, SaysHowManyThreadsTheSystemDoesNotBind) {
-  const int absent = usable_cpus().back() + 1;
   Topology nodes = fake_nodes(2);
-  nodes[1].cpus = {absent};
+  nodes[1].cpus = {65535};  // more than Linux can have
   const ThreadPool pool(4, nodes);
-  if (pool.unbound() == 0) GTEST_SKIP() << "there is a CPU " << absent;
   EXPECT_EQ(pool.unbound(), 2);
 }
 
