@@ -77,42 +77,44 @@ void DecoderLayer::attend(Step& step, const KvLayer& kv) const {
   const Spec& spec = step.spec;
   StepBuffers& b = step.buf;
   if (spec.attention.heads == 0) return clear(ops, b.y);  // more ranks than heads
-  const Tensor q = columns(b.qkv, 0, spec.q_dim());
-  const Tensor q_and_k = columns(b.qkv, 0, spec.q_dim() + spec.kv_dim());
-  const Tensor k = columns(b.qkv, spec.q_dim(), spec.kv_dim());
-  const Tensor v = columns(b.qkv, spec.q_dim() + spec.kv_dim(), spec.kv_dim());
   apply(step, b.qkv, b.h, wqkv, step.rows);
-  ops.clamp(b.qkv, spec.qkv_clip);
-  ops.rope(q_and_k, b.cos, b.sin);
-  ops.kv_write(kv, k, v, step.slots, spec.attention);
-  ops.attention(b.o, q, kv, step.attention, spec.attention);
+  ops.rope_write(kv, b.qkv, spec.qkv_clip, b.cos, b.sin, step.slots, spec.attention);
+  ops.attention(b.o, columns(b.qkv, 0, spec.q_dim()), kv, step.attention, spec.attention);
   apply(step, b.y, b.o, wo, step.rows);
 }
 
-void DecoderLayer::run_experts(Step& step) const {
+void DecoderLayer::run_experts(Step& step, const SiteNorm* next) const {
   Ops& ops = step.ops;
   StepBuffers& b = step.buf;
   apply(step, b.scores, b.h, router, step.rows);
-  ops.route(b.route, b.scores, step.spec.routing);
+  ops.dispatch(b.route, b.hs, b.h, b.scores, step.spec.routing, step.lora);
   if (step.comm.size() > 1) step.routes = add_routes(step.routes, b.route.expert);
-  ops.group(b.route, step.lora);
   const Rows by_expert{b.route.groups(), b.route.segments()};
   const int64_t n = b.route.n_rows();
   const Tensor hs = rows(b.hs, 0, n);
   const Tensor both = rows(b.gate_up, 0, n);
   const Tensor act = rows(b.act, 0, n);
   const Tensor out = rows(b.down, 0, n);
-  ops.gather(hs, b.h, view(b.route.source.data, Dtype::i32, {n}));
   ops.apply_glu(act, both, hs, adapted(step, gate_up, by_expert), step.spec.activation);
   apply(step, out, act, down, by_expert);
-  ops.combine(b.z, out, b.route);
+  finish(step, out, next);
+}
+
+// x += what the experts have made, and its norm.
+void DecoderLayer::finish(Step& step, Tensor experts, const SiteNorm* next) {
+  const StepBuffers& b = step.buf;
+  if (next == nullptr || step.comm.size() > 1) {
+    step.ops.combine(b.z, experts, b.route);
+    return add(step, b.z, next);
+  }
+  step.ops.combine_norm(b.h, b.x, b.z, experts, b.route, next->norm);
+  patch(step, b.h, b.x, *next, step.rows);
 }
 
 void DecoderLayer::forward(Step& step, const KvLayer& kv, const SiteNorm* next) const {
   attend(step, kv);
   add(step, step.buf.y, &ffn_norm);
-  run_experts(step);
-  add(step, step.buf.z, next);
+  run_experts(step, next);
 }
 
 }  // namespace lorry

@@ -72,9 +72,11 @@ struct DecoderLayer {
   void forward(Step& step, const KvLayer& kv, const SiteNorm* next) const;
 
  private:
-  // buf.y, buf.z <- the rank's part of the sum.
+  // buf.y <- the rank's part of the sum.
   void attend(Step& step, const KvLayer& kv) const;
-  void run_experts(Step& step) const;
+  // Adds the experts' sum to buf.x, and leaves its norm in buf.h.
+  void run_experts(Step& step, const SiteNorm* next) const;
+  static void finish(Step& step, Tensor experts, const SiteNorm* next);
 };
 
 // All values of t become 0.

@@ -164,31 +164,32 @@ class CheckedOps final : public Ops {
   }
 
   void clamp(Tensor x, float limit) override {
-    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
-    LORRY_CHECK(limit > 0, "{}", limit);
+    check_clamp(x, limit);
     ops_->clamp(x, limit);
   }
 
   void rope(Tensor x, Tensor cos, Tensor sin) override {
-    check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
-    check_matrix("cos", cos, Dtype::f32, x.rows(), cos.cols());
-    check_matrix("sin", sin, Dtype::f32, x.rows(), cos.cols());
-    LORRY_CHECK(x.cols() % (2 * cos.cols()) == 0, "{} columns, heads of {}", x.cols(),
-                2 * cos.cols());
+    check_rope(x, cos, sin);
     ops_->rope(x, cos, sin);
   }
 
   void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
                 const AttentionSpec& spec) override {
-    check_spec(spec);
-    check_cache(kv, spec);
-    const int64_t cols = int64_t{spec.kv_heads} * spec.head_dim;
-    check_matrix("k", k, Dtype::f32, k.rows(), cols);
-    check_matrix("v", v, Dtype::f32, k.rows(), cols);
-    check_vector("slots", slots, Dtype::i32, k.rows());
-    check_range("slots", slots, k.rows(), std::numeric_limits<int32_t>::min(),
-                kv.k.shape[0] * kBlockTokens);
+    check_kv_write(kv, k, v, slots, spec);
     ops_->kv_write(kv, k, v, slots, spec);
+  }
+
+  void rope_write(const KvLayer& kv, Tensor qkv, float limit, Tensor cos, Tensor sin, Tensor slots,
+                  const AttentionSpec& spec) override {
+    const int64_t q = int64_t{spec.heads} * spec.head_dim;
+    const int64_t k = int64_t{spec.kv_heads} * spec.head_dim;
+    check_matrix("qkv", qkv, Dtype::f32, qkv.rows(), q + 2 * k);
+    check_clamp(qkv, limit);
+    LORRY_CHECK(2 * cos.cols() == spec.head_dim, "cos of {}, heads of {}", cos.cols(),
+                spec.head_dim);
+    check_rope(columns(qkv, 0, q + k), cos, sin);
+    check_kv_write(kv, columns(qkv, q, k), columns(qkv, q + k, k), slots, spec);
+    ops_->rope_write(kv, qkv, limit, cos, sin, slots, spec);
   }
 
   void attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
@@ -205,34 +206,25 @@ class CheckedOps final : public Ops {
   }
 
   void route(Route& route, Tensor scores, const Routing& routing) override {
-    check_matrix("scores", scores, Dtype::f32, scores.rows(), route.experts);
-    check_matrix("expert", route.expert, Dtype::i32, scores.rows(), routing.top_k);
-    check_matrix("weight", route.weight, Dtype::f32, scores.rows(), routing.top_k);
-    LORRY_CHECK(routing.top_k > 0 && routing.top_k <= route.experts && routing.norm_p >= 0,
-                "{} of {} experts, norm {}", routing.top_k, route.experts, routing.norm_p);
+    check_route(route, scores, routing);
     ops_->route(route, scores, routing);
   }
 
   void group(Route& route, const LoraPlan& plan) override {
-    const int64_t rows = route.expert.rows();
-    const int64_t n = rows * route.expert.cols();
-    check_matrix("expert", route.expert, Dtype::i32, rows, route.expert.cols());
-    check_matrix("slot", route.slot, Dtype::i32, rows, route.expert.cols());
-    check_vector("source", route.source, Dtype::i32, n);
-    check_vector("begin", route.begin, Dtype::i32, route.groups_count() + 1);
-    LORRY_CHECK(route.first_own >= 0 && route.first_own + route.groups_count() <= route.experts,
-                "experts {} + {} of {}", route.first_own, route.groups_count(), route.experts);
-    check_vector("segment", route.segment, Dtype::u8, n * int64_t{sizeof(LoraSegment)});
-    for (int64_t r = 0; r < rows; ++r) {
+    check_group(route, plan);
+    for (int64_t r = 0; r < route.expert.rows(); ++r) {
       check_range("expert", rows_of(route.expert, r), route.expert.cols(), 0, route.experts);
     }
-    LORRY_CHECK(plan.row_adapter.empty() || static_cast<int64_t>(plan.row_adapter.size()) == rows,
-                "adapters of {} rows, not of {}", plan.row_adapter.size(), rows);
-    for (const int32_t a : plan.row_adapter) {
-      LORRY_CHECK(a < static_cast<int32_t>(plan.adapters.size()), "adapter {} of {}", a,
-                  plan.adapters.size());
-    }
     ops_->group(route, plan);
+  }
+
+  void dispatch(Route& route, Tensor y, Tensor x, Tensor scores, const Routing& routing,
+                const LoraPlan& plan) override {
+    check_route(route, scores, routing);
+    check_group(route, plan);
+    check_matrix("x", x, x.dtype, scores.rows(), x.cols());
+    check_matrix("y", y, x.dtype, scores.rows() * routing.top_k, x.cols());
+    ops_->dispatch(route, y, x, scores, routing, plan);
   }
 
   void gather(Tensor y, Tensor x, Tensor index) override {
@@ -248,14 +240,7 @@ class CheckedOps final : public Ops {
   }
 
   void combine(Tensor y, Tensor d, const Route& route) override {
-    const int64_t k = route.slot.cols();
-    check_matrix("d", d, Dtype::f32, d.rows(), y.cols());
-    check_matrix("y", y, Dtype::f32, y.rows(), d.cols());
-    check_matrix("slot", route.slot, Dtype::i32, y.rows(), k);
-    check_matrix("weight", route.weight, Dtype::f32, y.rows(), k);
-    for (int64_t r = 0; r < y.rows(); ++r) {
-      check_range("slot", rows_of(route.slot, r), k, -1, d.rows());
-    }
+    check_combine(y, d, route);
     ops_->combine(y, d, route);
   }
 
@@ -268,6 +253,14 @@ class CheckedOps final : public Ops {
     check_parts(x, parts);
     check_norm(y, x, n);
     ops_->add_norm(y, x, parts, n);
+  }
+
+  void combine_norm(Tensor y, Tensor x, Tensor z, Tensor d, const Route& route,
+                    const Norm& n) override {
+    check_combine(z, d, route);
+    check_parts(x, {&z, 1});
+    check_norm(y, x, n);
+    ops_->combine_norm(y, x, z, d, route, n);
   }
 
   void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override {
@@ -290,6 +283,17 @@ class CheckedOps final : public Ops {
     for (const Tensor& part : parts) {
       check_matrix("part", part, Dtype::f32, x.rows(), x.cols());
     }
+  }
+  void check_kv_write(const KvLayer& kv, const Tensor& k, const Tensor& v, const Tensor& slots,
+                      const AttentionSpec& spec) const {
+    check_spec(spec);
+    check_cache(kv, spec);
+    const int64_t cols = int64_t{spec.kv_heads} * spec.head_dim;
+    check_matrix("k", k, Dtype::f32, k.rows(), cols);
+    check_matrix("v", v, Dtype::f32, k.rows(), cols);
+    check_vector("slots", slots, Dtype::i32, k.rows());
+    check_range("slots", slots, k.rows(), std::numeric_limits<int32_t>::min(),
+                kv.k.shape[0] * kBlockTokens);
   }
   static Tensor rows_of(Tensor t, int64_t r) { return rows(t, r, 1); }
 

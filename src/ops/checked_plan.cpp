@@ -79,4 +79,54 @@ void check_plan(const AttentionPlan& plan, const AttentionSpec& spec, int64_t ro
   }
 }
 
+void check_clamp(const Tensor& x, float limit) {
+  check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
+  LORRY_CHECK(limit > 0, "{}", limit);
+}
+
+void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  check_matrix("x", x, Dtype::f32, x.rows(), x.cols());
+  check_matrix("cos", cos, Dtype::f32, x.rows(), cos.cols());
+  check_matrix("sin", sin, Dtype::f32, x.rows(), cos.cols());
+  LORRY_CHECK(x.cols() % (2 * cos.cols()) == 0, "{} columns, heads of {}", x.cols(),
+              2 * cos.cols());
+}
+
+void check_route(const Route& route, const Tensor& scores, const Routing& routing) {
+  check_matrix("scores", scores, Dtype::f32, scores.rows(), route.experts);
+  check_matrix("expert", route.expert, Dtype::i32, scores.rows(), routing.top_k);
+  check_matrix("weight", route.weight, Dtype::f32, scores.rows(), routing.top_k);
+  LORRY_CHECK(routing.top_k > 0 && routing.top_k <= route.experts && routing.norm_p >= 0,
+              "{} of {} experts, norm {}", routing.top_k, route.experts, routing.norm_p);
+}
+
+void check_group(const Route& route, const LoraPlan& plan) {
+  const int64_t rows = route.expert.rows();
+  const int64_t n = rows * route.expert.cols();
+  check_matrix("expert", route.expert, Dtype::i32, rows, route.expert.cols());
+  check_matrix("slot", route.slot, Dtype::i32, rows, route.expert.cols());
+  check_vector("source", route.source, Dtype::i32, n);
+  check_vector("begin", route.begin, Dtype::i32, route.groups_count() + 1);
+  LORRY_CHECK(route.first_own >= 0 && route.first_own + route.groups_count() <= route.experts,
+              "experts {} + {} of {}", route.first_own, route.groups_count(), route.experts);
+  check_vector("segment", route.segment, Dtype::u8, n * int64_t{sizeof(LoraSegment)});
+  LORRY_CHECK(plan.row_adapter.empty() || static_cast<int64_t>(plan.row_adapter.size()) == rows,
+              "adapters of {} rows, not of {}", plan.row_adapter.size(), rows);
+  for (const int32_t a : plan.row_adapter) {
+    LORRY_CHECK(a < static_cast<int32_t>(plan.adapters.size()), "adapter {} of {}", a,
+                plan.adapters.size());
+  }
+}
+
+void check_combine(const Tensor& y, const Tensor& d, const Route& route) {
+  const int64_t k = route.slot.cols();
+  check_matrix("d", d, Dtype::f32, d.rows(), y.cols());
+  check_matrix("y", y, Dtype::f32, y.rows(), d.cols());
+  check_matrix("slot", route.slot, Dtype::i32, y.rows(), k);
+  check_matrix("weight", route.weight, Dtype::f32, y.rows(), k);
+  for (int64_t r = 0; r < y.rows(); ++r) {
+    check_range("slot", rows(route.slot, r, 1), k, -1, d.rows());
+  }
+}
+
 }  // namespace lorry

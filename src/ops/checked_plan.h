@@ -18,4 +18,11 @@ int32_t check_patch(const LoraSite& site, int64_t tokens, const LoraSegment& seg
 // Queries of `rows` rows in a cache of `blocks` blocks.
 void check_plan(const AttentionPlan& plan, const AttentionSpec& spec, int64_t rows, int64_t blocks);
 
+void check_clamp(const Tensor& x, float limit);
+void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin);
+void check_route(const Route& route, const Tensor& scores, const Routing& routing);
+// All of it but what `expert` holds.
+void check_group(const Route& route, const LoraPlan& plan);
+void check_combine(const Tensor& y, const Tensor& d, const Route& route);
+
 }  // namespace lorry

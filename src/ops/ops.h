@@ -266,6 +266,11 @@ class Ops {
   // to NaN) at slots [T] i32 (block * 16 + offset; < 0: not).
   virtual void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
                         const AttentionSpec& spec) = 0;
+  // For qkv [T, (H + 2 K) * d] f32: clamp(), rope() of its queries and keys, and kv_write() of its
+  // keys and values: the same bits, perhaps in one pass. What becomes of the keys and values in qkv
+  // is the backend's business.
+  virtual void rope_write(const KvLayer& kv, Tensor qkv, float limit, Tensor cos, Tensor sin,
+                          Tensor slots, const AttentionSpec& spec);
   // o [T, H * d] act <- softmax(q k^T / sqrt(d)) v, causal, for q [T, H * d] f32. Keys and values
   // in bf16: q and the probabilities are rounded to bf16 for the products; int8: they are f32. Sums
   // are f32.
@@ -279,6 +284,10 @@ class Ops {
   virtual void group(Route& route, const LoraPlan& plan) = 0;
   // y [n, D] <- rows index [n] i32 of x; same dtype.
   virtual void gather(Tensor y, Tensor x, Tensor index) = 0;
+  // route(), group(), and gather() of the sorted rows of x [T, D] into the first rows of
+  // y [T * k, D]: the same bits, perhaps in one pass.
+  virtual void dispatch(Route& route, Tensor y, Tensor x, Tensor scores, const Routing& routing,
+                        const LoraPlan& plan);
   // y [n, F] act <- act(gate) * up, for gu [n, 2 * round_up(F, 64)] f32 interleaved by 64.
   virtual void glu(Tensor y, Tensor gu, Activation activation) = 0;
   // y [T, D] f32 <- sum over j (in order) of route.weight[t, j] * d[route.slot[t, j]], d f32,
@@ -290,6 +299,13 @@ class Ops {
   virtual void add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) {
     add(x, parts);
     norm(y, x, n);
+  }
+  // combine() into z, and add_norm() of z: the same bits, perhaps in one pass. What z holds
+  // afterwards is the backend's business.
+  virtual void combine_norm(Tensor y, Tensor x, Tensor z, Tensor d, const Route& route,
+                            const Norm& n) {
+    combine(z, d, route);
+    add_norm(y, x, {&z, 1}, n);
   }
   // y [T, D] act <- x + silu(v + bias), x [T, D] act, v [T, D] f32, bias [D] f32. y may be x.
   virtual void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) = 0;

@@ -91,6 +91,10 @@ class TimedOps final : public Ops {
                 const AttentionSpec& spec) override {
     time(OpTimes::attention, [&] { ops_->kv_write(kv, k, v, slots, spec); });
   }
+  void rope_write(const KvLayer& kv, Tensor qkv, float limit, Tensor cos, Tensor sin, Tensor slots,
+                  const AttentionSpec& spec) override {
+    time(OpTimes::rope, [&] { ops_->rope_write(kv, qkv, limit, cos, sin, slots, spec); });
+  }
   void attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
                  const AttentionSpec& spec) override {
     time(OpTimes::attention, [&] { ops_->attention(o, q, kv, plan, spec); });
@@ -104,6 +108,10 @@ class TimedOps final : public Ops {
   void gather(Tensor y, Tensor x, Tensor index) override {
     time(OpTimes::route, [&] { ops_->gather(y, x, index); });
   }
+  void dispatch(Route& route, Tensor y, Tensor x, Tensor scores, const Routing& routing,
+                const LoraPlan& plan) override {
+    time(OpTimes::route, [&] { ops_->dispatch(route, y, x, scores, routing, plan); });
+  }
   void glu(Tensor y, Tensor gu, Activation activation) override {
     time(OpTimes::glu, [&] { ops_->glu(y, gu, activation); });
   }
@@ -115,6 +123,10 @@ class TimedOps final : public Ops {
   }
   void add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) override {
     time(OpTimes::norm, [&] { ops_->add_norm(y, x, parts, n); });
+  }
+  void combine_norm(Tensor y, Tensor x, Tensor z, Tensor d, const Route& route,
+                    const Norm& n) override {
+    time(OpTimes::norm, [&] { ops_->combine_norm(y, x, z, d, route, n); });
   }
   void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override {
     time(OpTimes::glu, [&] { ops_->add_silu(y, x, v, bias); });

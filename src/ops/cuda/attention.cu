@@ -3,7 +3,7 @@
 // A warp has a tile: up to 16 query rows of one KV head, which are some positions times the heads
 // that share it. It goes through the keys by units of kUnitKeys: scores, softmax and values of a
 // unit from zero, then the unit's result is merged into what there is (attend.h). With few tiles
-// each unit has a block of its own and merge_units does the same merging: equal bits. Rows of mma
+// each unit has a block of its own and the last of them does the same merging: equal bits. Rows of mma
 // do not see each other, and a unit's place does not depend on the tile, so chunks of a prompt and
 // batch mates change no bit.
 //
@@ -152,39 +152,84 @@ LORRY_DEVICE void attend_together(const Query<kC>& query, const AttentionArgs& a
   }
 }
 
-// A block a unit. grid: units, (KV head, head tile).
+// Row `row` of a tile from its units' results, by a warp.
+LORRY_DEVICE void merge_row(const AttentionArgs& a, const Place& p, int row) {
+  constexpr int kAhead = 4;  // units loaded together
+  const auto width = static_cast<int>(head_width(true, a.head_dim));
+  const int n = p.tile.n_units;
+  for (int i = lane_index(); i < a.head_dim; i += 32) {
+    RowState state{};
+    float o = 0;
+    for (int first = 0; first < n; first += kAhead) {
+      RowState states[kAhead];
+      float values[kAhead];
+      LORRY_UNROLL
+      for (int u = 0; u < kAhead; ++u) {
+        const float* unit = result_row(a, p, first + u < n ? first + u : n - 1, row);
+        states[u] = {load_fresh(unit + width), load_fresh(unit + width + 1)};
+        values[u] = load_fresh(unit + i);
+      }
+      LORRY_UNROLL
+      for (int u = 0; u < kAhead; ++u) {
+        if (first + u >= n) break;
+        if (first + u == 0) {
+          state = states[u];
+          o = values[u];
+          continue;
+        }
+        const Merge m = merge_states(state, states[u]);
+        o = m(o, values[u]);
+      }
+    }
+    output_row(a, p, row)[i] = to_bf16(o / state.sum);
+  }
+}
+
+// Whether this block is the last one that comes here of a tile and a head. Its threads then see
+// what the others have written before; and the count is 0 again.
+LORRY_DEVICE bool is_last(const AttentionArgs& a, const Place& p) {
+  int32_t* count = a.counts + int64_t{p.tile.first_slot} * a.kv_heads * a.head_tiles + p.index;
+  auto* shared = reinterpret_cast<int32_t*>(shared_bytes());
+  fence();
+  sync_threads();
+  if (threadIdx.x == 0) {
+    shared[0] = add_atomic(count, 1) == p.tile.n_units - 1 ? 1 : 0;
+    if (shared[0] != 0) *count = 0;
+    fence();
+  }
+  sync_threads();
+  return shared[0] != 0;
+}
+
+// Asks for the unit's keys and values; what this step has written of them is asked for too early,
+// and found where it was put.
+LORRY_DEVICE void prefetch_unit(const AttentionArgs& a, const Place& p) {
+  constexpr int kLine = 128;
+  const CachedUnit unit = cached_unit(a, p, p.tile.unit);
+  const auto lines = static_cast<int>((a.block_bytes + kLine - 1) / kLine);
+  for (int i = static_cast<int>(threadIdx.x); i < kUnitKeys / kTokens * lines; i += 32 * kWarps) {
+    const int64_t at = block_of(a, p, unit.first + i / lines * kTokens, unit.low, unit.high) +
+                       int64_t{i % lines} * kLine;
+    prefetch(a.k + at);
+    prefetch(a.v + at);
+  }
+}
+
+// A block a unit; the last one of a tile merges them. grid: units, (KV head, head tile).
 template <int kC>
 LORRY_KERNEL(32 * kWarps)
 unit_kernel(AttentionArgs a) {
-  begin_kernel();
+  let_next_start();
   const AttentionTile tile = a.tiles[blockIdx.x];
   const Place p = place_of(a, tile, static_cast<int>(blockIdx.y));
+  prefetch_unit(a, p);
+  wait_for_previous();
   Query<kC> query;
   load_query<kC>(query, a, p);
   const int slot = tile.unit - lowest_key(a, tile.position) / kUnitKeys;
   attend_together<kC>(query, a, p, tile.unit, slot);
-}
-
-// A warp a row of a tile. grid: tiles x 16 rows by kWarps, (KV head, head tile).
-LORRY_KERNEL(32 * kWarps) merge_kernel(AttentionArgs a) {
-  begin_kernel();
-  const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
-  if (at >= int64_t{a.n_tiles} * 16) return;
-  const Place p = place_of(a, a.tiles[at / 16], static_cast<int>(blockIdx.y));
-  const auto row = static_cast<int>(at % 16);
-  if (row >= p.rows) return;
-  const auto width = static_cast<int>(head_width(true, a.head_dim));
-  for (int i = lane_index(); i < a.head_dim; i += 32) {
-    const float* unit = result_row(a, p, 0, row);
-    RowState state{unit[width], unit[width + 1]};
-    float o = unit[i];
-    for (int u = 1; u < p.tile.n_units; ++u) {
-      unit = result_row(a, p, u, row);
-      const Merge m = merge_states(state, {unit[width], unit[width + 1]});
-      o = m(o, unit[i]);
-    }
-    output_row(a, p, row)[i] = to_bf16(o / state.sum);
-  }
+  if (!is_last(a, p)) return;
+  for (int row = warp_index(); row < p.rows; row += kWarps) merge_row(a, p, row);
 }
 
 template <int kC>
@@ -209,11 +254,6 @@ void attention_bf16(Stream s, const AttentionArgs& a, bool by_units) {
   if (a.head_dim <= 96) return attend<3>(s, a, by_units);
   if (a.head_dim <= 128) return attend<4>(s, a, by_units);
   attend<8>(s, a, by_units);
-}
-
-void merge_units(Stream s, const AttentionArgs& a) {
-  const Grid grid{ceil_div(int64_t{a.n_tiles} * 16, kWarps), int64_t{a.kv_heads} * a.head_tiles};
-  start<AttentionArgs, merge_kernel>("merge_units", grid, 32 * kWarps, 0, s, a);
 }
 
 }  // namespace lorry::cuda

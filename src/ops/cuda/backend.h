@@ -1,5 +1,6 @@
 // CudaOps: looks at where tensors are, makes the arguments of kernels and starts them. One file per
-// family of operations: pack, pack_quant, ops_rows, ops_linear, ops_adapt, ops_attention.
+// family of operations: pack, pack_quant, ops_rows, ops_heads, ops_route, ops_linear, ops_adapt,
+// ops_attention.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -105,7 +106,11 @@ struct PatchTable {
 class CudaOps final : public Ops {
  public:
   CudaOps(Dtype act, ThreadPool& pool)
-      : act_(act), pool_(pool), wide_(has_wgmma()), staging_(memory_) {}
+      : act_(act),
+        pool_(pool),
+        wide_(has_wgmma()),
+        staging_(memory_),
+        unit_counts_(kMostUnitHeads * sizeof(int32_t), &memory_) {}
 
   Dtype act() const override { return act_; }
   DeviceMemory* memory() const override { return &memory_; }
@@ -130,6 +135,8 @@ class CudaOps final : public Ops {
   void norm(Tensor y, Tensor x, const Norm& n) override;
   void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
               Tensor scratch) override;
+  void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
+                 Activation activation) override;
   void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
              std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) override;
   void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
@@ -139,15 +146,21 @@ class CudaOps final : public Ops {
   void rope(Tensor x, Tensor cos, Tensor sin) override;
   void kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
                 const AttentionSpec& spec) override;
+  void rope_write(const KvLayer& kv, Tensor qkv, float limit, Tensor cos, Tensor sin, Tensor slots,
+                  const AttentionSpec& spec) override;
   void attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPlan& plan,
                  const AttentionSpec& spec) override;
   void route(Route& route, Tensor scores, const Routing& routing) override;
   void group(Route& route, const LoraPlan& plan) override;
   void gather(Tensor y, Tensor x, Tensor index) override;
+  void dispatch(Route& route, Tensor y, Tensor x, Tensor scores, const Routing& routing,
+                const LoraPlan& plan) override;
   void glu(Tensor y, Tensor gu, Activation activation) override;
   void combine(Tensor y, Tensor d, const Route& route) override;
   void add(Tensor x, std::span<const Tensor> parts) override;
   void add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) override;
+  void combine_norm(Tensor y, Tensor x, Tensor z, Tensor d, const Route& route,
+                    const Norm& n) override;
   void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override;
 
  private:
@@ -179,6 +192,10 @@ class CudaOps final : public Ops {
   void add_idle_tile();
 
   std::byte* scratch_of(Call& call, const Tensor& scratch) const;
+  static LinearArgs linear_shape(const Tensor& x, const Weight& w);
+  LinearArgs linear_args(Call& call, const Tensor& x, const Weight& w, const RowGroups& groups,
+                         const Tensor& scratch) const;
+  bool is_wide(const LinearArgs& a, const Tensor& scratch) const;
 
   const Dtype act_;
   ThreadPool& pool_;
@@ -190,6 +207,7 @@ class CudaOps final : public Ops {
   std::vector<Segment> segments_;
   std::vector<AttentionTile> tiles_, units_;
   Table tile_table_, unit_table_, segment_table_;
+  Buffer unit_counts_;  // of attention by units: zeros between two calls
   std::unordered_map<const LoraSite*, PatchTable> patch_tables_;  // of linears, and the embedding
 };
 

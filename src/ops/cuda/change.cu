@@ -40,8 +40,9 @@ replace_kernel(AdaptArgs a) {
   if (block * kRowBlock >= to.out) return;
   const int chunks = (site.in + kChunk - 1) / kChunk;
   const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, site.in);
-  float sum[8 / kStoredRows];
-  multiply_by_slices<LoadBf16, 1>(sum, shared, to.w + block * chunks * LoadBf16::kBytes, x, chunks);
+  float sum[1][8 / kStoredRows];
+  const RowBlocks<1> blocks{to.w + block * chunks * LoadBf16::kBytes, 0, chunks};
+  multiply_by_slices<LoadBf16, 1>(sum, shared, blocks, x);
   const int64_t o = block * kRowBlock + threadIdx.x % kRowBlock;
   if (o >= to.out) return;
   const int64_t first = rows.begin + static_cast<int32_t>(threadIdx.x) / kRowBlock;
@@ -49,7 +50,7 @@ replace_kernel(AdaptArgs a) {
   LORRY_UNROLL
   for (int j = 0; j < 8 / kStoredRows; ++j) {
     const int64_t row = first + kStoredRows * j;
-    if (row < rows.end) a.y[row * a.y_pitch + column] = sum[j];
+    if (row < rows.end) a.y[row * a.y_pitch + column] = sum[0][j];
   }
 }
 
@@ -104,7 +105,7 @@ Grid grid_of(const AdaptArgs& a, int64_t parts) {
 void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, bool bf16) {
   const Grid grid = grid_of(a, ceil_div(tokens ? a.max_tokens : a.max_out, kRowBlock));
   constexpr int kThreads = 32 * kSlices;
-  constexpr size_t kShared = slices_shared<LoadBf16, 1>();
+  constexpr size_t kShared = slices_shared<LoadBf16, 1, 1>();
   if (bf16 && tokens) {
     return start<AdaptArgs, replace_kernel<true>>("replace", grid, kThreads, kShared, s, a);
   }

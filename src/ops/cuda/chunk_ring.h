@@ -17,22 +17,25 @@ LORRY_DEVICE void copy_chunk(unsigned char* to, const unsigned char* from) {
   }
 }
 
-// Load: kBytes of a chunk of weights. X: kBytes of a chunk of x, and copy(to, chunk).
-template <class Load, class X>
+// Load: kBytes of a chunk of weights; kBlocks row blocks have one each. X: kBytes of a chunk of x,
+// and copy(to, chunk).
+template <class Load, class X, int kBlocks>
 struct ChunkRing {
-  // What is waited for at once; one is multiplied. Fewer where x takes much: blocks have to find
-  // room on devices with 99 KiB of shared memory.
-  static constexpr int kGroups = X::kBytes >= 2048 ? 4 : 8;
+  // What is waited for at once; one is multiplied. Fewer where a place takes much: blocks have to
+  // find room on devices with 99 KiB of shared memory.
+  static constexpr int kGroups = X::kBytes >= 2048 || kBlocks > 1 ? 4 : 8;
   static constexpr int kTogether = Load::kBytes >= 1024 ? 2 : 4;  // chunks of a group
   static constexpr int kPlaces = kGroups * kTogether;
-  static constexpr int kPlace = Load::kBytes + X::kBytes;
+  static constexpr int kWeights = kBlocks * Load::kBytes;
+  static constexpr int kPlace = kWeights + X::kBytes;
   static constexpr int kBytes = kPlaces * kPlace;  // of shared memory, of a warp
 
   unsigned char* ring;  // of the warp
   const unsigned char* w;
+  int64_t next_block;  // from the first row block to the second
   const X& x;
 
-  // f(weights, x, chunk) for chunks [begin, end), in order.
+  // f(weights, x) for chunks [begin, end), in order.
   template <class F>
   LORRY_DEVICE void each(int begin, int end, F&& f) const {
     LORRY_UNROLL
@@ -45,7 +48,7 @@ struct ChunkRing {
       LORRY_UNROLL
       for (int i = 0; i < kTogether; ++i) {
         const unsigned char* at = ring + (place + i) * kPlace;
-        if (c + i < end) f(at, at + Load::kBytes, c + i);
+        if (c + i < end) f(at, at + kWeights);
       }
       place = place + kTogether == kPlaces ? 0 : place + kTogether;
     }
@@ -59,8 +62,11 @@ struct ChunkRing {
       if (first + i >= end) break;
       unsigned char* to = ring + (place + i) * kPlace;
       const unsigned char* from = w + int64_t{first + i} * Load::kBytes;
-      copy_chunk<Load>(to, from);
-      x.copy(to + Load::kBytes, first + i);
+      LORRY_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        copy_chunk<Load>(to + b * Load::kBytes, from + b * next_block);
+      }
+      x.copy(to + kWeights, first + i);
     }
     commit_copies();
   }

@@ -146,6 +146,30 @@ LORRY_DEVICE void begin_kernel() {
   let_next_start();
   wait_for_previous();
 }
+// What this thread has written to the device's memory is seen before what it writes from here on.
+LORRY_DEVICE void fence() {
+#ifdef __CUDACC__
+  __threadfence();
+#endif
+}
+// What other blocks have written lately.
+LORRY_DEVICE float load_fresh(const float* p) {
+#ifdef __CUDACC__
+  return __ldcg(p);
+#else
+  return *p;
+#endif
+}
+// *p += x, by many threads at once; what it was.
+LORRY_DEVICE int32_t add_atomic(int32_t* p, int32_t x) {
+#ifdef __CUDACC__
+  return atomicAdd(p, x);
+#else
+  const int32_t was = *p;
+  *p += x;
+  return was;
+#endif
+}
 // Asks for the 128 bytes around p to be brought near.
 LORRY_DEVICE void prefetch(const void* p) {
 #ifdef __CUDACC__
@@ -167,6 +191,11 @@ LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros
                "l"(from), "r"(zeros ? 0 : 16)
                : "memory");
 }
+// 16 bytes that other blocks nearby copy too.
+LORRY_DEVICE void copy_async_near(unsigned char* shared, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(from)
+               : "memory");
+}
 LORRY_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // All but the last kLeft groups of this thread have arrived.
 template <int kLeft>
@@ -176,6 +205,9 @@ LORRY_DEVICE void wait_copies() {
 #else
 LORRY_DEVICE void copy_async(unsigned char* shared, const void* from, bool zeros = false) {
   zeros ? memset(shared, 0, 16) : memcpy(shared, from, 16);
+}
+LORRY_DEVICE void copy_async_near(unsigned char* shared, const void* from) {
+  memcpy(shared, from, 16);
 }
 LORRY_DEVICE void commit_copies() {}
 template <int>

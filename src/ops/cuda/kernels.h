@@ -1,6 +1,7 @@
 // What the host asks of the kernels: for each a struct of arguments and a function that starts it
 // on a stream. All pointers are device memory. Pitches are in elements.
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
 
 #include "ops/cuda/layout.h"
@@ -21,14 +22,29 @@ struct EmbedArgs {
 };
 void embed(Stream s, const EmbedArgs& a, bool bf16);
 
+struct CombineArgs {
+  float* y;
+  int64_t y_pitch;
+  const float* d;
+  int64_t d_pitch;
+  const int32_t* slot;
+  const float* weight;
+  int64_t slot_pitch, weight_pitch;
+  int64_t rows, cols;
+  int32_t k;
+};
+void combine(Stream s, const CombineArgs& a);
+
 struct NormArgs {
   void* y;
   int64_t y_pitch;
   const float* x;
   int64_t x_pitch;
-  float* sum;  // x as well, where the sum with `part` goes; or both are null
+  // x as well, where its sum with `part`, or with what `experts` combine to, goes; null: neither.
+  float* sum;
   const float* part;
   int64_t part_pitch;
+  CombineArgs experts;  // y is not written; without d: part
   const float* weight;
   int64_t rows, cols;
   float eps;
@@ -42,6 +58,46 @@ struct ClampArgs {
   float limit;
 };
 void clamp(Stream s, const ClampArgs& a);
+
+struct GatherArgs {
+  unsigned char* y;
+  const unsigned char* x;
+  int64_t y_pitch, x_pitch;  // bytes
+  const int32_t* index;
+  int64_t rows, bytes;
+};
+void gather(Stream s, const GatherArgs& a);
+
+struct GluArgs {
+  void* y;
+  int64_t y_pitch;
+  const float* gu;
+  int64_t gu_pitch, rows, cols;
+  int activation;  // as lorry::Activation
+};
+void glu(Stream s, const GluArgs& a, bool bf16);
+
+struct AddArgs {
+  float* x;
+  int64_t x_pitch;
+  const float* y;
+  int64_t y_pitch, rows, cols;
+};
+void add(Stream s, const AddArgs& a);
+
+struct AddSiluArgs {
+  void* y;
+  int64_t y_pitch;
+  const void* x;
+  int64_t x_pitch;
+  const float* v;
+  int64_t v_pitch;
+  const float* bias;
+  int64_t rows, cols;
+};
+void add_silu(Stream s, const AddSiluArgs& a, bool bf16);
+
+// ---- heads.cu ----
 
 struct RopeArgs {
   float* x;
@@ -66,56 +122,13 @@ struct KvWriteArgs {
 };
 void kv_write(Stream s, const KvWriteArgs& a, KvType type);
 
-struct GatherArgs {
-  unsigned char* y;
-  const unsigned char* x;
-  int64_t y_pitch, x_pitch;  // bytes
-  const int32_t* index;
-  int64_t rows, bytes;
+struct RopeWriteArgs {
+  RopeArgs rope;      // x: the queries, keys and values
+  KvWriteArgs write;  // without rows of its own
+  int32_t heads;      // of queries
+  float limit;        // of what clamp leaves
 };
-void gather(Stream s, const GatherArgs& a);
-
-struct GluArgs {
-  void* y;
-  int64_t y_pitch;
-  const float* gu;
-  int64_t gu_pitch, rows, cols;
-  int activation;  // as lorry::Activation
-};
-void glu(Stream s, const GluArgs& a, bool bf16);
-
-struct CombineArgs {
-  float* y;
-  int64_t y_pitch;
-  const float* d;
-  int64_t d_pitch;
-  const int32_t* slot;
-  const float* weight;
-  int64_t slot_pitch, weight_pitch;
-  int64_t rows, cols;
-  int32_t k;
-};
-void combine(Stream s, const CombineArgs& a);
-
-struct AddArgs {
-  float* x;
-  int64_t x_pitch;
-  const float* y;
-  int64_t y_pitch, rows, cols;
-};
-void add(Stream s, const AddArgs& a);
-
-struct AddSiluArgs {
-  void* y;
-  int64_t y_pitch;
-  const void* x;
-  int64_t x_pitch;
-  const float* v;
-  int64_t v_pitch;
-  const float* bias;
-  int64_t rows, cols;
-};
-void add_silu(Stream s, const AddSiluArgs& a, bool bf16);
+void rope_write(Stream s, const RopeWriteArgs& a, KvType type);
 
 // ---- routing.cu ----
 
@@ -148,6 +161,16 @@ struct GroupArgs {
 };
 void group(Stream s, const GroupArgs& a);
 
+// All of it, and the sorted rows of x, for few rows.
+struct DispatchArgs {
+  RouteArgs route;
+  GroupArgs group;  // without experts of its own
+  GatherArgs rows;  // without an index
+};
+constexpr int64_t kFewChoices = 256;
+constexpr int32_t kFewExperts = 64;
+void dispatch(Stream s, const DispatchArgs& a);
+
 // ---- random.cu ----
 
 struct RandomArgs {
@@ -159,7 +182,14 @@ struct RandomArgs {
 // Values and scales of packed weights; no zero points.
 void randomise(Stream s, const RandomArgs& a);
 
-// ---- linear.cu, linear_wide.cu, linear_f32.cu, quantise.cu, quant.cu ----
+// ---- linear.cu, linear_thin.cu, linear_wide.cu, linear_f32.cu, quantise.cu, quant.cu ----
+
+// Gate and up in one: y [rows, cols] act <- activation(gate) * up, and nothing else is stored.
+struct GluOut {
+  void* y;  // null: no
+  int64_t pitch, cols;
+  int activation;  // as lorry::Activation
+};
 
 struct LinearArgs {
   float* y;
@@ -176,6 +206,7 @@ struct LinearArgs {
   // kZeroBytes.
   uint16_t* arranged;
   int64_t arranged_pitch;  // in, rounded up to kArranged
+  GluOut glu;
 };
 constexpr int64_t kArranged = 8 * kChunk;
 constexpr int kZeroBytes = 2 * kChunkValues;
@@ -184,9 +215,18 @@ constexpr int64_t expected_rows(const LinearArgs& a) {
   const int64_t rows = (a.rows + a.groups - 1) / a.groups;
   return a.groups == 1 ? rows : 2 * rows;
 }
+// Whether linear_bf16 would do glu as well.
+bool linear_bf16_can_glu(const LinearArgs& a);
 // x bf16, values bf16 or fp8. Both give the same bits; wide: for many rows, on Hopper.
 void linear_bf16(Stream s, const LinearArgs& a);
 void linear_wide(Stream s, const LinearArgs& a);
+// The same for few outputs of one group, a router's: however many rows, always this one, since its
+// bits are others.
+constexpr int32_t kThinOutputs = 64;
+constexpr bool is_thin(const LinearArgs& a) {
+  return a.groups == 1 && a.out <= kThinOutputs && a.plan.values == Values::bf16;
+}
+void linear_thin(Stream s, const LinearArgs& a);
 // x f32, any values.
 void linear_f32(Stream s, const LinearArgs& a);
 
@@ -253,6 +293,10 @@ struct AttentionTile {
   int32_t first_slot;  // by units: where the tile's results begin, in units
 };
 constexpr int kUnitKeys = 64;     // keys whose softmax is made at once
+constexpr int kTileQueries = 16;  // query rows of a tile: of the tensor cores
+constexpr int64_t kUnitResultBytes = int64_t{16} << 20;  // room for what units make
+// Units times heads whose results fit: the narrowest heads are of 8.
+constexpr size_t kMostUnitHeads = kUnitResultBytes / (kTileQueries * (8 + 2) * 4);
 constexpr int kTilesOfBlock = 4;  // in prompts, tiles that share what they read: of one sequence
 struct AttentionArgs {
   void* o;
@@ -269,12 +313,11 @@ struct AttentionArgs {
   int32_t heads, kv_heads, head_dim, window;
   int32_t tile_heads, head_tiles;  // heads of a tile, tiles of a KV head's heads
   float* results;                  // by units: [slots, kv_heads * head_tiles, 16, head width + 2]
+  int32_t* counts;                 // by units: [slots, kv_heads * head_tiles], zeros, and left so
 };
-// Keys and values in bf16, head_dim <= 256. by_units: one unit a block, then merge_units; else each
+// Keys and values in bf16, head_dim <= 256. by_units: one unit a block; else each
 // kTilesOfBlock tiles are of one sequence, some perhaps without units and positions.
 void attention_bf16(Stream s, const AttentionArgs& a, bool by_units);
-// tiles: one for each tile of rows.
-void merge_units(Stream s, const AttentionArgs& a);
 // Keys and values in f32 or int8, o as act; tiles of one row.
 void attention_plain(Stream s, const AttentionArgs& a, KvType type, bool bf16);
 

@@ -1,4 +1,5 @@
 // linear with x in bf16, and weights in bf16 or fp8 (which are widened; their scale comes last).
+#include "ops/cuda/activation.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/rows_times.h"
@@ -35,6 +36,17 @@ LORRY_DEVICE void prefetch_slice(const unsigned char* w, int chunks) {
   }
 }
 
+// Row tile after row tile of a group: f(x, first row, end of the group).
+template <int kN, class F>
+LORRY_DEVICE void each_tile(const LinearArgs& a, F&& f) {
+  const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
+  const auto step = static_cast<int32_t>(8 * kN * gridDim.z);
+  for (int32_t r = rows.begin + static_cast<int32_t>(8 * kN * blockIdx.z); r < rows.end;
+       r += step) {
+    f(XRows<kN>(a.x, a.x_pitch, r, rows.end, a.plan.in), r, rows.end);
+  }
+}
+
 // Few rows of a group: a block of kSlices warps has one row block, a warp a slice of its inputs, so
 // that weights stream through all of the memory's channels. grid: row blocks, groups, row tiles.
 template <class Load, int kN>
@@ -43,25 +55,55 @@ decode_kernel(LinearArgs a) {
   let_next_start();
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const unsigned char* w = a.w + blockIdx.y * a.group_bytes + blockIdx.x * a.plan.block_bytes();
-  if (a.begin == nullptr) prefetch_slice<Load>(w, static_cast<int>(a.plan.chunks()));
+  const RowBlocks<1> blocks{w, 0, static_cast<int>(a.plan.chunks())};
+  if (a.begin == nullptr) prefetch_slice<Load>(w, blocks.chunks);
   wait_for_previous();
-  const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
   const int output = static_cast<int>(threadIdx.x) % kRowBlock;
   const int64_t column = int64_t{blockIdx.x} * kRowBlock + output;
-  const auto step = static_cast<int32_t>(8 * kN * gridDim.z);
-  for (int32_t r = rows.begin + static_cast<int32_t>(8 * kN * blockIdx.z); r < rows.end;
-       r += step) {
-    const XRows<kN> x(a.x, a.x_pitch, r, rows.end, a.plan.in);
-    float sum[8 * kN / kStoredRows];
-    multiply_by_slices<Load, kN>(sum, shared, w, x, static_cast<int>(a.plan.chunks()));
-    if (column >= a.out) continue;
+  each_tile<kN>(a, [&](const XRows<kN>& x, int32_t r, int32_t end) {
+    float sum[1][8 * kN / kStoredRows];
+    multiply_by_slices<Load, kN>(sum, shared, blocks, x);
+    if (column >= a.out) return;
     const float scale = scale_of(a, w, output);
     LORRY_UNROLL
     for (int j = 0; j < 8 * kN / kStoredRows; ++j) {
       const int32_t row = r + static_cast<int32_t>(threadIdx.x) / kRowBlock + kStoredRows * j;
-      if (row < rows.end) a.y[row * a.y_pitch + column] = sum[j] * scale;
+      if (row < end) a.y[row * a.y_pitch + column] = sum[0][j] * scale;
     }
-  }
+  });
+}
+
+// The same for gate and up, which lie interleaved by 64: a block has a row block of both. grid: row
+// blocks of one of them, groups, row tiles.
+constexpr int kGluBlocks = 64 / kRowBlock;
+template <class Load, int kN>
+LORRY_KERNEL(32 * kSlices)
+decode_glu_kernel(LinearArgs a) {
+  begin_kernel();
+  float* shared = reinterpret_cast<float*>(shared_bytes());
+  const int64_t bytes = a.plan.block_bytes();
+  const auto block = static_cast<int>(blockIdx.x);
+  const unsigned char* gate = a.w + blockIdx.y * a.group_bytes +
+                              (block / kGluBlocks * 2 * kGluBlocks + block % kGluBlocks) * bytes;
+  const unsigned char* up = gate + kGluBlocks * bytes;
+  const RowBlocks<2> blocks{gate, up - gate, static_cast<int>(a.plan.chunks())};
+  const int output = static_cast<int>(threadIdx.x) % kRowBlock;
+  const int64_t column = int64_t{block} * kRowBlock + output;
+  each_tile<kN>(a, [&](const XRows<kN>& x, int32_t r, int32_t end) {
+    float sum[2][8 * kN / kStoredRows];
+    multiply_by_slices<Load, kN>(sum, shared, blocks, x);
+    if (column >= a.glu.cols) return;
+    const float gate_scale = scale_of(a, gate, output);
+    const float up_scale = scale_of(a, up, output);
+    auto* y = static_cast<uint16_t*>(a.glu.y) + column;
+    LORRY_UNROLL
+    for (int j = 0; j < 8 * kN / kStoredRows; ++j) {
+      const int32_t row = r + static_cast<int32_t>(threadIdx.x) / kRowBlock + kStoredRows * j;
+      if (row >= end) continue;
+      const float active = activate(sum[0][j] * gate_scale, a.glu.activation);
+      y[row * a.glu.pitch] = to_bf16(active * (sum[1][j] * up_scale));
+    }
+  });
 }
 
 constexpr int kPrefillWarps = 4;
@@ -123,7 +165,13 @@ template <class Load, int kN>
 void decode(Stream s, const LinearArgs& a, int64_t row_tiles) {
   const Grid grid{ceil_div(a.out, kRowBlock), a.groups, row_tiles};
   start<LinearArgs, decode_kernel<Load, kN>>("linear", grid, 32 * kSlices,
-                                             slices_shared<Load, kN>(), s, a);
+                                             slices_shared<Load, kN, 1>(), s, a);
+}
+template <class Load, int kN>
+void decode_glu(Stream s, const LinearArgs& a) {
+  const Grid grid{ceil_div(a.glu.cols, kRowBlock), a.groups};
+  start<LinearArgs, decode_glu_kernel<Load, kN>>("linear_glu", grid, 32 * kSlices,
+                                                 slices_shared<Load, kN, 2>(), s, a);
 }
 template <class Load, int kN>
 void prefill(Stream s, const LinearArgs& a, int64_t row_tiles) {
@@ -138,6 +186,7 @@ void multiply_all(Stream s, const LinearArgs& a) {
   const int64_t rows = ceil_div(a.rows, a.groups);
   // Groups differ: those with more rows than a tile go on in the same block.
   const int64_t expected = expected_rows(a);
+  if (a.glu.y != nullptr) return expected <= 8 ? decode_glu<Load, 1>(s, a) : decode_glu<Load, 2>(s, a);
   if (expected <= 8) return decode<Load, 1>(s, a, 1);
   if (expected <= 16) return decode<Load, 2>(s, a, 1);
   if (expected <= 32) return decode<Load, 4>(s, a, 1);
@@ -147,6 +196,8 @@ void multiply_all(Stream s, const LinearArgs& a) {
 }
 
 }  // namespace
+
+bool linear_bf16_can_glu(const LinearArgs& a) { return expected_rows(a) <= 16; }
 
 void linear_bf16(Stream s, const LinearArgs& a) {
   if (a.plan.values == Values::fp8) return multiply_all<LoadFp8>(s, a);

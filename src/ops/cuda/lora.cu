@@ -33,7 +33,6 @@ LORRY_DEVICE Tiles load_ranks(const unsigned char* a, bool second, int64_t block
 // grid: tiles of rows, sites x blocks of 16 ranks, segments of a tile.
 LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
   begin_kernel();
-  constexpr int kAhead = 7;
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const auto site = static_cast<int>(blockIdx.y) % a.sites;
   const auto rank = static_cast<int>(blockIdx.y) / a.sites * 16;
@@ -47,35 +46,14 @@ LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
       static_cast<const unsigned char*>(patch.a) + rank / kRankBlock * block_bytes;
   const bool second = rank + kRankBlock < patch.rank;
   const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, a.site[site].in);
-  const auto begin = [&](int s) { return static_cast<int>(int64_t{chunks} * s / kShrinkWarps); };
-  Float4 sum{};
-  const int last = begin(warp_index() + 1);
-  for (int c = begin(warp_index()); c < last; c += kAhead) {
-    Tiles left[kAhead];
-    Word4 right[kAhead];
-    LORRY_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = c + i < last ? c + i : last - 1;
-      left[i] = load_ranks(w + int64_t{chunk} * kRankBlock * kChunk * 2, second, block_bytes);
-      right[i] = x.load(0, chunk);
-    }
-    LORRY_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      if (c + i >= last) break;
-      mma_bf16(sum, left[i].t[0], right[i].x, right[i].y);
-      mma_bf16(sum, left[i].t[1], right[i].z, right[i].w);
-    }
-  }
-  LORRY_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane_index() % 4 * 2 + i % 2;
-    shared[(warp_index() * 8 + row) * 16 + lane_index() / 4 + i / 2 * 8] = sum.v[i];
-  }
-  sync_threads();
+  const float total = sum_by_warps<kShrinkWarps>(
+      shared,
+      [&](int chunk) {
+        return load_ranks(w + int64_t{chunk} * kRankBlock * kChunk * 2, second, block_bytes);
+      },
+      x, chunks);
   const auto at = static_cast<int>(threadIdx.x);
   if (at >= 128) return;
-  float total = shared[at];
-  for (int s = 1; s < kShrinkWarps; ++s) total += shared[s * 128 + at];
   const int row = at / 16;
   const int r = rank + at % 16;
   if (rows.begin + row < rows.end && r < patch.rank) {

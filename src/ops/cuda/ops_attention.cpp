@@ -6,11 +6,9 @@ namespace lorry::cuda {
 
 namespace {
 
-constexpr int32_t kTileRows = 16;  // of the tensor cores
 // With fewer tiles than this (times heads) the device is not full, and units go to warps of their
 // own. Either way gives the same bits.
 constexpr int64_t kManyTiles = 2048;
-constexpr int64_t kResultBytes = int64_t{16} << 20;
 
 }  // namespace
 
@@ -26,14 +24,14 @@ Tensor CudaOps::kv_layout(int64_t blocks, const AttentionSpec& spec) const {
 
 // Results of units; where they do not fit, tiles take their units one after the other.
 size_t CudaOps::attention_scratch_bytes(int64_t, const AttentionSpec& spec) const {
-  return static_cast<size_t>(kv_type(spec) == KvType::bf16 ? kResultBytes : 64);
+  return static_cast<size_t>(kv_type(spec) == KvType::bf16 ? kUnitResultBytes : 64);
 }
 
 // tiles_: of the rows; units_: the same, one entry for each unit.
 void CudaOps::plan_tiles(const AttentionPlan& plan, const AttentionSpec& spec, int tile_heads) {
   tiles_.clear();
   units_.clear();
-  const int32_t per_tile = std::max(1, kTileRows / tile_heads);
+  const int32_t per_tile = std::max(1, kTileQueries / tile_heads);
   int32_t slots = 0;
   for (size_t s = 0; s < plan.kv_len.size(); ++s) {
     const int32_t n = plan.q_begin[s + 1] - plan.q_begin[s];
@@ -87,7 +85,8 @@ void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPl
   const int32_t per_head = spec.heads / spec.kv_heads;
   const bool tiled = type == KvType::bf16;
   AttentionArgs a{};
-  a.tile_heads = tiled ? std::min(per_head, kTileRows) : kTileRows;  // plain: tiles of one row
+  a.tile_heads =
+      tiled ? std::min(per_head, kTileQueries) : kTileQueries;  // plain: tiles of one row
   a.head_tiles = static_cast<int32_t>(div_up(per_head, a.tile_heads));
   plan_tiles(plan, spec, a.tile_heads);
   a.o = call.out(o);
@@ -109,7 +108,7 @@ void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPl
     return attention_plain(call.stream(), a, type, bf16());
   }
   const int64_t heads = int64_t{a.kv_heads} * a.head_tiles;
-  const int64_t results = static_cast<int64_t>(units_.size()) * heads * kTileRows *
+  const int64_t results = static_cast<int64_t>(units_.size()) * heads * kTileQueries *
                           (head_width(true, spec.head_dim) + 2) * 4;
   const bool by_units = units_.size() > tiles_.size() && a.n_tiles * heads < kManyTiles &&
                         results <= plan.scratch.shape.size() - 16;
@@ -119,14 +118,12 @@ void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPl
     a.n_tiles = static_cast<int32_t>(tiles_.size());
     return attention_bf16(call.stream(), a, false);
   }
-  a.tiles = tile_table_.put(call, memory_, tiles_);
+  a.tiles = unit_table_.put(call, memory_, units_);
+  a.n_tiles = static_cast<int32_t>(units_.size());
   const auto at = reinterpret_cast<uintptr_t>(call.out(plan.scratch));
   a.results = reinterpret_cast<float*>((at + 15) / 16 * 16);
-  AttentionArgs units = a;
-  units.tiles = unit_table_.put(call, memory_, units_);
-  units.n_tiles = static_cast<int32_t>(units_.size());
-  attention_bf16(call.stream(), units, true);
-  merge_units(call.stream(), a);
+  a.counts = reinterpret_cast<int32_t*>(unit_counts_.data());
+  attention_bf16(call.stream(), a, true);
 }
 
 }  // namespace lorry::cuda

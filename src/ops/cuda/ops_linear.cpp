@@ -31,30 +31,50 @@ std::byte* CudaOps::scratch_of(Call& call, const Tensor& scratch) const {
   return reinterpret_cast<std::byte*>((at + kAlign - 1) / kAlign * kAlign);
 }
 
-void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch) {
-  if (x.rows() == 0) return;
-  Call call(memory_, staging_);
+// What a linear is, without memory.
+LinearArgs CudaOps::linear_shape(const Tensor& x, const Weight& w) {
   LinearArgs a{};
-  a.y = call.out<float>(y);
-  a.y_pitch = y.pitch;
-  a.x = call.in(x);
   a.x_pitch = x.pitch;
-  a.w = call.in(reinterpret_cast<const unsigned char*>(w.data), w.groups * w.group_bytes);
   a.plan = plan_of(w);
   a.group_bytes = w.group_bytes;
-  a.begin = w.groups == 1 ? nullptr : call.in(groups.begin);
-  a.order = call.in(w.order, w.groups * w.in);
   a.rows = static_cast<int32_t>(x.rows());
   a.out = static_cast<int32_t>(w.out);
   a.groups = static_cast<int32_t>(w.groups);
-  if (!bf16()) return linear_f32(call.stream(), a);
-  if (a.plan.values == Values::bf16 || a.plan.values == Values::fp8) {
-    if (!wide_ || scratch.data == nullptr || expected_rows(a) <= kFewRows) {
-      return linear_bf16(call.stream(), a);
-    }
+  return a;
+}
+
+// All but where the results go.
+LinearArgs CudaOps::linear_args(Call& call, const Tensor& x, const Weight& w,
+                                const RowGroups& groups, const Tensor& scratch) const {
+  LinearArgs a = linear_shape(x, w);
+  a.x = call.in(x);
+  a.w = call.in(reinterpret_cast<const unsigned char*>(w.data), w.groups * w.group_bytes);
+  a.begin = w.groups == 1 ? nullptr : call.in(groups.begin);
+  a.order = call.in(w.order, w.groups * w.in);
+  if (is_wide(a, scratch)) {
     a.arranged = reinterpret_cast<uint16_t*>(scratch_of(call, scratch));
     a.arranged_pitch = arranged(w.in);
-    return linear_wide(call.stream(), a);
+  }
+  return a;
+}
+
+bool CudaOps::is_wide(const LinearArgs& a, const Tensor& scratch) const {
+  const bool values = a.plan.values == Values::bf16 || a.plan.values == Values::fp8;
+  return bf16() && values && !is_thin(a) && wide_ && scratch.data != nullptr &&
+         expected_rows(a) > kFewRows;
+}
+
+void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch) {
+  if (x.rows() == 0) return;
+  Call call(memory_, staging_);
+  LinearArgs a = linear_args(call, x, w, groups, scratch);
+  a.y = call.out<float>(y);
+  a.y_pitch = y.pitch;
+  if (!bf16()) return linear_f32(call.stream(), a);
+  if (is_thin(a)) return linear_thin(call.stream(), a);
+  if (a.arranged != nullptr) return linear_wide(call.stream(), a);
+  if (a.plan.values == Values::bf16 || a.plan.values == Values::fp8) {
+    return linear_bf16(call.stream(), a);
   }
   QuantArgs q{};
   q.linear = a;
@@ -64,6 +84,21 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   q.scale = reinterpret_cast<float*>(at);
   q.sums = reinterpret_cast<int32_t*>(at + static_cast<uintptr_t>(a.rows) * 4);
   linear_quant(call.stream(), q);
+}
+
+void CudaOps::apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
+                        Activation activation) {
+  if (x.rows() == 0) return;
+  const LinearArgs shape = linear_shape(x, l.w);
+  const bool values = shape.plan.values == Values::bf16 || shape.plan.values == Values::fp8;
+  if (!bf16() || !values || is_thin(shape) || !l.segments.empty() || is_wide(shape, l.scratch) ||
+      !linear_bf16_can_glu(shape)) {
+    return Ops::apply_glu(y, both, x, l, activation);
+  }
+  Call call(memory_, staging_);
+  LinearArgs a = linear_args(call, x, l.w, l.groups, l.scratch);
+  a.glu = {call.out(y), y.pitch, y.cols(), static_cast<int>(activation)};
+  linear_bf16(call.stream(), a);
 }
 
 }  // namespace lorry::cuda

@@ -1,4 +1,4 @@
-// The operations that work row by row, and routing.
+// The operations that work row by row.
 #include <cmath>
 
 #include "ops/cuda/backend.h"
@@ -71,8 +71,19 @@ void CudaOps::embed(Tensor y, Tensor table, Tensor ids) {
 void CudaOps::norm(Tensor y, Tensor x, const Norm& n) {
   Call call(memory_, staging_);
   cuda::norm(call.stream(),
-             {call.out(y), y.pitch, call.in<float>(x), x.pitch, nullptr, nullptr, 0,
-              call.in<float>(n.weight), x.rows(), x.cols(), n.eps, n.centered},
+             {call.out(y),
+              y.pitch,
+              call.in<float>(x),
+              x.pitch,
+              nullptr,
+              nullptr,
+              0,
+              {},
+              call.in<float>(n.weight),
+              x.rows(),
+              x.cols(),
+              n.eps,
+              n.centered},
              bf16());
 }
 
@@ -81,8 +92,19 @@ void CudaOps::add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const 
   Call call(memory_, staging_);
   auto* sum = call.out<float>(x);
   cuda::norm(call.stream(),
-             {call.out(y), y.pitch, sum, x.pitch, sum, call.in<float>(part), part.pitch,
-              call.in<float>(n.weight), x.rows(), x.cols(), n.eps, n.centered},
+             {call.out(y),
+              y.pitch,
+              sum,
+              x.pitch,
+              sum,
+              call.in<float>(part),
+              part.pitch,
+              {},
+              call.in<float>(n.weight),
+              x.rows(),
+              x.cols(),
+              n.eps,
+              n.centered},
              bf16());
 }
 
@@ -90,30 +112,6 @@ void CudaOps::clamp(Tensor x, float limit) {
   if (std::isinf(limit)) return;
   Call call(memory_, staging_);
   cuda::clamp(call.stream(), {call.out<float>(x), x.pitch, x.rows(), x.cols(), limit});
-}
-
-void CudaOps::rope(Tensor x, Tensor cos, Tensor sin) {
-  Call call(memory_, staging_);
-  cuda::rope(call.stream(), {call.out<float>(x), x.pitch, call.in<float>(cos), call.in<float>(sin),
-                             cos.pitch, sin.pitch, x.rows(), x.cols(), cos.cols()});
-}
-
-void CudaOps::kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
-                       const AttentionSpec& spec) {
-  Call call(memory_, staging_);
-  KvWriteArgs a{};
-  a.k = call.out<unsigned char>(kv.k);
-  a.v = call.out<unsigned char>(kv.v);
-  a.block_bytes = kv.k.cols() * size_of(kv.k.dtype);
-  a.k_rows = call.in<float>(k);
-  a.v_rows = call.in<float>(v);
-  a.k_pitch = k.pitch;
-  a.v_pitch = v.pitch;
-  a.slots = call.in<int32_t>(slots);
-  a.rows = static_cast<int32_t>(k.rows());
-  a.kv_heads = spec.kv_heads;
-  a.head_dim = spec.head_dim;
-  cuda::kv_write(call.stream(), a, kv_type(spec));
 }
 
 void CudaOps::gather(Tensor y, Tensor x, Tensor index) {
@@ -132,12 +130,39 @@ void CudaOps::glu(Tensor y, Tensor gu, Activation activation) {
             bf16());
 }
 
+namespace {
+
+CombineArgs combine_args(Call& call, float* y, int64_t y_pitch, const Tensor& d,
+                         const Route& route) {
+  return {y,
+          y_pitch,
+          call.in<float>(d),
+          d.pitch,
+          call.in<int32_t>(route.slot),
+          call.in<float>(route.weight),
+          route.slot.pitch,
+          route.weight.pitch,
+          route.slot.rows(),
+          d.cols(),
+          static_cast<int32_t>(route.slot.cols())};
+}
+
+}  // namespace
+
 void CudaOps::combine(Tensor y, Tensor d, const Route& route) {
   Call call(memory_, staging_);
-  cuda::combine(call.stream(),
-                {call.out<float>(y), y.pitch, call.in<float>(d), d.pitch,
-                 call.in<int32_t>(route.slot), call.in<float>(route.weight), route.slot.pitch,
-                 route.weight.pitch, y.rows(), y.cols(), static_cast<int32_t>(route.slot.cols())});
+  cuda::combine(call.stream(), combine_args(call, call.out<float>(y), y.pitch, d, route));
+}
+
+void CudaOps::combine_norm(Tensor y, Tensor x, Tensor, Tensor d, const Route& route,
+                           const Norm& n) {
+  Call call(memory_, staging_);
+  auto* sum = call.out<float>(x);
+  cuda::norm(call.stream(),
+             {call.out(y), y.pitch, sum, x.pitch, sum, nullptr, 0,
+              combine_args(call, nullptr, 0, d, route), call.in<float>(n.weight), x.rows(),
+              x.cols(), n.eps, n.centered},
+             bf16());
 }
 
 void CudaOps::add(Tensor x, std::span<const Tensor> parts) {
@@ -153,46 +178,6 @@ void CudaOps::add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) {
                  {call.out(y), y.pitch, call.in(x), x.pitch, call.in<float>(v), v.pitch,
                   call.in<float>(bias), y.rows(), y.cols()},
                  bf16());
-}
-
-void CudaOps::route(Route& route, Tensor scores, const Routing& routing) {
-  const auto experts = static_cast<int32_t>(scores.cols());
-  LORRY_CHECK(experts <= kMaxExperts && routing.top_k <= experts, "{} of {} experts", routing.top_k,
-              experts);
-  Call call(memory_, staging_);
-  cuda::route(call.stream(),
-              {call.in<float>(scores), scores.pitch, call.out<int32_t>(route.expert),
-               call.out<float>(route.weight), route.expert.pitch, route.weight.pitch,
-               static_cast<int32_t>(scores.rows()), experts, routing.top_k, routing.norm_p});
-}
-
-void CudaOps::group(Route& route, const LoraPlan& plan) {
-  Call call(memory_, staging_);
-  GroupArgs a{};
-  a.rows = static_cast<int32_t>(route.expert.rows());
-  a.k = static_cast<int32_t>(route.expert.cols());
-  a.first_own = route.first_own;
-  a.groups = route.groups_count();
-  a.expert = call.in<int32_t>(route.expert);
-  a.expert_pitch = route.expert.pitch;
-  a.slot = call.out<int32_t>(route.slot);
-  a.slot_pitch = route.slot.pitch;
-  a.source = call.out<int32_t>(route.source);
-  a.begin = call.out<int32_t>(route.begin);
-  const bool adapted = !plan.adapters.empty() && !plan.row_adapter.empty();
-  if (adapted) {
-    a.row_adapter = call.in(plan.row_adapter);
-    a.segments = call.out<Segment>(route.segment);
-    const int64_t most = int64_t{a.groups} * static_cast<int64_t>(plan.adapters.size());
-    a.max_segments = static_cast<int32_t>(std::min<int64_t>(most, int64_t{a.rows} * a.k));
-  }
-  const Staging::Room count = call.room(sizeof(int32_t));
-  a.n_segments = reinterpret_cast<int32_t*>(count.device);
-  cuda::group(call.stream(), a);
-  route.n_segments = a.max_segments;
-  if (!adapted || call.on_device(route.begin.data)) return;
-  call.fetch(count);
-  std::memcpy(&route.n_segments, count.host, sizeof(int32_t));
 }
 
 }  // namespace cuda

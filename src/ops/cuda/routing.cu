@@ -15,6 +15,12 @@ struct Choice {
   int expert;  // -1: none
 };
 
+// Where a row's choices go.
+struct Chosen {
+  int32_t* expert;
+  float* weight;
+};
+
 // The larger p, then the lower expert. NaN loses to nothing and beats nothing: the lower expert.
 LORRY_DEVICE Choice better(Choice a, Choice b) {
   if (a.expert < 0) return b;
@@ -24,51 +30,102 @@ LORRY_DEVICE Choice better(Choice a, Choice b) {
   return a.expert < b.expert ? a : b;
 }
 
-LORRY_DEVICE Choice best_of_warp(Choice c) {
-  for (int mask = 16; mask > 0; mask >>= 1) {
+// Lanes of a warp that have a row: the others have rows of their own.
+LORRY_DEVICE int lanes_of_row(int32_t experts) {
+  int lanes = 1;
+  while (lanes < experts && lanes < 32) lanes *= 2;
+  return lanes;
+}
+
+// Of all lanes of a row, in all of them. With fewer lanes than 32 the bits are those of 32: of
+// which the others would add nothing.
+LORRY_DEVICE float row_sum(float x, int lanes) {
+  for (int mask = lanes / 2; mask > 0; mask >>= 1) x += shuffle_xor(x, mask);
+  return x;
+}
+LORRY_DEVICE float row_max(float x, int lanes) {
+  for (int mask = lanes / 2; mask > 0; mask >>= 1) {
+    const float other = shuffle_xor(x, mask);
+    x = other > x || other != other ? other : x;
+  }
+  return x;
+}
+LORRY_DEVICE Choice best_of_row(Choice c, int lanes) {
+  for (int mask = lanes / 2; mask > 0; mask >>= 1) {
     const Choice other{shuffle_xor(c.p, mask), shuffle_xor(c.expert, mask)};
     c = better(c, other);
   }
   return c;
 }
 
-// A warp a row. p [experts] in shared memory; -1 where one was taken.
-LORRY_KERNEL(kThreads) route_kernel(RouteArgs a) {
-  begin_kernel();
-  float* p = reinterpret_cast<float*>(shared_bytes()) + warp_index() * a.experts;
-  const int64_t row = int64_t{blockIdx.x} * kWarps + warp_index();
-  if (row >= a.rows) return;
+// Routes a row by `lanes` lanes; all of a warp call it. p [experts], in shared memory: -1 where one
+// was taken. Without a place to put them in, expert and weight are not stored.
+LORRY_DEVICE void route_row(const RouteArgs& a, int64_t row, float* p, int lanes, int32_t* expert,
+                            float* weight) {
   const float* scores = a.scores + row * a.scores_pitch;
+  const int lane = lane_index() % lanes;
   float most = -INFINITY;
-  for (int e = lane_index(); e < a.experts; e += 32) {
+  for (int e = lane; e < a.experts; e += lanes) {
     most = scores[e] > most || scores[e] != scores[e] ? scores[e] : most;
   }
-  most = warp_max(most);
+  most = row_max(most, lanes);
   float sum = 0;
-  for (int e = lane_index(); e < a.experts; e += 32) {
+  for (int e = lane; e < a.experts; e += lanes) {
     p[e] = expf(scores[e] - most);
     sum += p[e];
   }
-  sum = warp_sum(sum);
-  for (int e = lane_index(); e < a.experts; e += 32) p[e] = p[e] / sum;
-  int32_t* expert = a.expert + row * a.expert_pitch;
-  float* weight = a.weight + row * a.weight_pitch;
+  sum = row_sum(sum, lanes);
+  for (int e = lane; e < a.experts; e += lanes) p[e] = p[e] / sum;
   float total = 0;
   for (int32_t j = 0; j < a.k; ++j) {
     Choice c{0, -1};
-    for (int e = lane_index(); e < a.experts; e += 32) {
+    for (int e = lane; e < a.experts; e += lanes) {
       if (p[e] != -1.0F) c = better(c, {p[e], e});
     }
-    c = best_of_warp(c);
-    if (c.expert % 32 == lane_index()) p[c.expert] = -1.0F;  // its own lane's
+    c = best_of_row(c, lanes);
+    if (c.expert % lanes == lane) p[c.expert] = -1.0F;  // its own lane's
     total += a.norm_p == 1.0F ? c.p : powf(c.p, a.norm_p);
-    if (lane_index() != 0) continue;
+    if (lane != 0 || expert == nullptr) continue;
     expert[j] = c.expert;
     weight[j] = c.p;
   }
-  if (a.norm_p == 0.0F || lane_index() != 0) return;
+  if (a.norm_p == 0.0F || lane != 0 || expert == nullptr) return;
   const float length = a.norm_p == 1.0F ? total : powf(total, 1.0F / a.norm_p);
   for (int32_t j = 0; j < a.k; ++j) weight[j] /= length;
+}
+
+// Rows first, first + step ... by the warps of a block: f(row) says where row's choices go. p: of
+// each row in work, experts.
+template <class F>
+LORRY_DEVICE void route_rows(const RouteArgs& a, int64_t first, int64_t end, float* p, F&& f) {
+  const int lanes = lanes_of_row(a.experts);
+  const int together = 32 / lanes;
+  const int own = warp_index() * together + lane_index() / lanes;
+  const int step = static_cast<int>(blockDim.x) / 32 * together;
+  for (int64_t begin = first; begin < end; begin += step) {
+    const int64_t row = begin + own;
+    const Chosen to = row < end ? f(row) : Chosen{nullptr, nullptr};
+    route_row(a, row < end ? row : end - 1, p + own * a.experts, lanes, to.expert, to.weight);
+  }
+}
+
+// Rows that the warps of a block route at once.
+int64_t rows_at_once(int32_t experts, int warps) {
+  int64_t lanes = 1;
+  while (lanes < experts && lanes < 32) lanes *= 2;
+  return 32 / lanes * warps;
+}
+
+// p [rows of a block, experts] in shared memory.
+LORRY_KERNEL(kThreads) route_kernel(RouteArgs a) {
+  begin_kernel();
+  auto* p = reinterpret_cast<float*>(shared_bytes());
+  const int64_t rows = int64_t{kWarps} * (32 / lanes_of_row(a.experts));
+  const int64_t first = int64_t{blockIdx.x} * rows;
+  const int64_t end = first + rows < a.rows ? first + rows : a.rows;
+  route_rows(a, first, end, p, [&](int64_t row) {
+    return Chosen{a.expert + row * a.expert_pitch, a.weight + row * a.weight_pitch};
+  });
 }
 
 LORRY_DEVICE int32_t adapter_of(const GroupArgs& a, int32_t row) {
@@ -81,22 +138,12 @@ LORRY_DEVICE int32_t group_of(const GroupArgs& a, int32_t choice) {
   return g >= 0 && g < a.groups ? g : -1;
 }
 
-// A warp counts what comes before one choice, or before a group: that is its place. Quadratic, and
-// without an order of its own to depend on.
-LORRY_KERNEL(kThreads) group_kernel(GroupArgs a) {
-  begin_kernel();
+// What comes before a choice of a group in order of (group, adapter, choice), or before a group:
+// that is its place. Counted by a warp. Quadratic, and without an order of its own to depend on.
+LORRY_DEVICE int32_t place_of(const GroupArgs& a, int32_t group, int32_t choice) {
   const int32_t choices = a.rows * a.k;
-  const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
-  if (at >= int64_t{choices} + a.groups + 1) return;
-  const bool is_choice = at < choices;
-  const auto choice = static_cast<int32_t>(at);
-  const int32_t group = is_choice ? group_of(a, choice) : choice - choices;
-  if (is_choice && group < 0) {
-    if (lane_index() == 0) a.slot[choice / a.k * a.slot_pitch + choice % a.k] = -1;
-    return;
-  }
-  const int32_t row = choice / a.k;
-  const int32_t adapter = is_choice ? adapter_of(a, row) : 0;
+  const bool is_choice = choice >= 0;
+  const int32_t adapter = is_choice ? adapter_of(a, choice / a.k) : 0;
   int before = 0;
   for (int32_t c = lane_index(); c < choices; c += 32) {
     const int32_t g = group_of(a, c);
@@ -108,14 +155,29 @@ LORRY_KERNEL(kThreads) group_kernel(GroupArgs a) {
     }
     before += less ? 1 : 0;
   }
-  before = warp_sum(before);
+  return warp_sum(before);
+}
+
+// Entry `at` of the lists by a warp: of the choices, then of where groups begin.
+LORRY_DEVICE void put_place(const GroupArgs& a, int32_t at) {
+  const int32_t choices = a.rows * a.k;
+  const bool is_choice = at < choices;
+  const int32_t group = is_choice ? group_of(a, at) : at - choices;
+  const int32_t row = at / a.k;
+  const int32_t before = group < 0 ? -1 : place_of(a, group, is_choice ? at : -1);
   if (lane_index() != 0) return;
   if (!is_choice) {
     a.begin[group] = before;
     return;
   }
-  a.slot[row * a.slot_pitch + choice % a.k] = before;
-  a.source[before] = row;
+  a.slot[row * a.slot_pitch + at % a.k] = before;
+  if (before >= 0) a.source[before] = row;
+}
+
+LORRY_KERNEL(kThreads) group_kernel(GroupArgs a) {
+  begin_kernel();
+  const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
+  if (at < int64_t{a.rows} * a.k + a.groups + 1) put_place(a, static_cast<int32_t>(at));
 }
 
 // The last group that begins at or before a sorted row.
@@ -137,10 +199,8 @@ LORRY_DEVICE int scan_warp(int x) {  // inclusive
   return x;
 }
 
-// One block numbers the segments in order.
-LORRY_KERNEL(kScanThreads) segments_kernel(GroupArgs a) {
-  begin_kernel();
-  int* sums = reinterpret_cast<int*>(shared_bytes());
+// Numbers the segments in order, by a block. sums [kScanThreads / 32].
+LORRY_DEVICE void put_segments(const GroupArgs& a, int* sums) {
   const int32_t n = a.begin[a.groups];
   int done = 0;
   for (int32_t first = 0; first < n; first += kScanThreads) {
@@ -179,11 +239,61 @@ LORRY_KERNEL(kScanThreads) segments_kernel(GroupArgs a) {
   if (threadIdx.x == 0) *a.n_segments = done;
 }
 
+LORRY_KERNEL(kScanThreads) segments_kernel(GroupArgs a) {
+  begin_kernel();
+  put_segments(a, reinterpret_cast<int*>(shared_bytes()));
+}
+
+// A row of x to one of y, by a block.
+template <class Word>
+LORRY_DEVICE void copy_row(unsigned char* to, const unsigned char* from, int64_t bytes) {
+  for (int64_t i = threadIdx.x; i < bytes / int64_t{sizeof(Word)}; i += kScanThreads) {
+    reinterpret_cast<Word*>(to)[i] = reinterpret_cast<const Word*>(from)[i];
+  }
+}
+
+// Few rows: each block routes all of them for itself, and copies the row of one choice; the last
+// block writes the lists.
+template <class Word>
+LORRY_KERNEL(kScanThreads)
+dispatch_kernel(DispatchArgs a) {
+  begin_kernel();
+  const int32_t k = a.route.k;
+  const int32_t choices = a.route.rows * k;
+  auto* expert = reinterpret_cast<int32_t*>(shared_bytes());
+  auto* weight = reinterpret_cast<float*>(expert + choices);
+  auto* sums = reinterpret_cast<int*>(weight + choices);
+  route_rows(a.route, 0, a.route.rows, reinterpret_cast<float*>(sums + kScanThreads / 32),
+             [&](int64_t row) { return Chosen{expert + row * k, weight + row * k}; });
+  sync_threads();
+  GroupArgs g = a.group;
+  g.expert = expert;
+  g.expert_pitch = k;
+  const auto at = static_cast<int32_t>(blockIdx.x);
+  if (at < choices) {
+    const int32_t group = group_of(g, at);
+    if (group < 0) return;
+    const int32_t place = place_of(g, group, at);
+    return copy_row<Word>(a.rows.y + place * a.rows.y_pitch, a.rows.x + at / k * a.rows.x_pitch,
+                          a.rows.bytes);
+  }
+  for (auto i = static_cast<int32_t>(threadIdx.x); i < choices; i += kScanThreads) {
+    a.route.expert[i / k * a.route.expert_pitch + i % k] = expert[i];
+    a.route.weight[i / k * a.route.weight_pitch + i % k] = weight[i];
+  }
+  for (int32_t i = warp_index(); i < choices + g.groups + 1; i += kScanThreads / 32) {
+    put_place(g, i);
+  }
+  sync_threads();
+  if (g.max_segments > 0) put_segments(g, sums);
+}
+
 }  // namespace
 
 void route(Stream s, const RouteArgs& a) {
-  const auto shared = static_cast<size_t>(kWarps * a.experts) * sizeof(float);
-  start<RouteArgs, route_kernel>("route", {ceil_div(a.rows, kWarps)}, kThreads, shared, s, a);
+  const int64_t rows = rows_at_once(a.experts, kWarps);
+  const auto shared = static_cast<size_t>(rows * a.experts) * sizeof(float);
+  start<RouteArgs, route_kernel>("route", {ceil_div(a.rows, rows)}, kThreads, shared, s, a);
 }
 
 void group(Stream s, const GroupArgs& a) {
@@ -192,6 +302,22 @@ void group(Stream s, const GroupArgs& a) {
   if (a.max_segments == 0) return;
   constexpr size_t kShared = kScanThreads / 32 * sizeof(int);
   start<GroupArgs, segments_kernel>("segments", {1}, kScanThreads, kShared, s, a);
+}
+
+void dispatch(Stream s, const DispatchArgs& a) {
+  const int64_t choices = int64_t{a.route.rows} * a.route.k;
+  const int64_t routed = rows_at_once(a.route.experts, kScanThreads / 32);
+  const auto shared = static_cast<size_t>(2 * choices + kScanThreads / 32 +
+                                          routed * a.route.experts) *
+                      sizeof(float);
+  const auto all = reinterpret_cast<uintptr_t>(a.rows.x) | reinterpret_cast<uintptr_t>(a.rows.y) |
+                   static_cast<uintptr_t>(a.rows.x_pitch | a.rows.y_pitch | a.rows.bytes);
+  if (all % sizeof(Word4) == 0) {
+    return start<DispatchArgs, dispatch_kernel<Word4>>("dispatch", {choices + 1}, kScanThreads,
+                                                       shared, s, a);
+  }
+  start<DispatchArgs, dispatch_kernel<uint16_t>>("dispatch", {choices + 1}, kScanThreads, shared,
+                                                 s, a);
 }
 
 }  // namespace lorry::cuda

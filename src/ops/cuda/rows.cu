@@ -1,4 +1,5 @@
 // The operations that work row by row.
+#include "ops/cuda/activation.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
 
@@ -47,19 +48,90 @@ struct alignas(4 * sizeof(T)) Four {
   T v[4];
 };
 
-// to[c], to[c + 1] ... = x[c] + y[c] ..., which it returns. to may be x.
-LORRY_DEVICE Quad add_quad(float* to, const float* x, const float* y, int64_t c, int64_t cols) {
-  const Quad left = load_quad(x, c, cols);
-  const Quad right = load_quad(y, c, cols);
-  Four<float> sum{};
+// to[c], to[c + 1] ... = q, of those that are there.
+template <class T>
+LORRY_DEVICE void store_quad(T* to, const Quad& q, int64_t c, int64_t cols) {
+  Four<T> four{};
   LORRY_UNROLL
-  for (int i = 0; i < 4; ++i) sum.v[i] = left.v[i] + right.v[i];
-  if (c + 4 <= cols && reinterpret_cast<uintptr_t>(to + c) % sizeof(sum) == 0) {
-    *reinterpret_cast<Four<float>*>(to + c) = sum;
+  for (int i = 0; i < 4; ++i) narrow(four.v[i], q.v[i]);
+  if (c + 4 <= cols && reinterpret_cast<uintptr_t>(to + c) % sizeof(four) == 0) {
+    *reinterpret_cast<Four<T>*>(to + c) = four;
   } else {
-    for (int i = 0; c + i < cols && i < 4; ++i) to[c + i] = sum.v[i];
+    for (int i = 0; c + i < cols && i < 4; ++i) to[c + i] = four.v[i];
   }
-  return {sum.v[0], sum.v[1], sum.v[2], sum.v[3]};
+}
+
+// The first of this thread's quads, kThreads apart: of a row of f32.
+template <int kN>
+struct Quads {
+  Quad v[kN];
+
+  LORRY_DEVICE static int64_t column(int i) { return (int64_t{i} * kThreads + threadIdx.x) * 4; }
+  LORRY_DEVICE void load(const float* x, int64_t first, int64_t cols) {
+    LORRY_UNROLL
+    for (int i = 0; i < kN; ++i) v[i] = load_quad(x, first + column(i), cols);
+  }
+};
+
+// What the experts of row r have made, summed in order of choice. Loads do not wait for each other.
+template <int kN>
+LORRY_DEVICE void combine_quads(Quads<kN>& sum, const CombineArgs& a, int64_t r, int64_t first) {
+  constexpr int kAhead = 2;
+  sum = {};
+  bool fresh = true;
+  for (int32_t j = 0; j < a.k; j += kAhead) {
+    int32_t slot[kAhead];
+    float w[kAhead];
+    Quads<kN> x[kAhead];
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      const int32_t choice = j + i < a.k ? j + i : j;
+      slot[i] = a.slot[r * a.slot_pitch + choice];
+      w[i] = a.weight[r * a.weight_pitch + choice];
+    }
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      x[i].load(a.d + (slot[i] < 0 ? 0 : slot[i]) * a.d_pitch, first, a.cols);
+    }
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      if (j + i >= a.k || slot[i] < 0) continue;
+      LORRY_UNROLL
+      for (int n = 0; n < kN; ++n) {
+        LORRY_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          sum.v[n].v[e] = fresh ? x[i].v[n].v[e] * w[i] : fmaf(x[i].v[n].v[e], w[i], sum.v[n].v[e]);
+        }
+      }
+      fresh = false;
+    }
+  }
+}
+
+// x += y, and to a row in memory.
+template <int kN>
+LORRY_DEVICE void add_quads(Quads<kN>& x, const Quads<kN>& y, float* to, int64_t first,
+                            int64_t cols) {
+  LORRY_UNROLL
+  for (int i = 0; i < kN; ++i) {
+    LORRY_UNROLL
+    for (int e = 0; e < 4; ++e) x.v[i].v[e] = x.v[i].v[e] + y.v[i].v[e];
+    store_quad(to, x.v[i], first + Quads<kN>::column(i), cols);
+  }
+}
+
+// Quads of a norm's x with what is added to it, which is stored.
+template <int kN>
+LORRY_DEVICE void load_sum(Quads<kN>& x, const NormArgs& a, int64_t row, int64_t first) {
+  x.load(a.x + row * a.x_pitch, first, a.cols);
+  if (a.sum == nullptr) return;
+  Quads<kN> part;
+  if (a.experts.d != nullptr) {
+    combine_quads(part, a.experts, row, first);
+  } else {
+    part.load(a.part + row * a.part_pitch, first, a.cols);
+  }
+  add_quads(x, part, a.sum + row * a.x_pitch, first, a.cols);
 }
 
 // A block a row; a thread has every kThreads-th quad of it. kHeld of them are kept in registers;
@@ -69,54 +141,56 @@ LORRY_KERNEL(kThreads)
 norm_kernel(NormArgs a) {
   let_next_start();
   float* shared = reinterpret_cast<float*>(shared_bytes());
-  const float* x = a.x + blockIdx.x * a.x_pitch;
-  float* summed = a.sum == nullptr ? nullptr : a.sum + blockIdx.x * a.x_pitch;
-  const float* part = a.part == nullptr ? nullptr : a.part + blockIdx.x * a.part_pitch;
-  T* y = static_cast<T*>(a.y) + blockIdx.x * a.y_pitch;
+  const int64_t row = blockIdx.x;
   const auto n = static_cast<float>(a.cols);
-  const auto column = [](int i) { return (int64_t{i} * kThreads + threadIdx.x) * 4; };
-  constexpr int kRoom = kHeld > 0 ? kHeld : 1;
-  Quad weights[kRoom];
-  Quad values[kRoom];
-  LORRY_UNROLL
-  for (int i = 0; i < kHeld; ++i) weights[i] = load_quad(a.weight, column(i), a.cols);
-  wait_for_previous();
-  LORRY_UNROLL
-  for (int i = 0; i < kHeld; ++i) {
-    values[i] = part == nullptr ? load_quad(x, column(i), a.cols)
-                                : add_quad(summed, x, part, column(i), a.cols);
-  }
   const auto quads = static_cast<int>((a.cols + 4 * kThreads - 1) / (4 * kThreads));
-  if (kHeld == 0 && part != nullptr) {
-    for (int i = 0; i < quads; ++i) add_quad(summed, x, part, column(i), a.cols);
-    x = summed;
+  const auto begin = [](int i) { return int64_t{i} * kThreads * 4; };
+  using Held = Quads<(kHeld > 0 ? kHeld : 1)>;
+  Held weights;
+  Held values;
+  if (kHeld > 0) weights.load(a.weight, 0, a.cols);
+  wait_for_previous();
+  if (kHeld > 0) load_sum(values, a, row, 0);
+  const float* x = a.x + row * a.x_pitch;
+  if (kHeld == 0 && a.sum != nullptr) {
+    for (int i = 0; i < quads; ++i) load_sum(values, a, row, begin(i));
+    x = a.sum + row * a.x_pitch;
   }
-  // f(value, weight, column) for what this thread has.
+  // f(quad, weights, column) for what this thread has.
   const auto each = [&](auto&& f) {
-    LORRY_UNROLL
-    for (int i = 0; i < (kHeld > 0 ? kHeld : quads); ++i) {
-      const Quad value = kHeld > 0 ? values[i % kRoom] : load_quad(x, column(i), a.cols);
-      const Quad weight = kHeld > 0 ? weights[i % kRoom] : load_quad(a.weight, column(i), a.cols);
+    if (kHeld > 0) {
       LORRY_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        if (column(i) + e < a.cols) f(value.v[e], weight.v[e], column(i) + e);
-      }
+      for (int i = 0; i < kHeld; ++i) f(values.v[i], weights.v[i], Held::column(i));
+      return;
+    }
+    for (int i = 0; i < quads; ++i) {
+      const int64_t c = begin(i) + Held::column(0);
+      f(load_quad(x, c, a.cols), load_quad(a.weight, c, a.cols), c);
     }
   };
-  float mean = 0;
-  if (a.centered) {
+  // Sums of f(value) over the row.
+  const auto sum_of = [&](auto&& f) {
     float sum = 0;
-    each([&](float value, float, int64_t) { sum += value; });
-    mean = block_sum<kThreads>(sum, shared) / n;
-  }
-  float squares = 0;
-  each([&](float value, float, int64_t) {
-    const float d = value - mean;
-    squares = fmaf(d, d, squares);
+    each([&](const Quad& q, const Quad&, int64_t c) {
+      LORRY_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        if (c + e < a.cols) sum = f(sum, q.v[e]);
+      }
+    });
+    return block_sum<kThreads>(sum, shared);
+  };
+  float mean = 0;
+  if (a.centered) mean = sum_of([](float sum, float v) { return sum + v; }) / n;
+  const float squares = sum_of([mean](float sum, float v) {
+    const float d = v - mean;
+    return fmaf(d, d, sum);
   });
-  const float factor = 1.0F / sqrtf(block_sum<kThreads>(squares, shared) / n + a.eps);
-  each([&](float value, float weight, int64_t c) {
-    narrow(y[c], (value - mean) * factor * weight);
+  const float factor = 1.0F / sqrtf(squares / n + a.eps);
+  each([&](const Quad& q, const Quad& weight, int64_t c) {
+    Quad y{};
+    LORRY_UNROLL
+    for (int e = 0; e < 4; ++e) y.v[e] = (q.v[e] - mean) * factor * weight.v[e];
+    store_quad(static_cast<T*>(a.y) + row * a.y_pitch, y, c, a.cols);
   });
 }
 
@@ -126,73 +200,6 @@ LORRY_KERNEL(kThreads) clamp_kernel(ClampArgs a) {
     float& x = a.x[r * a.pitch + c];
     x = x < -a.limit ? -a.limit : x > a.limit ? a.limit : x;  // NaN stays
   });
-}
-
-LORRY_KERNEL(kThreads) rope_kernel(RopeArgs a) {
-  begin_kernel();
-  each_element(a.rows, a.cols / 2, [&](int64_t r, int64_t c) {
-    const auto i = static_cast<int32_t>(c) % static_cast<int32_t>(a.half);
-    float* head = a.x + r * a.pitch + (c - i) * 2;
-    const float cos = a.cos[r * a.cos_pitch + i];
-    const float sin = a.sin[r * a.sin_pitch + i];
-    const float first = head[i];
-    const float second = head[a.half + i];
-    head[i] = fmaf(first, cos, -(second * sin));
-    head[a.half + i] = fmaf(second, cos, first * sin);
-  });
-}
-
-// One token of one head by a warp; t: its place in the block.
-LORRY_DEVICE void write_head(uint16_t* k, uint16_t* v, const float* k_row, const float* v_row,
-                             int d, int t) {
-  const auto width = static_cast<int>(head_width(true, d));
-  for (int i = lane_index(); i < width; i += 32) {
-    k[t * width + i] = i < d ? to_bf16(k_row[i]) : uint16_t{0};
-    v[place_in_v(width, t, i)] = i < d ? to_bf16(v_row[i]) : uint16_t{0};
-  }
-}
-LORRY_DEVICE void write_head(float* k, float* v, const float* k_row, const float* v_row, int d,
-                             int t) {
-  for (int i = lane_index(); i < d; i += 32) {
-    k[t * d + i] = k_row[i];
-    v[t * d + i] = v_row[i];
-  }
-}
-LORRY_DEVICE void quantise_head(int8_t* block, const float* x, int d, int t) {
-  float most = 0;
-  for (int i = lane_index(); i < d; i += 32) {
-    const float size = fabsf(x[i]);
-    most = size > most || size != size ? size : most;
-  }
-  most = warp_max(most);
-  const bool finite = most < INFINITY;
-  const float factor = finite && most > 0 ? 127.0F / most : 0.0F;
-  for (int i = lane_index(); i < d; i += 32) {
-    const float q = finite ? rintf(x[i] * factor) : 0.0F;
-    block[t * d + i] = static_cast<int8_t>(q > 127.0F ? 127.0F : q < -127.0F ? -127.0F : q);
-  }
-  if (lane_index() == 0) {
-    reinterpret_cast<float*>(block + kTokens * d)[t] = finite ? most / 127.0F : NAN;
-  }
-}
-LORRY_DEVICE void write_head(int8_t* k, int8_t* v, const float* k_row, const float* v_row, int d,
-                             int t) {
-  quantise_head(k, k_row, d, t);
-  quantise_head(v, v_row, d, t);
-}
-
-template <class T>
-LORRY_KERNEL(kThreads)
-kv_write_kernel(KvWriteArgs a) {
-  begin_kernel();
-  const int64_t at = int64_t{blockIdx.x} * (kThreads / 32) + warp_index();
-  const int64_t row = at / a.kv_heads;
-  const int64_t head = at % a.kv_heads;
-  if (row >= a.rows || a.slots[row] < 0) return;
-  const int64_t place = (int64_t{a.slots[row] / kTokens} * a.kv_heads + head) * a.block_bytes;
-  write_head(reinterpret_cast<T*>(a.k + place), reinterpret_cast<T*>(a.v + place),
-             a.k_rows + row * a.k_pitch + head * a.head_dim,
-             a.v_rows + row * a.v_pitch + head * a.head_dim, a.head_dim, a.slots[row] % kTokens);
 }
 
 template <class Word>
@@ -205,48 +212,10 @@ gather_kernel(GatherArgs a) {
   });
 }
 
-LORRY_DEVICE float silu(float x) { return x / (1.0F + expf(-x)); }
-
-// x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
-LORRY_DEVICE float gelu_tanh(float x) {
-  const float cubic = fmaf(x * x, 0.044715F * x, x);
-  return x / (1.0F + expf(-1.59576912F * cubic));
-}
-// x Phi(x), Phi's tail by erfc's rational Chebyshev fit and e^(-x^2 / 2) apart, with the rounding
-// error of the square put back: as on the CPU (ops/cpu/rows.h).
-LORRY_DEVICE float gelu_erf(float x) {
-  if (x < -13.0F) return 0.0F;
-  const float t = 1.0F / fmaf(0.5F, fabsf(x) * 0.707106781F, 1.0F);
-  float p = fmaf(0.17087277F, t, -0.82215223F);
-  p = fmaf(p, t, 1.48851587F);
-  p = fmaf(p, t, -1.13520398F);
-  p = fmaf(p, t, 0.27886807F);
-  p = fmaf(p, t, -0.18628806F);
-  p = fmaf(p, t, 0.09678418F);
-  p = fmaf(p, t, 0.37409196F);
-  p = fmaf(p, t, 1.00002368F);
-  p = fmaf(p, t, -1.26551223F);
-  const float half = -0.5F * x;
-  const float square = half * x;
-  const float gauss = expf(square);
-  if (x >= 0.0F && gauss == 0.0F) return x;  // the square may not be finite
-  const float lost = fmaf(half, x, -square);
-  const float tail = 0.5F * (t * (gauss * (1.0F + lost) * expf(p)));
-  return x * (x < 0.0F ? tail : 1.0F - tail);
-}
-
 template <class T>
 LORRY_KERNEL(kThreads)
 glu_kernel(GluArgs a) {
   begin_kernel();
-  const auto one = [&](float x, float up) {
-    const float active = a.activation == 0   ? silu(x)
-                         : a.activation == 1 ? gelu_tanh(x)
-                                             : gelu_erf(x);
-    T y;
-    narrow(y, active * up);
-    return y;
-  };
   each_element(a.rows, (a.cols + 3) / 4, [&](int64_t r, int64_t quad) {
     const int64_t c = 4 * quad;
     const float* gate = a.gu + r * a.gu_pitch + c / 64 * 128 + c % 64;
@@ -254,40 +223,33 @@ glu_kernel(GluArgs a) {
     const auto n = static_cast<int>(a.cols - c < 4 ? a.cols - c : 4);
     const Quad x = load_quad(gate, 0, n);
     const Quad up = load_quad(gate + 64, 0, n);
-    Four<T> out{};
+    Quad out{};
     LORRY_UNROLL
-    for (int i = 0; i < 4; ++i) out.v[i] = one(x.v[i], up.v[i]);
-    if (n == 4 && reinterpret_cast<uintptr_t>(y) % sizeof(out) == 0) {
-      *reinterpret_cast<Four<T>*>(y) = out;
-    } else {
-      for (int i = 0; i < n; ++i) y[i] = out.v[i];
-    }
+    for (int i = 0; i < 4; ++i) out.v[i] = activate(x.v[i], a.activation) * up.v[i];
+    store_quad(y, out, 0, n);
   });
 }
 
 LORRY_KERNEL(kThreads) combine_kernel(CombineArgs a) {
   begin_kernel();
-  each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
-    float sum = 0;
-    bool first = true;
-    for (int32_t j = 0; j < a.k; ++j) {
-      const int32_t slot = a.slot[r * a.slot_pitch + j];
-      if (slot < 0) continue;
-      const float w = a.weight[r * a.weight_pitch + j];
-      const float x = a.d[slot * a.d_pitch + c];
-      sum = first ? x * w : fmaf(x, w, sum);
-      first = false;
-    }
-    a.y[r * a.y_pitch + c] = sum;
-  });
+  const int64_t first = int64_t{blockIdx.x} * kThreads * 4;
+  for (int64_t r = blockIdx.y; r < a.rows; r += gridDim.y) {
+    Quads<1> sum;
+    combine_quads(sum, a, r, first);
+    store_quad(a.y + r * a.y_pitch, sum.v[0], first + Quads<1>::column(0), a.cols);
+  }
 }
 
 LORRY_KERNEL(kThreads) add_kernel(AddArgs a) {
   begin_kernel();
-  each_element(a.rows, (a.cols + 3) / 4, [&](int64_t r, int64_t quad) {
-    float* x = a.x + r * a.x_pitch;
-    add_quad(x, x, a.y + r * a.y_pitch, 4 * quad, a.cols);
-  });
+  const int64_t first = int64_t{blockIdx.x} * kThreads * 4;
+  for (int64_t r = blockIdx.y; r < a.rows; r += gridDim.y) {
+    Quads<1> x;
+    Quads<1> y;
+    x.load(a.x + r * a.x_pitch, first, a.cols);
+    y.load(a.y + r * a.y_pitch, first, a.cols);
+    add_quads(x, y, a.x + r * a.x_pitch, first, a.cols);
+  }
 }
 
 template <class T>
@@ -331,23 +293,6 @@ void clamp(Stream s, const ClampArgs& a) {
   start<ClampArgs, clamp_kernel>("clamp", elements(a.rows, a.cols, kThreads), kThreads, 0, s, a);
 }
 
-void rope(Stream s, const RopeArgs& a) {
-  const Grid grid = elements(a.rows, a.cols / 2, kThreads);
-  start<RopeArgs, rope_kernel>("rope", grid, kThreads, 0, s, a);
-}
-
-void kv_write(Stream s, const KvWriteArgs& a, KvType type) {
-  const Grid grid{ceil_div(int64_t{a.rows} * a.kv_heads, kThreads / 32)};
-  switch (type) {
-    case KvType::bf16:
-      return start<KvWriteArgs, kv_write_kernel<uint16_t>>("kv_write", grid, kThreads, 0, s, a);
-    case KvType::f32:
-      return start<KvWriteArgs, kv_write_kernel<float>>("kv_write", grid, kThreads, 0, s, a);
-    case KvType::int8:
-      return start<KvWriteArgs, kv_write_kernel<int8_t>>("kv_write", grid, kThreads, 0, s, a);
-  }
-}
-
 void gather(Stream s, const GatherArgs& a) {
   const auto fits = [&](uintptr_t n) {
     return (reinterpret_cast<uintptr_t>(a.x) | reinterpret_cast<uintptr_t>(a.y) |
@@ -369,7 +314,7 @@ void glu(Stream s, const GluArgs& a, bool bf16) {
 }
 
 void combine(Stream s, const CombineArgs& a) {
-  const Grid grid = elements(a.rows, a.cols, kThreads);
+  const Grid grid = elements(a.rows, ceil_div(a.cols, 4), kThreads);
   start<CombineArgs, combine_kernel>("combine", grid, kThreads, 0, s, a);
 }
 

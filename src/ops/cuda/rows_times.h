@@ -56,7 +56,7 @@ struct XRows {
     for (int n = 0; n < kN; ++n) {
       unsigned char* at = to + (n * 32 + lane_index()) * 16;
       if (row[n] != nullptr && wide && k + 8 <= in) {
-        copy_async(at, row[n] + k);
+        copy_async_near(at, row[n] + k);
       } else {
         *reinterpret_cast<Word4*>(at) = load(n, chunk);
       }
@@ -134,54 +134,110 @@ LORRY_DEVICE void multiply(Float4 (&sum)[kM][kN], const unsigned char* w, int64_
 // Rows of a row block that its kSlices warps store at a time, a thread one value.
 constexpr int kStoredRows = 32 * kSlices / kRowBlock;
 
-// One row block by kSlices warps: thread t of 32 * kSlices gets the sums of output t % 16 for rows
-// t / 16 + kStoredRows j, in order of the slices. shared: slices_shared bytes.
-template <class Load, int kN>
-LORRY_DEVICE void multiply_by_slices(float (&sum)[8 * kN / kStoredRows], float* shared,
-                                     const unsigned char* w, const XRows<kN>& x, int chunks) {
+// What kSlices warps multiply: kBlocks row blocks of a weight, next_block bytes apart.
+template <int kBlocks>
+struct RowBlocks {
+  const unsigned char* w;
+  int64_t next_block;
+  int chunks;
+};
+
+// Row blocks by kSlices warps: thread t of 32 * kSlices gets of each block the sums of output
+// t % 16 for rows t / 16 + kStoredRows j, in order of the slices. shared: slices_shared bytes.
+template <class Load, int kN, int kBlocks>
+LORRY_DEVICE void multiply_by_slices(float (&sum)[kBlocks][8 * kN / kStoredRows], float* shared,
+                                     const RowBlocks<kBlocks>& blocks, const XRows<kN>& x) {
   const int slice = warp_index();
-  using Chunks = ChunkRing<Load, XRows<kN>>;
-  auto* ring = reinterpret_cast<unsigned char*>(shared + kSlices * 8 * kN * kRowBlock);
-  Float4 part[kN] = {};
-  const Chunks stream{ring + slice * Chunks::kBytes, w, x};
-  stream.each(slice_begin(chunks, slice), slice_begin(chunks, slice + 1),
-              [&](const unsigned char* weights, const unsigned char* values, int) {
-                const Tiles a = Load::load(weights);
+  constexpr int kSums = 8 * kN * kRowBlock;  // of a block and slice
+  using Chunks = ChunkRing<Load, XRows<kN>, kBlocks>;
+  auto* ring = reinterpret_cast<unsigned char*>(shared + kSlices * kBlocks * kSums);
+  Float4 part[kBlocks][kN] = {};
+  const Chunks stream{ring + slice * Chunks::kBytes, blocks.w, blocks.next_block, x};
+  stream.each(slice_begin(blocks.chunks, slice), slice_begin(blocks.chunks, slice + 1),
+              [&](const unsigned char* weights, const unsigned char* values) {
+                Tiles a[kBlocks];
+                LORRY_UNROLL
+                for (int b = 0; b < kBlocks; ++b) a[b] = Load::load(weights + b * Load::kBytes);
                 LORRY_UNROLL
                 for (int n = 0; n < kN; ++n) {
-                  const Word4 b = x_in<kN>(values, n);
-                  mma_bf16(part[n], a.t[0], b.x, b.y);
-                  mma_bf16(part[n], a.t[1], b.z, b.w);
+                  const Word4 v = x_in<kN>(values, n);
+                  LORRY_UNROLL
+                  for (int b = 0; b < kBlocks; ++b) {
+                    mma_bf16(part[b][n], a[b].t[0], v.x, v.y);
+                    mma_bf16(part[b][n], a[b].t[1], v.z, v.w);
+                  }
                 }
               });
   const int g = lane_index() / 4;
   const int q = lane_index() % 4;
   sync_threads();  // what was in `shared` has been read
   LORRY_UNROLL
-  for (int n = 0; n < kN; ++n) {
+  for (int b = 0; b < kBlocks; ++b) {
     LORRY_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int row = 8 * n + 2 * q + i % 2;
-      shared[(slice * 8 * kN + row) * kRowBlock + g + i / 2 * 8] = part[n].v[i];
+    for (int n = 0; n < kN; ++n) {
+      LORRY_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int row = 8 * n + 2 * q + i % 2;
+        shared[(slice * kBlocks + b) * kSums + row * kRowBlock + g + i / 2 * 8] = part[b][n].v[i];
+      }
     }
   }
   sync_threads();
-  const int output = static_cast<int>(threadIdx.x) % kRowBlock;
-  const int first = static_cast<int>(threadIdx.x) / kRowBlock;
   LORRY_UNROLL
-  for (int j = 0; j < 8 * kN / kStoredRows; ++j) {
-    const int at = (first + kStoredRows * j) * kRowBlock + output;
-    float total = shared[at];
-    for (int s = 1; s < kSlices; ++s) total += shared[s * 8 * kN * kRowBlock + at];
-    sum[j] = total;
+  for (int b = 0; b < kBlocks; ++b) {
+    LORRY_UNROLL
+    for (int j = 0; j < 8 * kN / kStoredRows; ++j) {
+      const int at = b * kSums + static_cast<int>(threadIdx.x) + kStoredRows * kRowBlock * j;
+      float total = shared[at];
+      for (int s = 1; s < kSlices; ++s) total += shared[s * kBlocks * kSums + at];
+      sum[b][j] = total;
+    }
   }
 }
-template <class Load, int kN>
+template <class Load, int kN, int kBlocks>
 constexpr size_t slices_shared() {
-  constexpr size_t kBytes = sizeof(float) * kSlices * kRowBlock * 8 * kN +
-                            size_t{kSlices} * ChunkRing<Load, XRows<kN>>::kBytes;
+  constexpr size_t kBytes = sizeof(float) * kSlices * kBlocks * kRowBlock * 8 * kN +
+                            size_t{kSlices} * ChunkRing<Load, XRows<kN>, kBlocks>::kBytes;
   static_assert(kBytes <= size_t{99} << 10);
   return kBytes;
+}
+
+// 16 outputs of up to 8 rows by kWarps warps, a slice of the inputs each, whose sums are added in
+// order: thread 16 row + output gets its total, threads from 128 on nothing. tiles(chunk): a
+// operands of a chunk. shared: kWarps * 128 floats.
+template <int kWarps, class LoadTiles>
+LORRY_DEVICE float sum_by_warps(float* shared, LoadTiles&& tiles, const XRows<1>& x, int chunks) {
+  constexpr int kAhead = 7;
+  const auto begin = [&](int s) { return static_cast<int>(int64_t{chunks} * s / kWarps); };
+  Float4 sum{};
+  const int last = begin(warp_index() + 1);
+  for (int c = begin(warp_index()); c < last; c += kAhead) {
+    Tiles left[kAhead];
+    Word4 right[kAhead];
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      const int chunk = c + i < last ? c + i : last - 1;
+      left[i] = tiles(chunk);
+      right[i] = x.load(0, chunk);
+    }
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      if (c + i >= last) break;
+      mma_bf16(sum, left[i].t[0], right[i].x, right[i].y);
+      mma_bf16(sum, left[i].t[1], right[i].z, right[i].w);
+    }
+  }
+  LORRY_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane_index() % 4 * 2 + i % 2;
+    shared[(warp_index() * 8 + row) * 16 + lane_index() / 4 + i / 2 * 8] = sum.v[i];
+  }
+  sync_threads();
+  const auto at = static_cast<int>(threadIdx.x);
+  if (at >= 128) return 0.0F;
+  float total = shared[at];
+  for (int s = 1; s < kWarps; ++s) total += shared[s * 128 + at];
+  return total;
 }
 
 }  // namespace lorry::cuda

@@ -1,0 +1,170 @@
+// What becomes of queries, keys and values before attention: rotation, and the cache.
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/launch.h"
+
+namespace lorry::cuda {
+
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+
+struct Pair {
+  float first, second;
+};
+// Element i of the halves of a head of row r.
+LORRY_DEVICE Pair rotate(const RopeArgs& a, int64_t r, int64_t i, Pair x) {
+  const float cos = a.cos[r * a.cos_pitch + i];
+  const float sin = a.sin[r * a.sin_pitch + i];
+  return {fmaf(x.first, cos, -(x.second * sin)), fmaf(x.second, cos, x.first * sin)};
+}
+
+LORRY_KERNEL(kThreads) rope_kernel(RopeArgs a) {
+  begin_kernel();
+  const int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (c >= a.cols / 2) return;
+  const int64_t i = c % a.half;
+  for (int64_t r = blockIdx.y; r < a.rows; r += gridDim.y) {
+    float* head = a.x + r * a.pitch + (c - i) * 2;
+    const Pair x = rotate(a, r, i, {head[i], head[a.half + i]});
+    head[i] = x.first;
+    head[a.half + i] = x.second;
+  }
+}
+
+// One token of one head by a warp; t: its place in the block.
+LORRY_DEVICE void write_key(uint16_t* k, const float* x, int d, int t) {
+  const auto width = static_cast<int>(head_width(true, d));
+  for (int i = lane_index(); i < width; i += 32) {
+    k[t * width + i] = i < d ? to_bf16(x[i]) : uint16_t{0};
+  }
+}
+LORRY_DEVICE void write_value(uint16_t* v, const float* x, int d, int t) {
+  const auto width = static_cast<int>(head_width(true, d));
+  for (int i = lane_index(); i < width; i += 32) {
+    v[place_in_v(width, t, i)] = i < d ? to_bf16(x[i]) : uint16_t{0};
+  }
+}
+LORRY_DEVICE void write_key(float* k, const float* x, int d, int t) {
+  for (int i = lane_index(); i < d; i += 32) k[t * d + i] = x[i];
+}
+LORRY_DEVICE void write_value(float* v, const float* x, int d, int t) { write_key(v, x, d, t); }
+LORRY_DEVICE void write_key(int8_t* block, const float* x, int d, int t) {
+  float most = 0;
+  for (int i = lane_index(); i < d; i += 32) {
+    const float size = fabsf(x[i]);
+    most = size > most || size != size ? size : most;
+  }
+  most = warp_max(most);
+  const bool finite = most < INFINITY;
+  const float factor = finite && most > 0 ? 127.0F / most : 0.0F;
+  for (int i = lane_index(); i < d; i += 32) {
+    const float q = finite ? rintf(x[i] * factor) : 0.0F;
+    block[t * d + i] = static_cast<int8_t>(q > 127.0F ? 127.0F : q < -127.0F ? -127.0F : q);
+  }
+  if (lane_index() == 0) {
+    reinterpret_cast<float*>(block + kTokens * d)[t] = finite ? most / 127.0F : NAN;
+  }
+}
+LORRY_DEVICE void write_value(int8_t* block, const float* x, int d, int t) {
+  write_key(block, x, d, t);
+}
+
+// Where the block of a slot and head begins.
+LORRY_DEVICE int64_t block_at(const KvWriteArgs& a, int32_t slot, int64_t head) {
+  return (int64_t{slot / kTokens} * a.kv_heads + head) * a.block_bytes;
+}
+
+template <class T>
+LORRY_KERNEL(kThreads)
+kv_write_kernel(KvWriteArgs a) {
+  begin_kernel();
+  const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
+  const int64_t row = at / a.kv_heads;
+  const int64_t head = at % a.kv_heads;
+  if (row >= a.rows || a.slots[row] < 0) return;
+  const int64_t place = block_at(a, a.slots[row], head);
+  const int token = a.slots[row] % kTokens;
+  write_key(reinterpret_cast<T*>(a.k + place), a.k_rows + row * a.k_pitch + head * a.head_dim,
+            a.head_dim, token);
+  write_value(reinterpret_cast<T*>(a.v + place), a.v_rows + row * a.v_pitch + head * a.head_dim,
+              a.head_dim, token);
+}
+
+LORRY_DEVICE float clamped(float x, float limit) {  // NaN stays
+  return x < -limit ? -limit : x > limit ? limit : x;
+}
+
+// A warp a head of a row. Keys and values are put together in shared memory.
+template <class T>
+LORRY_KERNEL(kThreads)
+rope_write_kernel(RopeWriteArgs a) {
+  begin_kernel();
+  const KvWriteArgs& w = a.write;
+  const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
+  const int64_t all = int64_t{a.heads} + int64_t{2} * w.kv_heads;
+  const int64_t row = at / all;
+  const auto head = static_cast<int32_t>(at % all);
+  if (row >= w.rows) return;
+  const bool query = head < a.heads;
+  const bool key = !query && head < a.heads + w.kv_heads;
+  const int32_t slot = query ? 0 : w.slots[row];
+  if (slot < 0) return;
+  float* x = a.rope.x + row * a.rope.pitch + int64_t{head} * w.head_dim;
+  float* to = query ? x : reinterpret_cast<float*>(shared_bytes()) + warp_index() * w.head_dim;
+  const auto half = static_cast<int>(a.rope.half);
+  for (int i = lane_index(); i < half; i += 32) {
+    Pair p{clamped(x[i], a.limit), clamped(x[half + i], a.limit)};
+    if (query || key) p = rotate(a.rope, row, i, p);
+    to[i] = p.first;
+    to[half + i] = p.second;
+  }
+  if (query) return;
+  sync_warp();
+  const int token = slot % kTokens;
+  if (key) {
+    const int64_t place = block_at(w, slot, head - a.heads);
+    return write_key(reinterpret_cast<T*>(w.k + place), to, w.head_dim, token);
+  }
+  const int64_t place = block_at(w, slot, head - a.heads - w.kv_heads);
+  write_value(reinterpret_cast<T*>(w.v + place), to, w.head_dim, token);
+}
+
+template <class T>
+void rope_write_as(Stream s, const RopeWriteArgs& a) {
+  const int64_t heads = int64_t{a.heads} + int64_t{2} * a.write.kv_heads;
+  const size_t shared = sizeof(float) * kWarps * static_cast<size_t>(a.write.head_dim);
+  start<RopeWriteArgs, rope_write_kernel<T>>(
+      "rope_write", {ceil_div(a.write.rows * heads, kWarps)}, kThreads, shared, s, a);
+}
+
+template <class T>
+void kv_write_as(Stream s, const KvWriteArgs& a) {
+  start<KvWriteArgs, kv_write_kernel<T>>(
+      "kv_write", {ceil_div(int64_t{a.rows} * a.kv_heads, kWarps)}, kThreads, 0, s, a);
+}
+
+}  // namespace
+
+void rope(Stream s, const RopeArgs& a) {
+  const Grid grid = elements(a.rows, a.cols / 2, kThreads);
+  start<RopeArgs, rope_kernel>("rope", grid, kThreads, 0, s, a);
+}
+
+void kv_write(Stream s, const KvWriteArgs& a, KvType type) {
+  switch (type) {
+    case KvType::bf16: return kv_write_as<uint16_t>(s, a);
+    case KvType::f32: return kv_write_as<float>(s, a);
+    case KvType::int8: return kv_write_as<int8_t>(s, a);
+  }
+}
+
+void rope_write(Stream s, const RopeWriteArgs& a, KvType type) {
+  switch (type) {
+    case KvType::bf16: return rope_write_as<uint16_t>(s, a);
+    case KvType::f32: return rope_write_as<float>(s, a);
+    case KvType::int8: return rope_write_as<int8_t>(s, a);
+  }
+}
+
+}  // namespace lorry::cuda
