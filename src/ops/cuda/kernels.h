@@ -224,7 +224,8 @@ void linear_wide(Stream s, const LinearArgs& a);
 // bits are others.
 constexpr int32_t kThinOutputs = 64;
 constexpr bool is_thin(const LinearArgs& a) {
-  return a.groups == 1 && a.out <= kThinOutputs && a.plan.values == Values::bf16;
+  const bool values = a.plan.values == Values::bf16 || a.plan.values == Values::fp8;
+  return values && a.groups == 1 && a.out <= kThinOutputs;
 }
 void linear_thin(Stream s, const LinearArgs& a);
 // x f32, any values.

@@ -16,12 +16,6 @@ LORRY_DEVICE Rows rows_of(const LinearArgs& a, int group) {
   return {a.begin[group], a.begin[group + 1]};
 }
 
-// Of output o of a row block: 1 where there is none.
-LORRY_DEVICE float scale_of(const LinearArgs& a, const unsigned char* block, int o) {
-  if (a.plan.scales == 0) return 1.0F;
-  return reinterpret_cast<const float*>(block + a.plan.scales_offset())[o];
-}
-
 // The first part of what a warp is about to read.
 template <class Load>
 LORRY_DEVICE void prefetch_slice(const unsigned char* w, int chunks) {
@@ -64,7 +58,7 @@ decode_kernel(LinearArgs a) {
     float sum[1][8 * kN / kStoredRows];
     multiply_by_slices<Load, kN>(sum, shared, blocks, x);
     if (column >= a.out) return;
-    const float scale = scale_of(a, w, output);
+    const float scale = scale_of(a.plan, w, output);
     LORRY_UNROLL
     for (int j = 0; j < 8 * kN / kStoredRows; ++j) {
       const int32_t row = r + static_cast<int32_t>(threadIdx.x) / kRowBlock + kStoredRows * j;
@@ -93,8 +87,8 @@ decode_glu_kernel(LinearArgs a) {
     float sum[2][8 * kN / kStoredRows];
     multiply_by_slices<Load, kN>(sum, shared, blocks, x);
     if (column >= a.glu.cols) return;
-    const float gate_scale = scale_of(a, gate, output);
-    const float up_scale = scale_of(a, up, output);
+    const float gate_scale = scale_of(a.plan, gate, output);
+    const float up_scale = scale_of(a.plan, up, output);
     auto* y = static_cast<uint16_t*>(a.glu.y) + column;
     LORRY_UNROLL
     for (int j = 0; j < 8 * kN / kStoredRows; ++j) {
@@ -150,7 +144,7 @@ prefill_kernel(LinearArgs a) {
         const int o = lane_index() / 4 + i / 2 * 8;
         const int64_t column = (block + m) * kRowBlock + o;
         if (block + m >= blocks || column >= a.out) continue;
-        const float scale = scale_of(a, w + m * next, o);
+        const float scale = scale_of(a.plan, w + m * next, o);
         LORRY_UNROLL
         for (int n = 0; n < kN; ++n) {
           const int32_t row = r + 8 * n + lane_index() % 4 * 2 + i % 2;

@@ -13,7 +13,9 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kRows = 8;
 
 // grid: row tiles, row blocks.
-LORRY_KERNEL(kThreads) thin_kernel(LinearArgs a) {
+template <class Load>
+LORRY_KERNEL(kThreads)
+thin_kernel(LinearArgs a) {
   let_next_start();
   constexpr int kLine = 128;
   const unsigned char* w = a.w + blockIdx.y * a.plan.block_bytes();
@@ -26,21 +28,27 @@ LORRY_KERNEL(kThreads) thin_kernel(LinearArgs a) {
   const auto first = static_cast<int32_t>(blockIdx.x) * kRows;
   const XRows<1> x(a.x, a.x_pitch, first, a.rows, a.plan.in);
   const float total = sum_by_warps<kWarps>(
-      shared, [&](int chunk) { return LoadBf16::load(w + int64_t{chunk} * LoadBf16::kBytes); }, x,
+      shared, [&](int chunk) { return Load::load(w + int64_t{chunk} * Load::kBytes); }, x,
       static_cast<int>(a.plan.chunks()));
   const auto at = static_cast<int32_t>(threadIdx.x);
   const int32_t row = first + at / kRowBlock;
   const int64_t column = int64_t{blockIdx.y} * kRowBlock + at % kRowBlock;
   if (at >= kRows * kRowBlock || row >= a.rows || column >= a.out) return;
-  a.y[row * a.y_pitch + column] = total;
+  a.y[row * a.y_pitch + column] = total * scale_of(a.plan, w, at % kRowBlock);
+}
+
+template <class Load>
+void multiply(Stream s, const LinearArgs& a) {
+  constexpr size_t kShared = sizeof(float) * kWarps * kRows * kRowBlock;
+  const Grid grid{ceil_div(a.rows, kRows), ceil_div(a.out, kRowBlock)};
+  start<LinearArgs, thin_kernel<Load>>("linear_thin", grid, kThreads, kShared, s, a);
 }
 
 }  // namespace
 
 void linear_thin(Stream s, const LinearArgs& a) {
-  constexpr size_t kShared = sizeof(float) * kWarps * kRows * kRowBlock;
-  start<LinearArgs, thin_kernel>("linear_thin", {ceil_div(a.rows, kRows), ceil_div(a.out, kRowBlock)},
-                                 kThreads, kShared, s, a);
+  if (a.plan.values == Values::fp8) return multiply<LoadFp8>(s, a);
+  multiply<LoadBf16>(s, a);
 }
 
 }  // namespace lorry::cuda

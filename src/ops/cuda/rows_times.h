@@ -97,6 +97,12 @@ struct LoadFp8 {
   }
 };
 
+// Of output o of a row block, of plain and fp8 weights: 1 where there is none.
+LORRY_DEVICE float scale_of(const WeightPlan& plan, const unsigned char* block, int o) {
+  if (plan.scales == 0) return 1.0F;
+  return reinterpret_cast<const float*>(block + plan.scales_offset())[o];
+}
+
 // sum[m][n] += row block m (at w + m * block_bytes) times x, chunks [begin, end).
 template <class Load, int kM, int kN>
 LORRY_DEVICE void multiply(Float4 (&sum)[kM][kN], const unsigned char* w, int64_t block_bytes,
