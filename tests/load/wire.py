@@ -112,9 +112,9 @@ def port_of(server):
 
 
 def resident(server):
-    """Bytes of memory in use."""
-    pages = int(pathlib.Path(f"/proc/{server.pid}/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    """Bytes of memory in use that are the server's own: pages of files come and go as the system likes."""
+    resident, shared = map(int, pathlib.Path(f"/proc/{server.pid}/statm").read_text().split()[1:3])
+    return (resident - shared) * resource.getpagesize()
 
 
 def descriptors(server):

@@ -93,6 +93,13 @@ struct alignas(8) Word2 {
   uint32_t x, y;
 };
 
+// The lowest bit that is set; -1: none is.
+#ifdef __CUDACC__
+LORRY_DEVICE int first_bit(uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
+#else
+LORRY_DEVICE int first_bit(uint32_t x) { return __builtin_ffs(static_cast<int>(x)) - 1; }
+#endif
+
 // ---- threads ----
 
 #ifdef __CUDACC__
@@ -103,6 +110,8 @@ LORRY_DEVICE void sync_warp() { __syncwarp(); }
 LORRY_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0U, x, mask); }
 LORRY_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(~0U, x, mask); }
 LORRY_DEVICE int shuffle_up(int x, int by) { return __shfl_up_sync(~0U, x, by); }
+// Bit l: what lane l says.
+LORRY_DEVICE uint32_t ballot(bool x) { return __ballot_sync(~0U, x); }
 LORRY_DEVICE unsigned char* shared_bytes() {
   extern __shared__ __align__(16) unsigned char lorry_shared[];
   return lorry_shared;
@@ -120,6 +129,12 @@ LORRY_DEVICE float shuffle_xor(float x, int mask) {
 }
 LORRY_DEVICE int shuffle_xor(int x, int mask) {
   return static_cast<int>(shuffle_word(static_cast<uint32_t>(x), simt::lane() ^ mask));
+}
+LORRY_DEVICE uint32_t ballot(bool x) {
+  const simt::Slot* all = simt::exchange({{x ? 1U : 0U}});
+  uint32_t bits = 0;
+  for (uint32_t l = 0; l < 32; ++l) bits |= all[l].word[0] << l;
+  return bits;
 }
 LORRY_DEVICE int shuffle_up(int x, int by) {
   const int from = simt::lane() - by;

@@ -30,10 +30,17 @@ LORRY_DEVICE void prefetch_slice(const unsigned char* w, int chunks) {
   }
 }
 
+// Decode: the group of this block; -1: none.
+LORRY_DEVICE int own_group(const LinearArgs& a) {
+  const auto share = static_cast<int>(blockIdx.y);
+  if (a.begin == nullptr) return share;
+  return group_of_share(a.begin, a.groups, share, static_cast<int>(gridDim.y));
+}
+
 // Row tile after row tile of a group: f(x, first row, end of the group).
 template <int kN, class F>
-LORRY_DEVICE void each_tile(const LinearArgs& a, F&& f) {
-  const Rows rows = rows_of(a, static_cast<int>(blockIdx.y));
+LORRY_DEVICE void each_tile(const LinearArgs& a, int group, F&& f) {
+  const Rows rows = rows_of(a, group);
   const auto step = static_cast<int32_t>(8 * kN * gridDim.z);
   for (int32_t r = rows.begin + static_cast<int32_t>(8 * kN * blockIdx.z); r < rows.end;
        r += step) {
@@ -42,19 +49,24 @@ LORRY_DEVICE void each_tile(const LinearArgs& a, F&& f) {
 }
 
 // Few rows of a group: a block of kSlices warps has one row block, a warp a slice of its inputs, so
-// that weights stream through all of the memory's channels. grid: row blocks, groups, row tiles.
+// that weights stream through all of the memory's channels. grid: row blocks, groups that may have
+// rows, row tiles.
 template <class Load, int kN>
 LORRY_KERNEL(32 * kSlices)
 decode_kernel(LinearArgs a) {
   let_next_start();
   float* shared = reinterpret_cast<float*>(shared_bytes());
-  const unsigned char* w = a.w + blockIdx.y * a.group_bytes + blockIdx.x * a.plan.block_bytes();
-  const RowBlocks<1> blocks{w, 0, static_cast<int>(a.plan.chunks())};
-  if (a.begin == nullptr) prefetch_slice<Load>(w, blocks.chunks);
+  const unsigned char* w = a.w + blockIdx.x * a.plan.block_bytes();
+  const auto chunks = static_cast<int>(a.plan.chunks());
+  if (a.begin == nullptr) prefetch_slice<Load>(w, chunks);
   wait_for_previous();
+  const int group = own_group(a);
+  if (group < 0) return;
+  w += group * a.group_bytes;
+  const RowBlocks<1> blocks{w, 0, chunks};
   const int output = static_cast<int>(threadIdx.x) % kRowBlock;
   const int64_t column = int64_t{blockIdx.x} * kRowBlock + output;
-  each_tile<kN>(a, [&](const XRows<kN>& x, int32_t r, int32_t end) {
+  each_tile<kN>(a, group, [&](const XRows<kN>& x, int32_t r, int32_t end) {
     float sum[1][8 * kN / kStoredRows];
     multiply_by_slices<Load, kN>(sum, shared, blocks, x);
     if (column >= a.out) return;
@@ -68,7 +80,7 @@ decode_kernel(LinearArgs a) {
 }
 
 // The same for gate and up, which lie interleaved by 64: a block has a row block of both. grid: row
-// blocks of one of them, groups, row tiles.
+// blocks of one of them, groups that may have rows.
 constexpr int kGluBlocks = 64 / kRowBlock;
 template <class Load, int kN>
 LORRY_KERNEL(32 * kSlices)
@@ -77,13 +89,15 @@ decode_glu_kernel(LinearArgs a) {
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const int64_t bytes = a.plan.block_bytes();
   const auto block = static_cast<int>(blockIdx.x);
-  const unsigned char* gate = a.w + blockIdx.y * a.group_bytes +
+  const int group = own_group(a);
+  if (group < 0) return;
+  const unsigned char* gate = a.w + group * a.group_bytes +
                               (block / kGluBlocks * 2 * kGluBlocks + block % kGluBlocks) * bytes;
   const unsigned char* up = gate + kGluBlocks * bytes;
   const RowBlocks<2> blocks{gate, up - gate, static_cast<int>(a.plan.chunks())};
   const int output = static_cast<int>(threadIdx.x) % kRowBlock;
   const int64_t column = int64_t{block} * kRowBlock + output;
-  each_tile<kN>(a, [&](const XRows<kN>& x, int32_t r, int32_t end) {
+  each_tile<kN>(a, group, [&](const XRows<kN>& x, int32_t r, int32_t end) {
     float sum[2][8 * kN / kStoredRows];
     multiply_by_slices<Load, kN>(sum, shared, blocks, x);
     if (column >= a.glu.cols) return;
@@ -157,13 +171,13 @@ prefill_kernel(LinearArgs a) {
 
 template <class Load, int kN>
 void decode(Stream s, const LinearArgs& a, int64_t row_tiles) {
-  const Grid grid{ceil_div(a.out, kRowBlock), a.groups, row_tiles};
+  const Grid grid{ceil_div(a.out, kRowBlock), shares_of(a.groups, a.rows), row_tiles};
   start<LinearArgs, decode_kernel<Load, kN>>("linear", grid, 32 * kSlices,
                                              slices_shared<Load, kN, 1>(), s, a);
 }
 template <class Load, int kN>
 void decode_glu(Stream s, const LinearArgs& a) {
-  const Grid grid{ceil_div(a.glu.cols, kRowBlock), a.groups};
+  const Grid grid{ceil_div(a.glu.cols, kRowBlock), shares_of(a.groups, a.rows)};
   start<LinearArgs, decode_glu_kernel<Load, kN>>("linear_glu", grid, 32 * kSlices,
                                                  slices_shared<Load, kN, 2>(), s, a);
 }
