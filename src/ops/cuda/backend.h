@@ -105,7 +105,11 @@ struct PatchTable {
 class CudaOps final : public Ops {
  public:
   CudaOps(Dtype act, ThreadPool& pool)
-      : act_(act), pool_(pool), wide_(has_wgmma()), staging_(memory_) {}
+      : act_(act),
+        pool_(pool),
+        wide_(has_wgmma()),
+        processors_(device_facts().processors),
+        staging_(memory_) {}
 
   Dtype act() const override { return act_; }
   DeviceMemory* memory() const override { return &memory_; }
@@ -130,6 +134,8 @@ class CudaOps final : public Ops {
   void norm(Tensor y, Tensor x, const Norm& n) override;
   void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
               Tensor scratch) override;
+  void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
+                 Activation activation) override;
   void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
              std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) override;
   void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
@@ -178,11 +184,16 @@ class CudaOps final : public Ops {
   void fill_blocks();
   void add_idle_tile();
 
+  // All but where the results go, and the scratch.
+  LinearArgs linear_args(Call& call, const Tensor& x, const Weight& w, const RowGroups& groups);
+  // Whether linear_wide multiplies them.
+  bool is_wide(const Tensor& x, const Weight& w, const Tensor& scratch) const;
   std::byte* scratch_of(Call& call, const Tensor& scratch) const;
 
   const Dtype act_;
   ThreadPool& pool_;
   const bool wide_;  // linear_wide is there
+  const int32_t processors_;
   mutable CudaMemory memory_;
   mutable Staging staging_;
   // Lists: contents live for one call, the memory for good.

@@ -1,17 +1,16 @@
-// linear.
+// linear, and apply_glu where the activation ends it.
 #include "ops/cuda/backend.h"
 
 namespace lorry::cuda {
 
 namespace {
 
-constexpr int64_t kAlign = 16;
+constexpr int64_t kAlign = kTileRowBytes;
 
 // Rows of x in decode; with more the wide kernels are faster.
 constexpr int64_t kFewRows = 16;
 
 int64_t padded(int64_t in) { return div_up(in, kChunk) * kChunk; }
-int64_t arranged(int64_t in) { return div_up(in, kArranged) * kArranged; }
 
 }  // namespace
 
@@ -21,8 +20,7 @@ size_t CudaOps::linear_scratch_bytes(int64_t rows, int64_t in) const {
   if (!bf16()) return 0;
   const int64_t words = 1 + div_up(in, kChunk);
   const int64_t quantised = padded(in) + 4 * words;
-  return static_cast<size_t>(rows * std::max(quantised, 2 * arranged(in)) + kZeroBytes +
-                             2 * kAlign);
+  return static_cast<size_t>(std::max(rows * quantised, arranged_bytes(rows, in)) + 2 * kAlign);
 }
 
 // The device's part of it, aligned.
@@ -31,12 +29,9 @@ std::byte* CudaOps::scratch_of(Call& call, const Tensor& scratch) const {
   return reinterpret_cast<std::byte*>((at + kAlign - 1) / kAlign * kAlign);
 }
 
-void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch) {
-  if (x.rows() == 0) return;
-  Call call(memory_, staging_);
+LinearArgs CudaOps::linear_args(Call& call, const Tensor& x, const Weight& w,
+                                const RowGroups& groups) {
   LinearArgs a{};
-  a.y = call.out<float>(y);
-  a.y_pitch = y.pitch;
   a.x = call.in(x);
   a.x_pitch = x.pitch;
   a.w = call.in(reinterpret_cast<const unsigned char*>(w.data), w.groups * w.group_bytes);
@@ -47,14 +42,29 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   a.rows = static_cast<int32_t>(x.rows());
   a.out = static_cast<int32_t>(w.out);
   a.groups = static_cast<int32_t>(w.groups);
+  a.processors = processors_;
+  return a;
+}
+
+bool CudaOps::is_wide(const Tensor& x, const Weight& w, const Tensor& scratch) const {
+  const Values values = plan_of(w).values;
+  return wide_ && bf16() && (values == Values::bf16 || values == Values::fp8) &&
+         scratch.data != nullptr && expected_rows(x.rows(), w.groups) > kFewRows;
+}
+
+void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups, Tensor scratch) {
+  if (x.rows() == 0) return;
+  Call call(memory_, staging_);
+  LinearArgs a = linear_args(call, x, w, groups);
+  a.y = call.out<float>(y);
+  a.y_pitch = y.pitch;
   if (!bf16()) return linear_f32(call.stream(), a);
-  if (a.plan.values == Values::bf16 || a.plan.values == Values::fp8) {
-    if (!wide_ || scratch.data == nullptr || expected_rows(a) <= kFewRows) {
-      return linear_bf16(call.stream(), a);
-    }
-    a.arranged = reinterpret_cast<uint16_t*>(scratch_of(call, scratch));
-    a.arranged_pitch = arranged(w.in);
+  if (is_wide(x, w, scratch)) {
+    a.arranged = reinterpret_cast<unsigned char*>(scratch_of(call, scratch));
     return linear_wide(call.stream(), a);
+  }
+  if (a.plan.values == Values::bf16 || a.plan.values == Values::fp8) {
+    return linear_bf16(call.stream(), a);
   }
   QuantArgs q{};
   q.linear = a;
@@ -64,6 +74,18 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   q.scale = reinterpret_cast<float*>(at);
   q.sums = reinterpret_cast<int32_t*>(at + static_cast<uintptr_t>(a.rows) * 4);
   linear_quant(call.stream(), q);
+}
+
+void CudaOps::apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
+                        Activation activation) {
+  if (!l.segments.empty() || !is_wide(x, l.w, l.scratch)) {
+    return Ops::apply_glu(y, both, x, l, activation);
+  }
+  Call call(memory_, staging_);
+  LinearArgs a = linear_args(call, x, l.w, l.groups);
+  a.glu = {call.out(y), y.pitch, y.cols(), static_cast<int>(activation)};
+  a.arranged = reinterpret_cast<unsigned char*>(scratch_of(call, l.scratch));
+  linear_wide(call.stream(), a);
 }
 
 }  // namespace lorry::cuda
