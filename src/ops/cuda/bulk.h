@@ -35,11 +35,12 @@ LORRY_DEVICE void sync_cluster() {
 LORRY_DEVICE void arrive(Barrier* b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
 }
-// At the barrier in the same place of block `block` of the cluster.
+// At the barrier in the same place of block `block` of the cluster. What the thread wrote is not
+// published to that block: that would take a barrier of the whole GPU's memory.
 LORRY_DEVICE void arrive_at(Barrier* b, int block) {
   asm volatile(
       "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(b)),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(b)),
       "r"(block)
       : "memory");
 }
@@ -71,6 +72,10 @@ LORRY_DEVICE void copy_to_cluster(unsigned char* shared, const unsigned char* fr
       : "memory");
 }
 
+// Asks for what lies there to be brought into the L2 cache; place and size as above.
+LORRY_DEVICE void prefetch_bulk(const unsigned char* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 // From here on the threads of a warpgroup have so many registers each; all its warps say so.
 template <int kRegisters>
 LORRY_DEVICE void take_registers() {
@@ -100,6 +105,7 @@ LORRY_DEVICE void arrive_and_expect(Barrier*, int) {}
 LORRY_DEVICE void wait(Barrier*, uint32_t) {}
 LORRY_DEVICE void copy_to_cluster(unsigned char*, const unsigned char*, int, Barrier*) {}
 LORRY_DEVICE int thread_anew() { return static_cast<int>(threadIdx.x); }
+LORRY_DEVICE void prefetch_bulk(const unsigned char*, int) {}
 template <int>
 LORRY_DEVICE void take_registers() {}
 template <int>
@@ -120,6 +126,7 @@ LORRY_DEVICE void copy_to_cluster(unsigned char* shared, const unsigned char* fr
   simt::receive(*b, bytes);
 }
 LORRY_DEVICE int thread_anew() { return static_cast<int>(threadIdx.x); }
+LORRY_DEVICE void prefetch_bulk(const unsigned char*, int) {}
 template <int>
 LORRY_DEVICE void take_registers() {}
 template <int>

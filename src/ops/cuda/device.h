@@ -156,6 +156,20 @@ LORRY_DEVICE void prefetch(const void* p) {
 #endif
 }
 
+// 16 bytes of the device's memory that no kernel writes and no other thread of the block reads;
+// where the source says, not moved to a later place.
+LORRY_DEVICE Word4 load_once(const void* p) {
+#ifdef __CUDACC__
+  Word4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+#else
+  return *static_cast<const Word4*>(p);
+#endif
+}
+
 // ---- copies from the device's memory to shared memory that go on while a thread does other
 // things. Those that a thread has started since the last commit are a group.
 #ifdef __CUDACC__

@@ -2,7 +2,7 @@
 //
 // A block multiplies 128 outputs, 64 by each of two warpgroups, with up to 256 rows: weights go
 // from memory to the registers of the a operand as they lie, x by way of shared memory, copied by
-// one thread of a ninth warp. The blocks of a cluster have neighbouring outputs and the same rows:
+// a warp of a third warpgroup. The blocks of a cluster have neighbouring outputs and the same rows:
 // each copies a part of x to both, as the L2 cache is what limits this kernel. Blocks stay and take
 // tile after tile, so that x of the next one is copied while the sums of one are stored.
 //
@@ -17,15 +17,17 @@
 namespace lorry::cuda {
 
 constexpr int kConsumers = 256;  // threads that multiply
-// Those, and a warpgroup of which one thread copies: registers are given to whole warpgroups.
+// Those, and a warpgroup of which one warp copies: registers are given to whole warpgroups.
 constexpr int kPromptThreads = kConsumers + 128;
 constexpr int kMultiplyRegisters = 240;
-constexpr int kCopyRegisters = 32;
-static_assert(kConsumers * kMultiplyRegisters + 128 * kCopyRegisters <= 65536);
+constexpr int kCopyRegisters = 24;
+// A block starts with 168 registers a thread, which are all that it has.
+static_assert(kConsumers * kMultiplyRegisters + 128 * kCopyRegisters <= kPromptThreads * 168);
 constexpr int kStages = 3;
 constexpr int kBuffers = 4;  // chunks of weights in registers
 constexpr int kStageBytes = kWidest * kTileRowBytes;
 constexpr int kStageChunks = kTileInputs / kChunk;
+constexpr int kFetchedAhead = 2;  // stages of weights, from the one of x that is copied
 constexpr int kHalf = kWidest * kBlockOutputs / 2;  // sums of a warpgroup
 static_assert(kSlices == 2 && kSliceChunks % kBuffers == 0 && kBuffers % kStageChunks == 0);
 
@@ -91,20 +93,38 @@ LORRY_DEVICE void meet(Barrier* b, uint32_t parity) {
   wait(b, parity);
 }
 
-// The copying thread's work.
+// Row block `block` of a block's outputs; beyond the last one that, which is not stored.
+LORRY_DEVICE const unsigned char* row_block(const LinearArgs& a, const PromptTile& t, int block) {
+  const int64_t blocks = (a.out + kRowBlock - 1) / kRowBlock;
+  const int64_t own = int64_t{t.block} * (kBlockOutputs / kRowBlock) + block;
+  return a.w + t.group * a.group_bytes + (own < blocks ? own : blocks - 1) * a.plan.block_bytes();
+}
+
+// The copying warp's work. Its first lane copies x; eight lanes, a row block each, bring weights
+// into the L2 cache, as registers are room for too few of them on their long way there.
+template <class Load>
 LORRY_DEVICE void copy_tiles(const PromptArgs& a, Pipe pipe) {
+  constexpr int kRowBlocks = kBlockOutputs / kRowBlock;
+  constexpr int kBytes = kStageChunks * Load::kBytes;  // of weights, in a stage
   const int64_t pitch = arranged_rows(a.linear.rows) * kTileRowBytes;
   const int stages = rounds_of(a.linear) * (kBuffers / kStageChunks);
+  const int whole = static_cast<int>(a.linear.plan.chunks()) / kStageChunks;
   for (TileWalk walk(a); walk.more(); walk.advance()) {
     const PromptTile t = walk.tile();
     const int part = t.rows * kTileRowBytes / kCluster;
     const int offset = walk.rank() * part;
     const unsigned char* x = a.linear.arranged + int64_t{t.row} * kTileRowBytes + offset;
-    for (int s = 0; s < stages; ++s, x += pitch) {
-      Barrier* full = pipe.full + pipe.stage;
-      wait(pipe.empty + pipe.stage, pipe.phase ^ 1U);
-      arrive_and_expect(full, kCluster * part);
-      copy_to_cluster(pipe.tile() + offset, x, part, full);
+    const unsigned char* w =
+        row_block(a.linear, t, lane_index() % kRowBlocks) + kFetchedAhead * kBytes;
+    for (int s = 0; s < stages; ++s, x += pitch, w += kBytes) {
+      if (lane_index() == 0) {
+        Barrier* full = pipe.full + pipe.stage;
+        wait(pipe.empty + pipe.stage, pipe.phase ^ 1U);
+        arrive_and_expect(full, kCluster * part);
+        copy_to_cluster(pipe.tile() + offset, x, part, full);
+      }
+      sync_warp();
+      if (lane_index() < kRowBlocks && s + kFetchedAhead < whole) prefetch_bulk(w, kBytes);
       pipe.advance();
     }
   }
@@ -128,10 +148,7 @@ struct WeightStream {
     raw[buffer] = Load::fetch(chunk < chunks ? w + int64_t{chunk} * Load::kBytes : zeros);
   }
   LORRY_DEVICE void begin(const LinearArgs& a, const PromptTile& t) {
-    const int64_t block = int64_t{t.block} * (kBlockOutputs / kRowBlock) + warp_index();
-    const int64_t blocks = (a.out + kRowBlock - 1) / kRowBlock;
-    const int64_t own = block < blocks ? block : blocks - 1;  // beyond the last: not stored
-    w = a.w + t.group * a.group_bytes + own * a.plan.block_bytes();
+    w = row_block(a, t, warp_index());
     LORRY_UNROLL
     for (int b = 0; b < kBuffers - 1; ++b) fetch(b, b);
   }
@@ -243,7 +260,7 @@ prompt_kernel(PromptArgs a) {
     multiply_tiles<Load>(a, pipe);
   } else {
     leave_registers<kCopyRegisters>();
-    if (threadIdx.x == kConsumers) copy_tiles(a, pipe);
+    if (warp_index() == kConsumers / 32) copy_tiles<Load>(a, pipe);
   }
   sync_cluster();  // a block that ended could not be copied to
 }

@@ -75,16 +75,19 @@ struct Tiles {
   Word4 t[2];
 };
 
-// load: a lane's part of a chunk; in two steps: as it lies in memory, and as operands.
+// load: a lane's part of a chunk. In two steps, of chunks in the device's memory: fetch and widen.
 struct LoadBf16 {
   static constexpr int kBytes = kChunkValues * 2;
   using Raw = Tiles;
   LORRY_DEVICE static Raw fetch(const unsigned char* chunk) {
     const auto* words = reinterpret_cast<const Word4*>(chunk) + lane_index();
-    return {{words[0], words[32]}};
+    return {{load_once(words), load_once(words + 32)}};
   }
   LORRY_DEVICE static const Tiles& widen(const Raw& raw) { return raw; }
-  LORRY_DEVICE static Tiles load(const unsigned char* chunk) { return fetch(chunk); }
+  LORRY_DEVICE static Tiles load(const unsigned char* chunk) {
+    const auto* words = reinterpret_cast<const Word4*>(chunk) + lane_index();
+    return {{words[0], words[32]}};
+  }
 };
 
 struct LoadFp8 {
@@ -97,12 +100,14 @@ struct LoadFp8 {
   }
   using Raw = Word4;
   LORRY_DEVICE static Raw fetch(const unsigned char* chunk) {
-    return reinterpret_cast<const Word4*>(chunk)[lane_index()];
+    return load_once(reinterpret_cast<const Word4*>(chunk) + lane_index());
   }
   LORRY_DEVICE static Tiles widen(const Raw& w) {
     return {{widen_tile(w.x, w.y), widen_tile(w.z, w.w)}};
   }
-  LORRY_DEVICE static Tiles load(const unsigned char* chunk) { return widen(fetch(chunk)); }
+  LORRY_DEVICE static Tiles load(const unsigned char* chunk) {
+    return widen(reinterpret_cast<const Word4*>(chunk)[lane_index()]);
+  }
 };
 
 // sum[m][n] += row block m (at w + m * block_bytes) times x, chunks [begin, end).
