@@ -131,6 +131,35 @@ TEST_P(LinearTest, a_row_has_the_same_bits_alone_and_among_others) {
   }
 }
 
+// Groups of as many rows as come, at any row: what a row gets is what it gets alone.
+TEST_P(LinearTest, rows_of_uneven_groups_have_the_bits_that_they_have_alone) {
+  constexpr int64_t kOut = 200;
+  const std::vector<int32_t> sizes{0, 1, 7, 130, 257, 0, 300, 64, 180};
+  std::vector<int32_t> begin{0};
+  for (const int32_t n : sizes) begin.push_back(begin.back() + n);
+  const auto groups = static_cast<unsigned>(sizes.size());
+  for (const int64_t in : {40, 610}) {
+    SCOPED_TRACE(in);
+    std::vector<Matrix> w;
+    std::vector<Tensor> views;
+    for (unsigned g = 0; g < groups; ++g) w.push_back(random_matrix(Dtype::f32, kOut, in, 300 + g));
+    for (const Matrix& m : w) views.push_back(m());
+    ThreadPool pool(2);
+    const auto ops = checked_ops(GetParam(), pool);
+    const PackedWeight packed(*ops, views, kOut, in);
+    const Matrix x = random_matrix(GetParam(), begin.back(), in, 7, 3);
+    const Matrix y(Dtype::f32, begin.back(), kOut, 5);
+    run_linear(*ops, y(), x(), packed(), begin);
+    const Matrix alone(Dtype::f32, 1, kOut);
+    for (int32_t r = 0; r < begin.back(); r += r % 32 == 1 ? 31 : 1) {
+      std::vector<int32_t> one{0};
+      for (size_t g = 0; g < groups; ++g) one.push_back(begin[g + 1] > r ? 1 : 0);
+      run_linear(*ops, alone(), rows(x(), r, 1), packed(), one);
+      ASSERT_TRUE(bytes_of(rows(y(), r, 1)) == bytes_of(alone())) << "row " << r;
+    }
+  }
+}
+
 TEST_P(LinearTest, extreme_values_have_the_same_bits_on_every_instruction_set) {
   // All exponents: sums that overflow, cancel and become denormal, and denormal weights.
   std::mt19937 random(10);

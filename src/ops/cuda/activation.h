@@ -35,8 +35,11 @@ LORRY_DEVICE float gelu_erf(float x) {
 }
 
 // activation: as lorry::Activation.
-LORRY_DEVICE float activate(float x, int activation) {
-  return activation == 0 ? silu(x) : activation == 1 ? gelu_tanh(x) : gelu_erf(x);
+LORRY_DEVICE float gated(int activation, float gate, float up) {
+  const float active = activation == 0   ? silu(gate)
+                       : activation == 1 ? gelu_tanh(gate)
+                                         : gelu_erf(gate);
+  return active * up;
 }
 
 }  // namespace lorry::cuda

@@ -109,6 +109,7 @@ class CudaOps final : public Ops {
       : act_(act),
         pool_(pool),
         wide_(has_wgmma()),
+        processors_(device_facts().processors),
         staging_(memory_),
         unit_counts_(kMostUnitHeads * sizeof(int32_t), &memory_) {}
 
@@ -192,14 +193,17 @@ class CudaOps final : public Ops {
   void add_idle_tile();
 
   std::byte* scratch_of(Call& call, const Tensor& scratch) const;
-  static LinearArgs linear_shape(const Tensor& x, const Weight& w);
+  // What a linear is, without memory; then all but where the results go.
+  LinearArgs linear_shape(const Tensor& x, const Weight& w) const;
   LinearArgs linear_args(Call& call, const Tensor& x, const Weight& w, const RowGroups& groups,
                          const Tensor& scratch) const;
+  // Whether linear_wide multiplies them.
   bool is_wide(const LinearArgs& a, const Tensor& scratch) const;
 
   const Dtype act_;
   ThreadPool& pool_;
   const bool wide_;  // linear_wide is there
+  const int32_t processors_;
   mutable CudaMemory memory_;
   mutable Staging staging_;
   // Lists: contents live for one call, the memory for good.

@@ -8,12 +8,13 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define LORRY_DEVICE __device__ __forceinline__
-#define LORRY_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Threads of a block, and blocks that a processor shall have room for.
+#define LORRY_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define LORRY_UNROLL _Pragma("unroll")
 #else
 #include "ops/cuda/simt/simt.h"
 #define LORRY_DEVICE inline
-#define LORRY_KERNEL(threads) void
+#define LORRY_KERNEL(...) void
 #define LORRY_UNROLL
 #define threadIdx (::lorry::simt::built().thread_idx)
 #define blockIdx (::lorry::simt::built().block_idx)
@@ -191,6 +192,20 @@ LORRY_DEVICE void prefetch(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 #else
   static_cast<void>(p);
+#endif
+}
+
+// 16 bytes of the device's memory that no kernel writes and no other thread of the block reads;
+// where the source says, not moved to a later place.
+LORRY_DEVICE Word4 load_once(const void* p) {
+#ifdef __CUDACC__
+  Word4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+#else
+  return *static_cast<const Word4*>(p);
 #endif
 }
 

@@ -182,15 +182,15 @@ struct RandomArgs {
 // Values and scales of packed weights; no zero points.
 void randomise(Stream s, const RandomArgs& a);
 
-// ---- linear.cu, linear_thin.cu, linear_wide.cu, linear_f32.cu, quantise.cu, quant.cu ----
+// ---- linear.cu, linear_thin.cu, linear_wide.cu, linear_prompt.cu, linear_f32.cu, quantise.cu,
+// quant.cu ----
 
-// Gate and up in one: y [rows, cols] act <- activation(gate) * up, and nothing else is stored.
+// Where gate(x) * up(x) goes, in bf16, in place of both of them (outputs interleaved by 64).
 struct GluOut {
-  void* y;  // null: no
+  void* y;  // null: nowhere, the linear's outputs are wanted
   int64_t pitch, cols;
   int activation;  // as lorry::Activation
 };
-
 struct LinearArgs {
   float* y;
   int64_t y_pitch;
@@ -202,24 +202,25 @@ struct LinearArgs {
   const int32_t* begin;  // [groups + 1]; null: one group of all rows
   const int32_t* order;  // [groups, in], or null
   int32_t rows, out, groups;
-  // Of linear_wide: room for x with its inputs in another order, [rows, arranged_pitch] bf16, and
-  // kZeroBytes.
-  uint16_t* arranged;
-  int64_t arranged_pitch;  // in, rounded up to kArranged
   GluOut glu;
+  // Of linear_wide: room for x as layout.h says, arranged_bytes at a multiple of kTileRowBytes;
+  // the processors of the device.
+  unsigned char* arranged;
+  int32_t processors;
 };
-constexpr int64_t kArranged = 8 * kChunk;
-constexpr int kZeroBytes = 2 * kChunkValues;
 // Rows that a group has as likely as not, no more: the kernels are chosen by it.
-constexpr int64_t expected_rows(const LinearArgs& a) {
-  const int64_t rows = (a.rows + a.groups - 1) / a.groups;
-  return a.groups == 1 ? rows : 2 * rows;
+constexpr int64_t expected_rows(int64_t rows, int64_t groups) {
+  return groups == 1 ? rows : 2 * ((rows + groups - 1) / groups);
 }
+constexpr int64_t expected_rows(const LinearArgs& a) { return expected_rows(a.rows, a.groups); }
 // Whether linear_bf16 would do glu as well.
 bool linear_bf16_can_glu(const LinearArgs& a);
 // x bf16, values bf16 or fp8. Both give the same bits; wide: for many rows, on Hopper.
 void linear_bf16(Stream s, const LinearArgs& a);
 void linear_wide(Stream s, const LinearArgs& a);
+// The part of linear_wide that multiplies more than 64 rows, arranged ones.
+void linear_prompt_bf16(Stream s, const LinearArgs& a);
+void linear_prompt_fp8(Stream s, const LinearArgs& a);
 // The same for few outputs of one group, a router's: however many rows, always this one, since its
 // bits are others.
 constexpr int32_t kThinOutputs = 64;

@@ -12,6 +12,7 @@ void check_launch(const char* kernel);
 
 struct Grid {
   int64_t x = 1, y = 1, z = 1;
+  int cluster = 1;  // blocks, side by side in x, that see each other's shared memory
   bool empty() const { return x == 0 || y == 0 || z == 0; }
 };
 
@@ -34,17 +35,20 @@ void start(const char* name, Grid grid, int threads, size_t shared, void* stream
     cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(shared));
   }
-  cudaLaunchAttribute overlap{};  // see begin_kernel
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};  // the first: see begin_kernel
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = static_cast<unsigned>(grid.cluster);
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                         static_cast<unsigned>(grid.z));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = grid.cluster > 1 ? 2 : 1;
   cudaLaunchKernelEx(&config, kKernel, args);
   check_launch(name);
 }

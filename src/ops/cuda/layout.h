@@ -68,6 +68,25 @@ struct WeightPlan {
   }
 };
 
+// x of linear_wide: by tiles of kTileInputs inputs, [tile][row][128 bytes], the inputs of each
+// chunk in the order of the a operand and the row's parts as wgmma.h has them in a tile; inputs
+// rounded up to kArranged with zeros, rows to 8 with anything. Then a chunk of weights that are
+// zero.
+constexpr int64_t kArranged = 8 * kChunk;
+constexpr int kTileInputs = 64;
+constexpr int kTileRowBytes = 2 * kTileInputs;
+constexpr int kZeroBytes = 2 * kChunkValues;
+constexpr int64_t arranged_rows(int64_t rows) { return (rows + 7) / 8 * 8; }
+constexpr int64_t arranged_inputs(int64_t in) {
+  return (in + kArranged - 1) / kArranged * kArranged;
+}
+constexpr int64_t zeros_in_arranged(int64_t rows, int64_t in) {
+  return arranged_rows(rows) * arranged_inputs(in) * 2;
+}
+constexpr int64_t arranged_bytes(int64_t rows, int64_t in) {
+  return zeros_in_arranged(rows, in) + kZeroBytes;
+}
+
 // A of a pair [rank, in]: blocks of 8 ranks, by chunks, [tile][lane][4]: half of a row block.
 constexpr int kRankBlock = 8;
 constexpr int place_in_a(int rank, int k) {

@@ -108,8 +108,8 @@ decode_glu_kernel(LinearArgs a) {
     for (int j = 0; j < 8 * kN / kStoredRows; ++j) {
       const int32_t row = r + static_cast<int32_t>(threadIdx.x) / kRowBlock + kStoredRows * j;
       if (row >= end) continue;
-      const float active = activate(sum[0][j] * gate_scale, a.glu.activation);
-      y[row * a.glu.pitch] = to_bf16(active * (sum[1][j] * up_scale));
+      y[row * a.glu.pitch] =
+          to_bf16(gated(a.glu.activation, sum[0][j] * gate_scale, sum[1][j] * up_scale));
     }
   });
 }

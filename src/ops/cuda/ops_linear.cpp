@@ -1,17 +1,16 @@
-// linear.
+// linear, and apply_glu where the activation ends it.
 #include "ops/cuda/backend.h"
 
 namespace lorry::cuda {
 
 namespace {
 
-constexpr int64_t kAlign = 16;
+constexpr int64_t kAlign = kTileRowBytes;
 
 // Rows of x in decode; with more the wide kernels are faster.
 constexpr int64_t kFewRows = 16;
 
 int64_t padded(int64_t in) { return div_up(in, kChunk) * kChunk; }
-int64_t arranged(int64_t in) { return div_up(in, kArranged) * kArranged; }
 
 }  // namespace
 
@@ -21,8 +20,7 @@ size_t CudaOps::linear_scratch_bytes(int64_t rows, int64_t in) const {
   if (!bf16()) return 0;
   const int64_t words = 1 + div_up(in, kChunk);
   const int64_t quantised = padded(in) + 4 * words;
-  return static_cast<size_t>(rows * std::max(quantised, 2 * arranged(in)) + kZeroBytes +
-                             2 * kAlign);
+  return static_cast<size_t>(std::max(rows * quantised, arranged_bytes(rows, in)) + 2 * kAlign);
 }
 
 // The device's part of it, aligned.
@@ -31,8 +29,7 @@ std::byte* CudaOps::scratch_of(Call& call, const Tensor& scratch) const {
   return reinterpret_cast<std::byte*>((at + kAlign - 1) / kAlign * kAlign);
 }
 
-// What a linear is, without memory.
-LinearArgs CudaOps::linear_shape(const Tensor& x, const Weight& w) {
+LinearArgs CudaOps::linear_shape(const Tensor& x, const Weight& w) const {
   LinearArgs a{};
   a.x_pitch = x.pitch;
   a.plan = plan_of(w);
@@ -40,10 +37,10 @@ LinearArgs CudaOps::linear_shape(const Tensor& x, const Weight& w) {
   a.rows = static_cast<int32_t>(x.rows());
   a.out = static_cast<int32_t>(w.out);
   a.groups = static_cast<int32_t>(w.groups);
+  a.processors = processors_;
   return a;
 }
 
-// All but where the results go.
 LinearArgs CudaOps::linear_args(Call& call, const Tensor& x, const Weight& w,
                                 const RowGroups& groups, const Tensor& scratch) const {
   LinearArgs a = linear_shape(x, w);
@@ -52,8 +49,7 @@ LinearArgs CudaOps::linear_args(Call& call, const Tensor& x, const Weight& w,
   a.begin = w.groups == 1 ? nullptr : call.in(groups.begin);
   a.order = call.in(w.order, w.groups * w.in);
   if (is_wide(a, scratch)) {
-    a.arranged = reinterpret_cast<uint16_t*>(scratch_of(call, scratch));
-    a.arranged_pitch = arranged(w.in);
+    a.arranged = reinterpret_cast<unsigned char*>(scratch_of(call, scratch));
   }
   return a;
 }
@@ -91,14 +87,15 @@ void CudaOps::apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
   if (x.rows() == 0) return;
   const LinearArgs shape = linear_shape(x, l.w);
   const bool values = shape.plan.values == Values::bf16 || shape.plan.values == Values::fp8;
-  if (!bf16() || !values || is_thin(shape) || !l.segments.empty() || is_wide(shape, l.scratch) ||
-      !linear_bf16_can_glu(shape)) {
+  const bool wide = is_wide(shape, l.scratch);
+  if (!bf16() || !values || is_thin(shape) || !l.segments.empty() ||
+      (!wide && !linear_bf16_can_glu(shape))) {
     return Ops::apply_glu(y, both, x, l, activation);
   }
   Call call(memory_, staging_);
   LinearArgs a = linear_args(call, x, l.w, l.groups, l.scratch);
   a.glu = {call.out(y), y.pitch, y.cols(), static_cast<int>(activation)};
-  linear_bf16(call.stream(), a);
+  wide ? linear_wide(call.stream(), a) : linear_bf16(call.stream(), a);
 }
 
 }  // namespace lorry::cuda

@@ -225,7 +225,7 @@ glu_kernel(GluArgs a) {
     const Quad up = load_quad(gate + 64, 0, n);
     Quad out{};
     LORRY_UNROLL
-    for (int i = 0; i < 4; ++i) out.v[i] = activate(x.v[i], a.activation) * up.v[i];
+    for (int i = 0; i < 4; ++i) out.v[i] = gated(a.activation, x.v[i], up.v[i]);
     store_quad(y, out, 0, n);
   });
 }

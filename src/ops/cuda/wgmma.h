@@ -5,11 +5,10 @@
 // within each 8 rows; the tile starts at a multiple of 1024 bytes.
 #pragma once
 #include "ops/cuda/device.h"
+#include "ops/cuda/layout.h"
 
 namespace lorry::cuda {
 
-constexpr int kTileInputs = 64;
-constexpr int kTileRowBytes = 2 * kTileInputs;
 constexpr size_t kTileAlign = 1024;
 
 // Where part `part` (16 bytes) of row `row` lies in a tile.
@@ -21,6 +20,16 @@ LORRY_DEVICE unsigned char* align_tile(unsigned char* p) {
   const auto at = reinterpret_cast<uintptr_t>(p);
   return p + (kTileAlign - at % kTileAlign) % kTileAlign;
 }
+
+// All of the block's shared memory, for kernels with tiles at its start.
+#ifdef __CUDACC__
+LORRY_DEVICE unsigned char* shared_tiles() {
+  extern __shared__ __align__(kTileAlign) unsigned char lorry_tiles[];
+  return lorry_tiles;
+}
+#else
+LORRY_DEVICE unsigned char* shared_tiles() { return align_tile(shared_bytes()); }
+#endif
 
 #if defined(__CUDACC__) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define LORRY_WGMMA_CODE 1
@@ -64,24 +73,28 @@ LORRY_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 
-#define LORRY_OUT4(i) "+f"(c[i]), "+f"(c[(i) + 1]), "+f"(c[(i) + 2]), "+f"(c[(i) + 3])
-#define LORRY_OUT16(i) LORRY_OUT4(i), LORRY_OUT4((i) + 4), LORRY_OUT4((i) + 8), LORRY_OUT4((i) + 12)
-#define LORRY_OUT64(i) \
-  LORRY_OUT16(i), LORRY_OUT16((i) + 16), LORRY_OUT16((i) + 32), LORRY_OUT16((i) + 48)
-#define LORRY_P0 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
-#define LORRY_P1 LORRY_P0 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define LORRY_P2                                                                          \
-  LORRY_P1                                                                                \
-  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52," \
-  "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define LORRY_P3                                                                              \
-  LORRY_P2                                                                                    \
-  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85," \
-  "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define LORRY_P4                                                                            \
-  LORRY_P3                                                                                  \
-  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113," \
-  "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define LORRY_OUT8(i)                                                                 \
+  "+f"(c[i]), "+f"(c[(i) + 1]), "+f"(c[(i) + 2]), "+f"(c[(i) + 3]), "+f"(c[(i) + 4]), \
+      "+f"(c[(i) + 5]), "+f"(c[(i) + 6]), "+f"(c[(i) + 7])
+#define LORRY_OUT16(i) LORRY_OUT8(i), LORRY_OUT8((i) + 8)
+#define LORRY_OUT32(i) LORRY_OUT16(i), LORRY_OUT16((i) + 16)
+#define LORRY_OUT64(i) LORRY_OUT32(i), LORRY_OUT32((i) + 32)
+#define LORRY_P32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define LORRY_P64 LORRY_P32 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define LORRY_P128                                                               \
+  LORRY_P64                                                                      \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50" \
+  ",%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define LORRY_P176                                                               \
+  LORRY_P128                                                                     \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82" \
+  ",%83,%84,%85,%86,%87"
+#define LORRY_P192 LORRY_P176 ",%88,%89,%90,%91,%92,%93,%94,%95"
+#define LORRY_P224 \
+  LORRY_P192       \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
+#define LORRY_P240 LORRY_P224 ",%112,%113,%114,%115,%116,%117,%118,%119"
+#define LORRY_P256 LORRY_P240 ",%120,%121,%122,%123,%124,%125,%126,%127"
 #define LORRY_WGMMA(n, outputs, a0, a1, a2, a3, b, keep, ...)                             \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #keep                                 \
                ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" outputs \
@@ -93,29 +106,41 @@ LORRY_DEVICE void wgmma_wait() {
 // them, c[4 j ...] its columns 8 j ... + 7. Ends with wgmma_wait.
 template <int kN>
 LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool add) {
-  static_assert(kN == 32 || kN == 64 || kN == 128 || kN == 192 || kN == 256);
   if constexpr (kN == 32) {
-    LORRY_WGMMA(32, LORRY_P0, 16, 17, 18, 19, 20, 21, LORRY_OUT16(0));
+    LORRY_WGMMA(32, LORRY_P32, 16, 17, 18, 19, 20, 21, LORRY_OUT16(0));
   } else if constexpr (kN == 64) {
-    LORRY_WGMMA(64, LORRY_P1, 32, 33, 34, 35, 36, 37, LORRY_OUT16(0), LORRY_OUT16(16));
+    LORRY_WGMMA(64, LORRY_P64, 32, 33, 34, 35, 36, 37, LORRY_OUT32(0));
   } else if constexpr (kN == 128) {
-    LORRY_WGMMA(128, LORRY_P2, 64, 65, 66, 67, 68, 69, LORRY_OUT64(0));
+    LORRY_WGMMA(128, LORRY_P128, 64, 65, 66, 67, 68, 69, LORRY_OUT64(0));
+  } else if constexpr (kN == 176) {
+    LORRY_WGMMA(176, LORRY_P176, 88, 89, 90, 91, 92, 93, LORRY_OUT64(0), LORRY_OUT16(64),
+                LORRY_OUT8(80));
   } else if constexpr (kN == 192) {
-    LORRY_WGMMA(192, LORRY_P3, 96, 97, 98, 99, 100, 101, LORRY_OUT64(0), LORRY_OUT16(64),
-                LORRY_OUT16(80));
+    LORRY_WGMMA(192, LORRY_P192, 96, 97, 98, 99, 100, 101, LORRY_OUT64(0), LORRY_OUT32(64));
+  } else if constexpr (kN == 224) {
+    LORRY_WGMMA(224, LORRY_P224, 112, 113, 114, 115, 116, 117, LORRY_OUT64(0), LORRY_OUT32(64),
+                LORRY_OUT16(96));
+  } else if constexpr (kN == 240) {
+    LORRY_WGMMA(240, LORRY_P240, 120, 121, 122, 123, 124, 125, LORRY_OUT64(0), LORRY_OUT32(64),
+                LORRY_OUT16(96), LORRY_OUT8(112));
   } else {
-    LORRY_WGMMA(256, LORRY_P4, 128, 129, 130, 131, 132, 133, LORRY_OUT64(0), LORRY_OUT64(64));
+    static_assert(kN == 256);
+    LORRY_WGMMA(256, LORRY_P256, 128, 129, 130, 131, 132, 133, LORRY_OUT64(0), LORRY_OUT64(64));
   }
 }
 
-#undef LORRY_OUT4
+#undef LORRY_OUT8
 #undef LORRY_OUT16
+#undef LORRY_OUT32
 #undef LORRY_OUT64
-#undef LORRY_P0
-#undef LORRY_P1
-#undef LORRY_P2
-#undef LORRY_P3
-#undef LORRY_P4
+#undef LORRY_P32
+#undef LORRY_P64
+#undef LORRY_P128
+#undef LORRY_P176
+#undef LORRY_P192
+#undef LORRY_P224
+#undef LORRY_P240
+#undef LORRY_P256
 #undef LORRY_WGMMA
 
 #else

@@ -83,6 +83,7 @@ struct Machine {
   size_t scheduler_size = 0;
   int threads = 0;
   int current = 0;
+  int gave_way = 0;  // since a thread last did something else
   bool running = false;
 };
 
@@ -110,6 +111,7 @@ void to_scheduler(Machine& m) {
 void wait(State state) {
   Machine& m = machine();
   m.fibers[static_cast<size_t>(m.current)].state = state;
+  m.gave_way = 0;
   to_scheduler(m);
 }
 
@@ -246,6 +248,43 @@ const Slot* exchange(const Slot& own) {
 }
 
 int lane() { return machine().current % kWarp; }
+
+void give_way() {
+  Machine& m = machine();
+  LORRY_CHECK(++m.gave_way <= 4 * kMaxThreads,
+              "block ({}, {}, {}): threads wait at mbarriers, and nobody is left who would arrive",
+              m.built.block_idx.x, m.built.block_idx.y, m.built.block_idx.z);
+  to_scheduler(m);
+}
+
+void init(Barrier& b, int arrivals) { b = {arrivals, arrivals, 0, 0}; }
+
+namespace {
+
+void end_phase_if_complete(Barrier& b) {
+  machine().gave_way = 0;
+  LORRY_CHECK(b.missing >= 0, "more threads arrive at an mbarrier than it was made for");
+  if (b.missing > 0 || b.bytes != 0) return;
+  b.missing = b.arrivals;
+  ++b.phase;
+}
+
+}  // namespace
+
+void arrive(Barrier& b, int expected_bytes) {
+  --b.missing;
+  b.bytes += expected_bytes;
+  end_phase_if_complete(b);
+}
+
+void receive(Barrier& b, int bytes) {
+  b.bytes -= bytes;
+  end_phase_if_complete(b);
+}
+
+void wait(const Barrier& b, uint32_t parity) {
+  while (b.phase % 2 == parity) give_way();
+}
 
 std::byte* shared_memory() {
   auto* p = machine().shared.data();

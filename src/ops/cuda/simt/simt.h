@@ -40,6 +40,21 @@ void sync_threads();
 const Slot* exchange(const Slot& own);
 int lane();
 std::byte* shared_memory();
+// Lets the other threads run first; aborts when that has helped nobody for long.
+void give_way();
+
+// An mbarrier in shared memory. A phase ends when `arrivals` threads have arrived in it, and as
+// many bytes as they said to expect.
+struct Barrier {
+  int32_t arrivals, missing;
+  int32_t bytes;
+  uint32_t phase;
+};
+void init(Barrier& b, int arrivals);
+void arrive(Barrier& b, int expected_bytes);
+void receive(Barrier& b, int bytes);
+// Until the phase of this parity has ended.
+void wait(const Barrier& b, uint32_t parity);
 
 template <class Args, void (*kKernel)(Args)>
 void launch(Dim3 grid, Dim3 block, size_t shared_bytes, const Args& args) {

@@ -1,0 +1,8 @@
+// linear for prompts, of weights in fp8.
+#include "ops/cuda/prompt.h"
+
+namespace lorry::cuda {
+
+void linear_prompt_fp8(Stream s, const LinearArgs& a) { multiply_prompt<LoadFp8>(s, a); }
+
+}  // namespace lorry::cuda
