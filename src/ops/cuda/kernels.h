@@ -196,7 +196,7 @@ struct QuantArgs {
   LinearArgs linear;  // x bf16, values s8 or s4
   int8_t* xq;         // [rows, quantised_pitch], where place_in_xq says
   float* scale;       // [rows]
-  int32_t* sums;      // [rows, scales], where there are zero points
+  int32_t* sums;      // [scales, rows], where there are zero points
   bool wide;          // linear_quant: the device has wgmma; else xq is for quant_wide.cu
 };
 constexpr int64_t quantised_pitch(const WeightPlan& p) {

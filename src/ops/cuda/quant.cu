@@ -40,7 +40,7 @@ LORRY_DEVICE void multiply_tile(Float4 (&f)[kN], const QuantArgs& q, const unsig
     Int4 sum[kN] = {};
     const int stop = (u + 1) * per_scale < chunks ? (u + 1) * per_scale : chunks;
     for (int c = u * per_scale; c < stop; ++c) {
-      const Word4 a = Load::load(block + int64_t{c} * Load::kBytes);
+      const Word4 a = load_chunk<Load>(block + int64_t{c} * Load::kBytes);
       Word2 b[kN];
       LORRY_UNROLL
       for (int n = 0; n < kN; ++n) b[n] = x.load(n, c);
@@ -55,7 +55,7 @@ LORRY_DEVICE void multiply_tile(Float4 (&f)[kN], const QuantArgs& q, const unsig
       LORRY_UNROLL
       for (int i = 0; i < 2 * kN; ++i) {
         const int32_t row = r + i / 2 * 8 + lane_index() % 4 * 2 + i % 2;
-        const int inputs = plan.zeros && row < end ? q.sums[int64_t{row} * plan.scales + u] : 0;
+        const int inputs = plan.zeros && row < end ? q.sums[int64_t{u} * q.linear.rows + row] : 0;
         float& own = f[i / 2].v[2 * h + i % 2];
         own = fmaf(exact_sum<Load>(sum[i / 2].v[2 * h + i % 2], zero, inputs), scale, own);
       }
@@ -108,10 +108,14 @@ constexpr int64_t kFewRows = 32;
 
 void linear_quant(Stream s, const QuantArgs& args) {
   QuantArgs q = args;
-  q.wide = false;
+  const WeightPlan& plan = q.linear.plan;
+  const bool few = expected_rows(q.linear) <= kFewRows;
+  const bool whole = plan.scales == 1 || plan.group % kQuantised == 0;  // tiles of a scale
+  q.wide = args.wide && whole && !few;
   quantise_rows(s, q);
-  if (expected_rows(q.linear) <= kFewRows && quant_decode(s, q)) return;
-  q.linear.plan.values == Values::s4 ? prefill<LoadS4>(s, q) : prefill<LoadS8>(s, q);
+  if (q.wide) return quant_wide(s, q);
+  if (few && quant_decode(s, q)) return;
+  plan.values == Values::s4 ? prefill<LoadS4>(s, q) : prefill<LoadS8>(s, q);
 }
 
 }  // namespace lorry::cuda

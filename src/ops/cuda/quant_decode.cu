@@ -149,7 +149,7 @@ LORRY_DEVICE void multiply_unit(Int4 (&sum)[S::kN], const unsigned char* unit,
                                 const UnitRows<S>& x) {
   LORRY_UNROLL
   for (int c = 0; c < S::kUnit; ++c) {
-    const Word4 a = S::Load::load(unit + c * S::Load::kBytes);
+    const Word4 a = load_chunk<typename S::Load>(unit + c * S::Load::kBytes);
     LORRY_UNROLL
     for (int n = 0; n < S::kN; ++n) {
       const Word4& b = x.pair[c / 2][n];
@@ -177,12 +177,13 @@ struct Chain {
   Side side;
   const int32_t* inputs[S::kN];  // sums of xq, where there are zero points
   bool there[S::kN];             // the warp has a row
-  int output, place;
+  int output, place, rows;
   float f[S::kN];
 
   LORRY_DEVICE Chain(const QuantArgs& q, const unsigned char* shared_side, int32_t first,
                      int32_t end)
       : side(q.linear.plan, shared_side) {
+    rows = q.linear.rows;
     output = lane_index() / 2;
     place = warp_index() * 32 + (lane_index() ^ (warp_index() * 8));
     LORRY_UNROLL
@@ -190,7 +191,7 @@ struct Chain {
       const int32_t row = first + 8 * n + 2 * warp_index();
       there[n] = row < end;
       const int32_t own = row + lane_index() % 2;
-      inputs[n] = q.sums + int64_t{own < end ? own : end - 1} * q.linear.plan.scales;
+      inputs[n] = q.sums + (own < end ? own : end - 1);
       f[n] = 0;
     }
   }
@@ -236,7 +237,7 @@ struct Chain {
       LORRY_UNROLL
       for (int i = 0; i < kCount; ++i) {
         zero[i] = side.zero(base + u + i, output);
-        sum_of_x[i] = inputs[t][base + u + i];
+        sum_of_x[i] = inputs[t][int64_t{base + u + i} * rows];
       }
     }
     LORRY_UNROLL

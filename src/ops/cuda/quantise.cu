@@ -87,7 +87,7 @@ LORRY_KERNEL(kRowThreads) quantise_kernel(QuantArgs q) {
     int sum = 0;
     for (int k = u * a.plan.group + lane_index(); k < end; k += 32) sum += packed(k);
     sum = warp_sum(sum);
-    if (lane_index() == 0) q.sums[int64_t{row} * a.plan.scales + u] = sum;
+    if (lane_index() == 0) q.sums[int64_t{u} * a.rows + row] = sum;
   }
 }
 
@@ -178,7 +178,7 @@ LORRY_KERNEL(kRowThreads) quantise_pieces_kernel(QuantArgs q) {
     if (!sums) continue;
     for (int mask = together / 2; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
     if (lane_index() % together == 0 && p < pieces) {
-      q.sums[int64_t{row} * a.plan.scales + p / together] = sum;
+      q.sums[int64_t{p / together} * a.rows + row] = sum;
     }
   }
   if (!a.plan.zeros || sums) return;
