@@ -107,6 +107,48 @@ TEST_P(QuantTest, each_group_uses_its_own_weights_and_order) {
   }
 }
 
+// Few and many rows, for which there are different kernels, and groups that are far from the
+// others.
+TEST_P(QuantTest, groups_of_any_size_equal_the_documented_arithmetic) {
+  struct Case {
+    int64_t out, in;
+    std::vector<int32_t> begin;
+  };
+  ThreadPool pool(2);
+  const auto ops = checked_ops(act(), pool, best_portable_variant());
+  unsigned seed = 20;
+  // 2,432 inputs: more scales of 128 than are summed at once, all whole.
+  for (const Case& c :
+       {Case{36, 1100, {0, 1}}, Case{36, 2432, {0, 0, 2, 2, 3}}, Case{20, 1100, {0, 9, 9, 26}},
+        Case{33, 2432, {0, 17}}, Case{36, 700, {0, 40, 40, 41}}, Case{140, 300, {0, 66, 70}},
+        Case{36, 1280, {0, 0, 130, 133}}, Case{20, 1100, {0, 130}}}) {
+    const auto groups = static_cast<int64_t>(c.begin.size()) - 1;
+    SCOPED_TRACE(testing::Message() << c.in << " inputs, " << groups << " groups");
+    const Matrix x = random_matrix(act(), c.begin.back(), c.in, ++seed);
+    const Matrix y(Dtype::f32, c.begin.back(), c.out);
+    QuantWeight packed(*ops, format(), groups, c.out, c.in);
+    std::vector<QuantValues> w;
+    std::vector<int32_t> order;
+    for (int64_t g = 0; g < groups; ++g) {
+      w.emplace_back(format(), c.out, c.in, ++seed);
+      for (const int32_t i : random_order(c.in, seed)) order.push_back(i);
+    }
+    packed().order = ordered() ? order.data() : nullptr;
+    for (int64_t g = 0; g < groups; ++g) packed.pack(*ops, g, w[static_cast<size_t>(g)]);
+    run_linear(*ops, y(), x(), packed(), c.begin);
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto at = static_cast<size_t>(g);
+      const int32_t n = c.begin[at + 1] - c.begin[at];
+      if (n == 0) continue;
+      const auto first = order.begin() + g * c.in;
+      const std::vector<int32_t> own =
+          ordered() ? std::vector<int32_t>(first, first + c.in) : std::vector<int32_t>{};
+      const Matrix of = in_order(rows(x(), c.begin[at], n), own);
+      expect_equal(rows(y(), c.begin[at], n), expected_linear(*ops, of(), w[at])());
+    }
+  }
+}
+
 TEST_P(QuantTest, long_rows_and_many_rows_equal_the_documented_arithmetic) {
   ThreadPool pool(2);
   const auto ops = checked_ops(act(), pool, best_portable_variant());

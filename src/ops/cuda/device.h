@@ -42,6 +42,17 @@ LORRY_DEVICE uint32_t as_bits(float x) {
 }
 #endif
 
+// (x & mask) ^ flip, in one instruction; the compiler takes two.
+LORRY_DEVICE uint32_t and_xor(uint32_t x, uint32_t mask, uint32_t flip) {
+#ifdef __CUDACC__
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(x), "r"(mask), "r"(flip));
+  return y;
+#else
+  return (x & mask) ^ flip;
+#endif
+}
+
 // Two bf16 as they lie in memory, the first in the low half.
 LORRY_DEVICE float low_bf16(uint32_t pair) { return as_float(pair << 16); }
 LORRY_DEVICE float high_bf16(uint32_t pair) { return as_float(pair & 0xffff0000U); }
@@ -55,6 +66,13 @@ LORRY_DEVICE uint32_t pack_bf16(float low, float high) {
   return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16;
 }
 
+#ifdef __CUDACC__
+LORRY_DEVICE float from_f16(uint16_t x) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x));
+  return f;
+}
+#else
 LORRY_DEVICE float from_f16(uint16_t x) {
   const uint32_t sign = static_cast<uint32_t>(x & 0x8000U) << 16;
   const uint32_t exponent = (x >> 10) & 0x1fU;
@@ -64,6 +82,7 @@ LORRY_DEVICE float from_f16(uint16_t x) {
   }
   return as_float(sign | (exponent == 31 ? 0xffU : exponent + 112U) << 23 | mantissa << 13);
 }
+#endif
 
 // e4m3: exponent bias 7, no infinity, 0x7f is NaN.
 LORRY_DEVICE float from_e4m3(uint32_t x) {
@@ -113,6 +132,11 @@ LORRY_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(~0U, x, m
 LORRY_DEVICE int shuffle_up(int x, int by) { return __shfl_up_sync(~0U, x, by); }
 // Bit l: what lane l says.
 LORRY_DEVICE uint32_t ballot(bool x) { return __ballot_sync(~0U, x); }
+<<<<<<< HEAD
+=======
+LORRY_DEVICE int count_bits(uint32_t x) { return __popc(x); }
+LORRY_DEVICE int lowest_bit(uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
+>>>>>>> quant
 LORRY_DEVICE unsigned char* shared_bytes() {
   extern __shared__ __align__(16) unsigned char lorry_shared[];
   return lorry_shared;
@@ -141,6 +165,14 @@ LORRY_DEVICE int shuffle_up(int x, int by) {
   const int from = simt::lane() - by;
   return static_cast<int>(shuffle_word(static_cast<uint32_t>(x), from < 0 ? simt::lane() : from));
 }
+LORRY_DEVICE uint32_t ballot(bool x) {
+  const simt::Slot* all = simt::exchange({{x ? 1U : 0U}});
+  uint32_t bits = 0;
+  for (int l = 0; l < 32; ++l) bits |= all[l].word[0] << l;
+  return bits;
+}
+LORRY_DEVICE int count_bits(uint32_t x) { return __builtin_popcount(x); }
+LORRY_DEVICE int lowest_bit(uint32_t x) { return __builtin_ctz(x); }
 LORRY_DEVICE unsigned char* shared_bytes() {
   return reinterpret_cast<unsigned char*>(simt::shared_memory());
 }
@@ -254,6 +286,17 @@ LORRY_DEVICE float warp_sum(float x) {
 LORRY_DEVICE int warp_sum(int x) {
   for (int mask = 16; mask > 0; mask >>= 1) x += shuffle_xor(x, mask);
   return x;
+}
+LORRY_DEVICE uint32_t warp_max(uint32_t x) {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0U, x);
+#else
+  for (int mask = 16; mask > 0; mask >>= 1) {
+    const auto other = static_cast<uint32_t>(shuffle_xor(static_cast<int>(x), mask));
+    x = other > x ? other : x;
+  }
+  return x;
+#endif
 }
 // NaN where one is.
 LORRY_DEVICE float warp_max(float x) {

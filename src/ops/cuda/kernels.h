@@ -182,8 +182,7 @@ struct RandomArgs {
 // Values and scales of packed weights; no zero points.
 void randomise(Stream s, const RandomArgs& a);
 
-// ---- linear.cu, linear_thin.cu, linear_wide.cu, linear_prompt.cu, linear_f32.cu, quantise.cu,
-// quant.cu ----
+// ---- linear*.cu, quantise.cu, quant*.cu ----
 
 // Where gate(x) * up(x) goes, in bf16, in place of both of them (outputs interleaved by 64).
 struct GluOut {
@@ -232,14 +231,25 @@ void linear_thin(Stream s, const LinearArgs& a);
 // x f32, any values.
 void linear_f32(Stream s, const LinearArgs& a);
 
+// Rows of xq end with zeros at a multiple of so many inputs.
+constexpr int64_t kQuantised = 4 * kChunk;
 struct QuantArgs {
   LinearArgs linear;  // x bf16, values s8 or s4
-  int8_t* xq;         // [rows, chunks * 32]
+  int8_t* xq;         // [rows, quantised_pitch], where place_in_xq says
   float* scale;       // [rows]
-  int32_t* sums;      // [rows, scales]
+  int32_t* sums;      // [scales, rows], where there are zero points
+  bool wide;          // linear_quant: the device has wgmma; else xq is for quant_wide.cu
 };
+constexpr int64_t quantised_pitch(const WeightPlan& p) {
+  return (p.in + kQuantised - 1) / kQuantised * kQuantised;
+}
 // xq, scale and sums from x.
 void quantise_rows(Stream s, const QuantArgs& a);
+// Of quantised rows; all have the same bits. decode: for few rows; false: it has no room. wide: for
+// many rows, on Hopper, of weights with one scale or groups of whole kQuantised inputs.
+bool quant_decode(Stream s, const QuantArgs& a);
+void quant_wide(Stream s, const QuantArgs& a);
+// Quantises, and multiplies with the kernel that fits.
 void linear_quant(Stream s, const QuantArgs& a);
 
 // ---- lora.cu, change.cu ----

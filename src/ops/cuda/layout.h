@@ -39,6 +39,14 @@ constexpr int byte_of_s4(int row, int k) {
   return lane * 8 + k % 8;
 }
 
+// Rows of x as s8. A lane's inputs of two chunks are neighbours; wide: inputs of a chunk are in the
+// order of the a operand.
+constexpr int place_in_xq(int k, bool wide) {
+  const int lane = k % 32 / 8;
+  return wide ? k / 32 * 32 + k % 8 / 4 * 16 + lane * 4 + k % 4
+              : k / 64 * 64 + lane * 16 + k % 64 / 32 * 8 + k % 8;
+}
+
 enum class Values : uint8_t { f32, bf16, fp8, s8, s4 };
 
 constexpr int64_t chunk_bytes(Values v) {

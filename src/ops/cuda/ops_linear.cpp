@@ -10,7 +10,7 @@ constexpr int64_t kAlign = kTileRowBytes;
 // Rows of x in decode; with more the wide kernels are faster.
 constexpr int64_t kFewRows = 16;
 
-int64_t padded(int64_t in) { return div_up(in, kChunk) * kChunk; }
+int64_t padded(int64_t in) { return div_up(in, kQuantised) * kQuantised; }
 
 }  // namespace
 
@@ -79,6 +79,7 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   at += static_cast<uintptr_t>(a.rows * padded(w.in));
   q.scale = reinterpret_cast<float*>(at);
   q.sums = reinterpret_cast<int32_t*>(at + static_cast<uintptr_t>(a.rows) * 4);
+  q.wide = wide_;
   linear_quant(call.stream(), q);
 }
 

@@ -48,8 +48,10 @@ Weight CudaOps::weight_layout(int64_t groups, int64_t out, int64_t in, WeightFor
   w.out = out;
   w.in = in;
   const WeightPlan plan = plan_of(w);
-  // Sums of int8 are exact up to here.
-  LORRY_CHECK(plan.values != Values::s8 || std::min<int64_t>(plan.group, in) <= 65536,
+  // Sums of int8, and of int4 times 16, are exact up to here.
+  const int64_t most = plan.values == Values::s8 ? 65536 : 131072;
+  LORRY_CHECK((plan.values != Values::s8 && plan.values != Values::s4) ||
+                  std::min<int64_t>(plan.group, in) <= most,
               "{} inputs of a scale", std::min<int64_t>(plan.group, in));
   w.group_bytes = div_up(out, kRowBlock) * plan.block_bytes();
   return w;
