@@ -113,13 +113,6 @@ struct alignas(8) Word2 {
   uint32_t x, y;
 };
 
-// The lowest bit that is set; -1: none is.
-#ifdef __CUDACC__
-LORRY_DEVICE int first_bit(uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
-#else
-LORRY_DEVICE int first_bit(uint32_t x) { return __builtin_ffs(static_cast<int>(x)) - 1; }
-#endif
-
 // ---- threads ----
 
 #ifdef __CUDACC__
@@ -132,11 +125,8 @@ LORRY_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(~0U, x, m
 LORRY_DEVICE int shuffle_up(int x, int by) { return __shfl_up_sync(~0U, x, by); }
 // Bit l: what lane l says.
 LORRY_DEVICE uint32_t ballot(bool x) { return __ballot_sync(~0U, x); }
-<<<<<<< HEAD
-=======
 LORRY_DEVICE int count_bits(uint32_t x) { return __popc(x); }
 LORRY_DEVICE int lowest_bit(uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
->>>>>>> quant
 LORRY_DEVICE unsigned char* shared_bytes() {
   extern __shared__ __align__(16) unsigned char lorry_shared[];
   return lorry_shared;
@@ -164,12 +154,6 @@ LORRY_DEVICE uint32_t ballot(bool x) {
 LORRY_DEVICE int shuffle_up(int x, int by) {
   const int from = simt::lane() - by;
   return static_cast<int>(shuffle_word(static_cast<uint32_t>(x), from < 0 ? simt::lane() : from));
-}
-LORRY_DEVICE uint32_t ballot(bool x) {
-  const simt::Slot* all = simt::exchange({{x ? 1U : 0U}});
-  uint32_t bits = 0;
-  for (int l = 0; l < 32; ++l) bits |= all[l].word[0] << l;
-  return bits;
 }
 LORRY_DEVICE int count_bits(uint32_t x) { return __builtin_popcount(x); }
 LORRY_DEVICE int lowest_bit(uint32_t x) { return __builtin_ctz(x); }

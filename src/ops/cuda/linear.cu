@@ -1,5 +1,6 @@
 // linear with x in bf16, and weights in bf16 or fp8 (which are widened; their scale comes last).
 #include "ops/cuda/activation.h"
+#include "ops/cuda/groups.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/rows_times.h"
@@ -7,14 +8,6 @@
 namespace lorry::cuda {
 
 namespace {
-
-struct Rows {
-  int32_t begin, end;
-};
-LORRY_DEVICE Rows rows_of(const LinearArgs& a, int group) {
-  if (a.begin == nullptr) return {0, a.rows};
-  return {a.begin[group], a.begin[group + 1]};
-}
 
 // The first part of what a warp is about to read.
 template <class Load>
@@ -30,12 +23,12 @@ LORRY_DEVICE void prefetch_slice(const unsigned char* w, int chunks) {
   }
 }
 
-// Decode: the group of this block; -1: none.
+// Decode: the group of this block, of those with rows; -1: there are not so many. All lanes call it.
 LORRY_DEVICE int own_group(const LinearArgs& a) {
-  const auto share = static_cast<int>(blockIdx.y);
-  if (a.begin == nullptr) return share;
-  return group_of_share(a.begin, a.groups, share, static_cast<int>(gridDim.y));
+  const auto nth = static_cast<int>(blockIdx.y);
+  return a.begin == nullptr ? nth : group_with_rows(a, nth);
 }
+int64_t groups_with_rows(const LinearArgs& a) { return a.groups < a.rows ? a.groups : a.rows; }
 
 // Row tile after row tile of a group: f(x, first row, end of the group).
 template <int kN, class F>
@@ -171,13 +164,13 @@ prefill_kernel(LinearArgs a) {
 
 template <class Load, int kN>
 void decode(Stream s, const LinearArgs& a, int64_t row_tiles) {
-  const Grid grid{ceil_div(a.out, kRowBlock), shares_of(a.groups, a.rows), row_tiles};
+  const Grid grid{ceil_div(a.out, kRowBlock), groups_with_rows(a), row_tiles};
   start<LinearArgs, decode_kernel<Load, kN>>("linear", grid, 32 * kSlices,
                                              slices_shared<Load, kN, 1>(), s, a);
 }
 template <class Load, int kN>
 void decode_glu(Stream s, const LinearArgs& a) {
-  const Grid grid{ceil_div(a.glu.cols, kRowBlock), shares_of(a.groups, a.rows)};
+  const Grid grid{ceil_div(a.glu.cols, kRowBlock), groups_with_rows(a)};
   start<LinearArgs, decode_glu_kernel<Load, kN>>("linear_glu", grid, 32 * kSlices,
                                                  slices_shared<Load, kN, 2>(), s, a);
 }

@@ -110,22 +110,6 @@ struct LoadFp8 {
   }
 };
 
-// Few rows are in few of the groups: a kernel has a share of its grid for each that may have one.
-// The groups of `rows` rows that it provides for.
-constexpr int64_t shares_of(int32_t groups, int32_t rows) {
-  constexpr int32_t kAsked = 32;  // groups that a warp looks through at once
-  return groups <= kAsked && rows < groups ? rows : groups;
-}
-// The group of share `share` of `shares`: that many groups with rows come before it. -1: none. All
-// lanes of a warp ask together. begin [groups + 1].
-LORRY_DEVICE int group_of_share(const int32_t* begin, int groups, int share, int shares) {
-  if (shares == groups) return share;
-  const int g = lane_index();
-  uint32_t with_rows = ballot(g < groups && begin[g] < begin[g + 1]);
-  for (int i = 0; i < share; ++i) with_rows &= with_rows - 1;
-  return first_bit(with_rows);
-}
-
 // Of output o of a row block, of plain and fp8 weights: 1 where there is none.
 LORRY_DEVICE float scale_of(const WeightPlan& plan, const unsigned char* block, int o) {
   if (plan.scales == 0) return 1.0F;
