@@ -115,8 +115,8 @@ LORRY_DEVICE void copy_tiles(const PromptArgs& a, Pipe pipe) {
     const int offset = walk.rank() * part;
     const unsigned char* x = a.linear.arranged + int64_t{t.row} * kTileRowBytes + offset;
     const unsigned char* w = row_block(a.linear, t, lane_index() % kRowBlocks);
-    if (lane_index() < kRowBlocks && whole >= kFetchedAhead)
-      prefetch_bulk(w, kFetchedAhead * kBytes);
+    const bool fetches = lane_index() < kRowBlocks;
+    if (fetches && whole >= kFetchedAhead) prefetch_bulk(w, kFetchedAhead * kBytes);
     w += kFetchedAhead * kBytes;
     for (int s = 0; s < stages; ++s, x += pitch, w += kBytes) {
       if (lane_index() == 0) {
@@ -126,7 +126,7 @@ LORRY_DEVICE void copy_tiles(const PromptArgs& a, Pipe pipe) {
         copy_to_cluster(pipe.tile() + offset, x, part, full);
       }
       sync_warp();
-      if (lane_index() < kRowBlocks && s + kFetchedAhead < whole) prefetch_bulk(w, kBytes);
+      if (fetches && s + kFetchedAhead < whole) prefetch_bulk(w, kBytes);
       pipe.advance();
     }
   }
