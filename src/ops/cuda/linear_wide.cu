@@ -186,7 +186,6 @@ LORRY_DEVICE void multiply_slices(const LinearArgs& a, const Place& p, int32_t r
   const int from = team == 0 ? 0 : half;
   const int stop = team == 0 ? half : chunks;  // chunks from here on are zeros
   const int tiles = (chunks - half + kChunksOfTile - 1) / kChunksOfTile;  // of both
-  const unsigned char* zeros = zeros_of(a);
   unsigned char* shared = align_tile(shared_bytes());
   unsigned char* weights = shared + S::kTiles + S::kTotals + warp_index() * kStages * kWeights;
   const int64_t pitch = arranged_rows(a.rows) * kTileRowBytes;
@@ -203,7 +202,7 @@ LORRY_DEVICE void multiply_slices(const LinearArgs& a, const Place& p, int32_t r
       for (int c = 0; c < kChunksOfTile; ++c) {
         const int chunk = from + t * kChunksOfTile + c;
         copy_chunk<Load>(weights + place * kWeights + c * Load::kBytes,
-                         chunk < stop ? p.w + int64_t{chunk} * Load::kBytes : zeros);
+                         chunk < stop ? p.w + int64_t{chunk} * Load::kBytes : zeros_of(a));
       }
     }
     commit_copies();

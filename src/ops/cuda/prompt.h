@@ -114,8 +114,10 @@ LORRY_DEVICE void copy_tiles(const PromptArgs& a, Pipe pipe) {
     const int part = t.rows * kTileRowBytes / kCluster;
     const int offset = walk.rank() * part;
     const unsigned char* x = a.linear.arranged + int64_t{t.row} * kTileRowBytes + offset;
-    const unsigned char* w =
-        row_block(a.linear, t, lane_index() % kRowBlocks) + kFetchedAhead * kBytes;
+    const unsigned char* w = row_block(a.linear, t, lane_index() % kRowBlocks);
+    const bool fetches = lane_index() < kRowBlocks;
+    if (fetches && whole >= kFetchedAhead) prefetch_bulk(w, kFetchedAhead * kBytes);
+    w += kFetchedAhead * kBytes;
     for (int s = 0; s < stages; ++s, x += pitch, w += kBytes) {
       if (lane_index() == 0) {
         Barrier* full = pipe.full + pipe.stage;
@@ -124,7 +126,7 @@ LORRY_DEVICE void copy_tiles(const PromptArgs& a, Pipe pipe) {
         copy_to_cluster(pipe.tile() + offset, x, part, full);
       }
       sync_warp();
-      if (lane_index() < kRowBlocks && s + kFetchedAhead < whole) prefetch_bulk(w, kBytes);
+      if (fetches && s + kFetchedAhead < whole) prefetch_bulk(w, kBytes);
       pipe.advance();
     }
   }
@@ -182,7 +184,8 @@ LORRY_DEVICE void multiply_rows(const LinearArgs& a, Pipe& pipe, float* sums,
     LORRY_UNROLL
     for (int b = 0; b < kBuffers; ++b) {
       const int c = b % kStageChunks;
-      if (c == 0) wait(pipe.full + pipe.stage, pipe.phase);
+      // For each chunk, so that the next one's loads are behind a barrier (load_once).
+      wait(pipe.full + pipe.stage, pipe.phase);
       const unsigned char* x = pipe.tile();
       const Tiles& w = Load::widen(weights.raw[b]);
       wgmma_fence();

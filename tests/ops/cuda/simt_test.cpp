@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include "ops/cuda/bulk.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/layout.h"
 
@@ -77,6 +78,54 @@ TEST(Simt, shared_memory_starts_as_nan) {
   const SumArgs args{nullptr, &y};
   simt::run({1}, {32}, 64, kernel, &args);
   EXPECT_TRUE(std::isnan(y));
+}
+
+// The second warp copies, twice into the same place, the first one reads.
+void copy_kernel(SumArgs a) {
+  auto* values = reinterpret_cast<float*>(cuda::shared_bytes());
+  auto* full = reinterpret_cast<cuda::Barrier*>(values + 32);
+  cuda::Barrier* empty = full + 1;
+  if (threadIdx.x == 0) {
+    cuda::init_barrier(full, 1);
+    cuda::init_barrier(empty, 32);
+  }
+  cuda::sync_cluster();
+  for (unsigned i = 0; i < 2; ++i) {
+    if (threadIdx.x == 32) {
+      cuda::wait(empty, i ^ 1U);
+      cuda::arrive_and_expect(full, 128);
+      for (int half = 0; half < 2; ++half) {
+        cuda::copy_to_cluster(cuda::shared_bytes() + 64 * half,
+                              reinterpret_cast<const unsigned char*>(a.x + 32 * i + 16 * half), 64,
+                              full);
+      }
+    }
+    if (threadIdx.x < 32) {
+      cuda::wait(full, i);
+      a.y[32 * i + threadIdx.x] = values[threadIdx.x];
+      cuda::arrive_at(empty, 0);
+    }
+  }
+}
+void wait_kernel(SumArgs) {
+  auto* barrier = reinterpret_cast<cuda::Barrier*>(cuda::shared_bytes());
+  if (threadIdx.x == 0) cuda::init_barrier(barrier, 2);
+  cuda::sync_threads();
+  if (threadIdx.x == 32) cuda::arrive(barrier);
+  cuda::wait(barrier, 0);
+}
+
+TEST(Simt, threads_wait_at_mbarriers_for_threads_and_bytes) {
+  std::vector<float> x(64);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i);
+  for (const Schedule s : {Schedule::forward, Schedule::backward}) {
+    simt::set_schedule(s);
+    std::vector<float> y(64);
+    cuda::start<SumArgs, copy_kernel>("copy", {1}, 64, 256, nullptr, {x.data(), y.data()});
+    EXPECT_EQ(y, x);
+  }
+  const auto run = [] { cuda::start<SumArgs, wait_kernel>("wait", {1}, 64, 64, nullptr, {}); };
+  EXPECT_DEATH(run(), "nobody is left who would arrive");
 }
 
 struct MmaArgs {
