@@ -220,12 +220,12 @@ void linear_wide(Stream s, const LinearArgs& a);
 // The part of linear_wide that multiplies more than 64 rows, arranged ones.
 void linear_prompt_bf16(Stream s, const LinearArgs& a);
 void linear_prompt_fp8(Stream s, const LinearArgs& a);
-// The same for few outputs of one group, a router's: however many rows, always this one, since its
-// bits are others.
+// The same for few outputs, as a router has: however many rows, always this one, since its bits are
+// others.
 constexpr int32_t kThinOutputs = 64;
 constexpr bool is_thin(const LinearArgs& a) {
   const bool values = a.plan.values == Values::bf16 || a.plan.values == Values::fp8;
-  return values && a.groups == 1 && a.out <= kThinOutputs;
+  return values && a.out <= kThinOutputs;
 }
 void linear_thin(Stream s, const LinearArgs& a);
 // x f32, any values.
