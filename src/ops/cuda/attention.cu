@@ -190,12 +190,14 @@ LORRY_DEVICE void merge_row(const AttentionArgs& a, const Place& p, int row) {
 LORRY_DEVICE bool is_last(const AttentionArgs& a, const Place& p) {
   int32_t* count = a.counts + int64_t{p.tile.first_slot} * a.kv_heads * a.head_tiles + p.index;
   auto* shared = reinterpret_cast<int32_t*>(shared_bytes());
-  fence();
   sync_threads();
   if (threadIdx.x == 0) {
-    shared[0] = add_atomic(count, 1) == p.tile.n_units - 1 ? 1 : 0;
-    if (shared[0] != 0) *count = 0;
     fence();
+    shared[0] = add_atomic(count, 1) == p.tile.n_units - 1 ? 1 : 0;
+    if (shared[0] != 0) {
+      *count = 0;
+      fence();
+    }
   }
   sync_threads();
   return shared[0] != 0;

@@ -162,9 +162,11 @@ LORRY_DEVICE unsigned char* shared_bytes() {
 }
 #endif
 
-// Every kernel begins with begin_kernel, or with its parts: the next kernel's blocks may take their
-// places as soon as all of this one have theirs, and what the kernels before have written can be
-// read from wait_for_previous on, not earlier. Weights and prompts of the host are there before.
+// Every kernel begins with begin_kernel, or has its parts: the next kernel's blocks may take their
+// places as soon as all of this one's have called let_next_start or ended, and what the kernels
+// before have written can be read from wait_for_previous on, not earlier. Weights and prompts of
+// the host are there before. Kernels that stream weights let the next one start when a block is
+// about to end: blocks that wait beside them make them slower.
 #if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 LORRY_DEVICE void let_next_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -178,7 +180,8 @@ LORRY_DEVICE void begin_kernel() {
   let_next_start();
   wait_for_previous();
 }
-// What this thread has written to the device's memory is seen before what it writes from here on.
+// What this thread has written to the device's memory, and what it has seen of others (of its block
+// after a barrier), is seen before what it writes from here on.
 LORRY_DEVICE void fence() {
 #ifdef __CUDACC__
   __threadfence();

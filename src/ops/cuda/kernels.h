@@ -161,7 +161,7 @@ struct GroupArgs {
 };
 void group(Stream s, const GroupArgs& a);
 
-// All of it, and the sorted rows of x, for few rows.
+// All of it, and the sorted rows of x, for few rows of which few adapters are used.
 struct DispatchArgs {
   RouteArgs route;
   GroupArgs group;  // without experts of its own
@@ -169,6 +169,7 @@ struct DispatchArgs {
 };
 constexpr int64_t kFewChoices = 256;
 constexpr int32_t kFewExperts = 64;
+constexpr int32_t kFewAdapters = 0xffff;
 void dispatch(Stream s, const DispatchArgs& a);
 
 // ---- random.cu ----

@@ -47,7 +47,6 @@ LORRY_DEVICE void each_tile(const LinearArgs& a, int group, F&& f) {
 template <class Load, int kN>
 LORRY_KERNEL(32 * kSlices)
 decode_kernel(LinearArgs a) {
-  let_next_start();
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const unsigned char* w = a.w + blockIdx.x * a.plan.block_bytes();
   const auto chunks = static_cast<int>(a.plan.chunks());
@@ -62,6 +61,7 @@ decode_kernel(LinearArgs a) {
   each_tile<kN>(a, group, [&](const XRows<kN>& x, int32_t r, int32_t end) {
     float sum[1][8 * kN / kStoredRows];
     multiply_by_slices<Load, kN>(sum, shared, blocks, x);
+    let_next_start();
     if (column >= a.out) return;
     const float scale = scale_of(a.plan, w, output);
     LORRY_UNROLL
@@ -78,7 +78,7 @@ constexpr int kGluBlocks = 64 / kRowBlock;
 template <class Load, int kN>
 LORRY_KERNEL(32 * kSlices)
 decode_glu_kernel(LinearArgs a) {
-  begin_kernel();
+  wait_for_previous();
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const int64_t bytes = a.plan.block_bytes();
   const auto block = static_cast<int>(blockIdx.x);
@@ -93,6 +93,7 @@ decode_glu_kernel(LinearArgs a) {
   each_tile<kN>(a, group, [&](const XRows<kN>& x, int32_t r, int32_t end) {
     float sum[2][8 * kN / kStoredRows];
     multiply_by_slices<Load, kN>(sum, shared, blocks, x);
+    let_next_start();
     if (column >= a.glu.cols) return;
     const float gate_scale = scale_of(a.plan, gate, output);
     const float up_scale = scale_of(a.plan, up, output);

@@ -232,6 +232,7 @@ LORRY_DEVICE void multiply_slices(const LinearArgs& a, const Place& p, int32_t r
     wgmma_wait<0>();
     place = place + 1 == kStages ? 0 : place + 1;
   }
+  let_next_start();
   finish<S>(a, p, sum, reinterpret_cast<float*>(shared + S::kTiles), r);
   sync_threads();  // the tiles and totals have been read
 }
@@ -240,7 +241,7 @@ LORRY_DEVICE void multiply_slices(const LinearArgs& a, const Place& p, int32_t r
 template <class Load, class S>
 LORRY_KERNEL(kThreads)
 split_kernel(LinearArgs a) {
-  begin_kernel();
+  wait_for_previous();
   const Place p = place_of(a);
   for (int32_t r = p.begin; r < p.end; r += S::kN) multiply_slices<Load, S>(a, p, r);
 }

@@ -297,6 +297,7 @@ LORRY_DEVICE void multiply_tile(const QuantArgs& q, const Pieces& pieces, Ring<S
       chain.add_scales(sums, base, n);
     }
   }
+  let_next_start();
   store<S>(q, chain, first, end);
 }
 
@@ -304,7 +305,6 @@ LORRY_DEVICE void multiply_tile(const QuantArgs& q, const Pieces& pieces, Ring<S
 template <class S>
 LORRY_KERNEL(kThreads)
 quant_decode_kernel(QuantArgs q) {
-  let_next_start();
   const LinearArgs& a = q.linear;
   const WeightPlan& plan = a.plan;
   int group = 0;

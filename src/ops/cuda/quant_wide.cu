@@ -153,6 +153,12 @@ LORRY_DEVICE void store(const QuantArgs& q, const float (&f)[kHalf / 2], int64_t
   }
 }
 
+// In registers of its own, which wgmma reads while others are loaded. zero: 0, which the compiler
+// does not know: it takes a plain copy for the thing itself.
+LORRY_DEVICE Word4 copied(const Word4& w, uint32_t zero) {
+  return {w.x | zero, w.y | zero, w.z | zero, w.w | zero};
+}
+
 // Half a tile times a warp's weights.
 template <int kHalf>
 LORRY_DEVICE void multiply_half(int (&sum)[kHalf / 2], const Word4 (&a)[kChunksOfTile],
@@ -186,6 +192,7 @@ LORRY_DEVICE void multiply_tile(const QuantArgs& q, const Place& p, int32_t r) {
   float f_low[kHalf / 2] = {}, f_high[kHalf / 2] = {};
   const Side side(plan, p.w + plan.scales_offset());
   Scales scales(side, 0);
+  const uint32_t zero = static_cast<uint32_t>(q.linear.rows) >> 31U;
   int left = per_scale;  // tiles of the scale, this one too
   int place = 0;         // of the tile
   for (int t = 0; t < tiles; ++t) {
@@ -196,7 +203,7 @@ LORRY_DEVICE void multiply_tile(const QuantArgs& q, const Place& p, int32_t r) {
     commit_copies();
     Word4 a[kChunksOfTile];
     LORRY_UNROLL
-    for (int c = 0; c < kChunksOfTile; ++c) a[c] = Load::widen(raw[c]);
+    for (int c = 0; c < kChunksOfTile; ++c) a[c] = copied(Load::widen(raw[c]), zero);
     const unsigned char* x = shared + place * S::kTileBytes;
     const bool add = left < per_scale;
     multiply_half<kHalf>(low, a, x, add);

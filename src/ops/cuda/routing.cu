@@ -252,6 +252,50 @@ LORRY_DEVICE void copy_row(unsigned char* to, const unsigned char* from, int64_t
   }
 }
 
+// What the choices are sorted by: (group, adapter); those of other ranks' experts are behind all.
+LORRY_DEVICE uint32_t key_of(const GroupArgs& a, int32_t choice) {
+  const int32_t group = group_of(a, choice);
+  if (group < 0) return ~0U;
+  const int32_t adapter = adapter_of(a, choice / a.k);
+  return static_cast<uint32_t>(group) << 16U |
+         static_cast<uint32_t>(adapter < 0xffff ? adapter : 0xffff);
+}
+
+// Where `key` is in sorted order, before equal ones from number `at` on.
+LORRY_DEVICE int32_t place_among(const uint32_t* keys, int32_t n, uint32_t key, int32_t at) {
+  int32_t before = 0;
+  for (int32_t c = 0; c < n; ++c) before += keys[c] < key || (keys[c] == key && c < at) ? 1 : 0;
+  return before;
+}
+
+// The lists of group(), by a block: a thread a choice, or the begin of a group.
+LORRY_DEVICE void put_lists(const GroupArgs& a, const uint32_t* keys) {
+  const int32_t n = a.rows * a.k;
+  for (auto at = static_cast<int32_t>(threadIdx.x); at < n + a.groups + 1; at += kScanThreads) {
+    if (at >= n) {
+      a.begin[at - n] = place_among(keys, n, static_cast<uint32_t>(at - n) << 16U, 0);
+      continue;
+    }
+    const bool own = keys[at] != ~0U;
+    const int32_t place = own ? place_among(keys, n, keys[at], at) : -1;
+    a.slot[at / a.k * a.slot_pitch + at % a.k] = place;
+    if (own) a.source[place] = at / a.k;
+  }
+}
+
+// The place of choice `at`, by a block of as many threads as there may be choices.
+LORRY_DEVICE int32_t place_by_block(const uint32_t* keys, int32_t n, int32_t at, int* sums) {
+  static_assert(kFewChoices <= kScanThreads);
+  const auto c = static_cast<int32_t>(threadIdx.x);
+  const bool before = c < n && (keys[c] < keys[at] || (keys[c] == keys[at] && c < at));
+  const int found = count_bits(ballot(before));
+  if (lane_index() == 0) sums[warp_index()] = found;
+  sync_threads();
+  int32_t all = 0;
+  for (int w = 0; w < kScanThreads / 32; ++w) all += sums[w];
+  return all;
+}
+
 // Few rows: each block routes all of them for itself, and copies the row of one choice; the last
 // block writes the lists.
 template <class Word>
@@ -262,18 +306,22 @@ dispatch_kernel(DispatchArgs a) {
   const int32_t choices = a.route.rows * k;
   auto* expert = reinterpret_cast<int32_t*>(shared_bytes());
   auto* weight = reinterpret_cast<float*>(expert + choices);
-  auto* sums = reinterpret_cast<int*>(weight + choices);
+  auto* keys = reinterpret_cast<uint32_t*>(weight + choices);
+  auto* sums = reinterpret_cast<int*>(keys + choices);
   route_rows(a.route, 0, a.route.rows, reinterpret_cast<float*>(sums + kScanThreads / 32),
              [&](int64_t row) { return Chosen{expert + row * k, weight + row * k}; });
   sync_threads();
   GroupArgs g = a.group;
   g.expert = expert;
   g.expert_pitch = k;
+  for (auto c = static_cast<int32_t>(threadIdx.x); c < choices; c += kScanThreads) {
+    keys[c] = key_of(g, c);
+  }
+  sync_threads();
   const auto at = static_cast<int32_t>(blockIdx.x);
   if (at < choices) {
-    const int32_t group = group_of(g, at);
-    if (group < 0) return;
-    const int32_t place = place_of(g, group, at);
+    if (keys[at] == ~0U) return;
+    const int64_t place = place_by_block(keys, choices, at, sums);
     return copy_row<Word>(a.rows.y + place * a.rows.y_pitch, a.rows.x + at / k * a.rows.x_pitch,
                           a.rows.bytes);
   }
@@ -281,9 +329,7 @@ dispatch_kernel(DispatchArgs a) {
     a.route.expert[i / k * a.route.expert_pitch + i % k] = expert[i];
     a.route.weight[i / k * a.route.weight_pitch + i % k] = weight[i];
   }
-  for (int32_t i = warp_index(); i < choices + g.groups + 1; i += kScanThreads / 32) {
-    put_place(g, i);
-  }
+  put_lists(g, keys);
   sync_threads();
   if (g.max_segments > 0) put_segments(g, sums);
 }
@@ -307,7 +353,7 @@ void group(Stream s, const GroupArgs& a) {
 void dispatch(Stream s, const DispatchArgs& a) {
   const int64_t choices = int64_t{a.route.rows} * a.route.k;
   const int64_t routed = rows_at_once(a.route.experts, kScanThreads / 32);
-  const auto shared = static_cast<size_t>(2 * choices + kScanThreads / 32 +
+  const auto shared = static_cast<size_t>(3 * choices + kScanThreads / 32 +
                                           routed * a.route.experts) *
                       sizeof(float);
   const auto all = reinterpret_cast<uintptr_t>(a.rows.x) | reinterpret_cast<uintptr_t>(a.rows.y) |
