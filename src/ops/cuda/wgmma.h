@@ -148,8 +148,11 @@ LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool 
 LORRY_DEVICE void publish_to_wgmma() {}
 LORRY_DEVICE void wgmma_fence() {}
 LORRY_DEVICE void wgmma_commit() {}
+// The warp's lanes wait for each other, too.
 template <int>
-LORRY_DEVICE void wgmma_wait() {}
+LORRY_DEVICE void wgmma_wait() {
+  sync_warp();
+}
 
 #ifdef __CUDACC__
 // Not for this device; the host does not start kernels that would come here.
