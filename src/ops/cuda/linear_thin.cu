@@ -1,47 +1,23 @@
-// linear with x in bf16 for a handful of outputs, which would leave most of the device idle: many
-// warps share the inputs of 16 outputs.
-#include "ops/cuda/kernels.h"
+// linear with x in bf16 for a handful of outputs.
+#include "ops/cuda/decode.h"
 #include "ops/cuda/launch.h"
-#include "ops/cuda/rows_times.h"
 
 namespace lorry::cuda {
 
 namespace {
 
-constexpr int kWarps = 16;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kRows = 8;
-
-// grid: row tiles, row blocks.
 template <class Load>
-LORRY_KERNEL(kThreads)
+LORRY_KERNEL(32 * kThinWarps)
 thin_kernel(LinearArgs a) {
-  let_next_start();
-  constexpr int kLine = 128;
-  const unsigned char* w = a.w + blockIdx.y * a.plan.block_bytes();
-  for (int64_t at = int64_t{threadIdx.x} * kLine; at < a.plan.scales_offset();
-       at += int64_t{kThreads} * kLine) {
-    prefetch(w + at);
-  }
-  wait_for_previous();
-  auto* shared = reinterpret_cast<float*>(shared_bytes());
-  const auto first = static_cast<int32_t>(blockIdx.x) * kRows;
-  const XRows<1> x(a.x, a.x_pitch, first, a.rows, a.plan.in);
-  const float total = sum_by_warps<kWarps>(
-      shared, [&](int chunk) { return Load::load(w + int64_t{chunk} * Load::kBytes); }, x,
-      static_cast<int>(a.plan.chunks()));
-  const auto at = static_cast<int32_t>(threadIdx.x);
-  const int32_t row = first + at / kRowBlock;
-  const int64_t column = int64_t{blockIdx.y} * kRowBlock + at % kRowBlock;
-  if (at >= kRows * kRowBlock || row >= a.rows || column >= a.out) return;
-  a.y[row * a.y_pitch + column] = total * scale_of(a.plan, w, at % kRowBlock);
+  thin_block<Load>(
+      a, [] { wait_for_previous(); },
+      [&](float v, int64_t column, int32_t row) { a.y[row * a.y_pitch + column] = v; });
 }
 
 template <class Load>
 void multiply(Stream s, const LinearArgs& a) {
-  constexpr size_t kShared = sizeof(float) * kWarps * kRows * kRowBlock;
-  const Grid grid{ceil_div(a.rows, kRows), ceil_div(a.out, kRowBlock)};
-  start<LinearArgs, thin_kernel<Load>>("linear_thin", grid, kThreads, kShared, s, a);
+  const Grid grid{ceil_div(a.rows, kThinRows), ceil_div(a.out, kRowBlock)};
+  start<LinearArgs, thin_kernel<Load>>("linear_thin", grid, 32 * kThinWarps, kThinShared, s, a);
 }
 
 }  // namespace

@@ -30,28 +30,53 @@ LORRY_DEVICE Tiles load_ranks(const unsigned char* a, bool second, int64_t block
   return tiles;
 }
 
-// grid: tiles of rows, sites x blocks of 16 ranks, segments of a tile.
-LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
-  begin_kernel();
+// Which pair each row of a tile has. One warp calls it.
+LORRY_DEVICE void describe_rows(const AdaptArgs& a, int32_t tile, int site) {
+  const int32_t row = tile * kTileRows + lane_index();
+  const int32_t first = first_segment(a, tile * kTileRows);
+  RowPair pair{nullptr, 0};
+  LORRY_UNROLL
+  for (int i = 0; i < kTileRows; ++i) {
+    if (first + i >= a.n_segments) break;
+    const Segment s = a.segments[first + i];
+    if (row < s.begin || row >= s.end) continue;
+    const Patch& patch = patches_of(a, s)[site];
+    pair = {patch.b, patch.rank};
+  }
+  if (lane_index() < kTileRows && row < a.rows) a.pairs[int64_t{site} * a.rows + row] = pair;
+}
+
+// Brings B near, if it is small: a linear of few rows adds it within microseconds.
+LORRY_DEVICE void prefetch_b(const Patch& patch, int out) {
+  constexpr int64_t kMost = int64_t{1} << 20;
+  constexpr int kLine = 128;
+  const int64_t bytes = (int64_t{out} + kPanelB - 1) / kPanelB * kPanelB * patch.rank * 2;
+  if (bytes > kMost) return;
+  for (int64_t at = int64_t{threadIdx.x} * kLine; at < bytes; at += 32 * kShrinkWarps * kLine) {
+    prefetch(static_cast<const unsigned char*>(patch.b) + at);
+  }
+}
+
+// t of 16 ranks at a site. wait(): from there on x can be read, and t written.
+template <class Wait>
+LORRY_DEVICE void shrink_rows(const AdaptArgs& a, const TileRows& rows, int site, int rank,
+                              Wait&& wait) {
+  constexpr int kAhead = 8;
   float* shared = reinterpret_cast<float*>(shared_bytes());
-  const auto site = static_cast<int>(blockIdx.y) % a.sites;
-  const auto rank = static_cast<int>(blockIdx.y) / a.sites * 16;
-  const TileRows rows =
-      rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
-  if (rows.begin == rows.end || rank >= rows.patch[site].rank) return;
   const Patch& patch = rows.patch[site];
+  if (a.early && a.pairs != nullptr && rank == 0) prefetch_b(patch, a.site[site].out);
   const int chunks = (a.site[site].in + kChunk - 1) / kChunk;
   const int64_t block_bytes = int64_t{chunks} * kRankBlock * kChunk * 2;
   const unsigned char* w =
       static_cast<const unsigned char*>(patch.a) + rank / kRankBlock * block_bytes;
   const bool second = rank + kRankBlock < patch.rank;
   const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, a.site[site].in);
-  const float total = sum_by_warps<kShrinkWarps>(
+  const float total = sum_by_warps<kShrinkWarps, kAhead>(
       shared,
       [&](int chunk) {
         return load_ranks(w + int64_t{chunk} * kRankBlock * kChunk * 2, second, block_bytes);
       },
-      x, chunks);
+      x, chunks, wait);
   const auto at = static_cast<int>(threadIdx.x);
   if (at >= 128) return;
   const int row = at / 16;
@@ -59,6 +84,31 @@ LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
   if (rows.begin + row < rows.end && r < patch.rank) {
     sums_of(a, site, rows.begin + row)[r] = patch.scale * total;
   }
+}
+
+// grid: tiles of rows, sites x blocks of 16 ranks, segments of a tile.
+LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
+  let_next_start();
+  const auto tile = static_cast<int32_t>(blockIdx.x);
+  const auto slot = static_cast<int32_t>(blockIdx.z);
+  const auto site = static_cast<int>(blockIdx.y) % a.sites;
+  const auto rank = static_cast<int>(blockIdx.y) / a.sites * 16;
+  const auto wait = [&] {
+    wait_for_previous();
+    const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0;
+    if (first && a.ready != nullptr) raise_flag(a.ready, a.turn);
+  };
+  if (!a.early) wait();
+  const TileRows rows = rows_of_tile(a, tile, slot);
+  if (rows.begin != rows.end && rank < rows.patch[site].rank) {
+    shrink_rows(a, rows, site, rank, [&] {
+      if (a.early) wait();
+    });
+  } else if (a.early) {
+    wait();
+  }
+  if (a.pairs == nullptr || rank != 0 || slot != 0) return;
+  if (warp_index() == kShrinkWarps - 1) describe_rows(a, tile, site);
 }
 
 // The same in f32: a warp a row and rank.
@@ -225,17 +275,22 @@ adapt_embedding_kernel(AdaptEmbeddingArgs e) {
 
 }  // namespace
 
-void add_pairs(Stream s, const AdaptArgs& a, bool bf16) {
+void shrink(Stream s, const AdaptArgs& a, bool bf16) {
   const int64_t tiles = ceil_div(a.rows, kTileRows);
   const int64_t slots = a.n_segments < kTileRows ? a.n_segments : kTileRows;
-  if (bf16) {
-    constexpr size_t kShared = sizeof(float) * kShrinkWarps * 128;
-    const Grid grid{tiles, a.sites * ceil_div(a.max_rank, 16), slots};
-    start<AdaptArgs, shrink_kernel>("shrink", grid, 32 * kShrinkWarps, kShared, s, a);
-  } else {
-    start<AdaptArgs, shrink_f32_kernel>("shrink", {tiles, a.sites, slots}, 32 * kPlainWarps, 0, s,
-                                        a);
+  if (!bf16) {
+    return start<AdaptArgs, shrink_f32_kernel>("shrink", {tiles, a.sites, slots}, 32 * kPlainWarps,
+                                               0, s, a);
   }
+  constexpr size_t kShared = sizeof(float) * kShrinkWarps * 128;
+  const Grid grid{tiles, a.sites * ceil_div(a.max_rank, 16), slots};
+  start<AdaptArgs, shrink_kernel>("shrink", grid, 32 * kShrinkWarps, kShared, s, a);
+}
+
+void add_pairs(Stream s, const AdaptArgs& a, bool bf16) {
+  shrink(s, a, bf16);
+  const int64_t tiles = ceil_div(a.rows, kTileRows);
+  const int64_t slots = a.n_segments < kTileRows ? a.n_segments : kTileRows;
   // As many blocks as fill a large device a few times over: each has to find its rows first.
   constexpr int64_t kBlocks = 1024;
   const int64_t parts = ceil_div(a.max_out, 2 * kExpandThreads);

@@ -210,28 +210,34 @@ constexpr size_t slices_shared() {
 
 // 16 outputs of up to 8 rows by kWarps warps, a slice of the inputs each, whose sums are added in
 // order: thread 16 row + output gets its total, threads from 128 on nothing. tiles(chunk): a
-// operands of a chunk. shared: kWarps * 128 floats.
-template <int kWarps, class LoadTiles>
-LORRY_DEVICE float sum_by_warps(float* shared, LoadTiles&& tiles, const XRows<1>& x, int chunks) {
-  constexpr int kAhead = 7;
+// operands of a chunk, of which kAhead are loaded together. wait(): all threads call it before the
+// first of x is read. shared: kWarps * 128 floats.
+template <int kWarps, int kAhead, class LoadTiles, class Wait>
+LORRY_DEVICE float sum_by_warps(float* shared, LoadTiles&& tiles, const XRows<1>& x, int chunks,
+                                Wait&& wait) {
   const auto begin = [&](int s) { return static_cast<int>(int64_t{chunks} * s / kWarps); };
-  Float4 sum{};
   const int last = begin(warp_index() + 1);
-  for (int c = begin(warp_index()); c < last; c += kAhead) {
-    Tiles left[kAhead];
+  Tiles left[kAhead];
+  const auto load = [&](int c) {
+    LORRY_UNROLL
+    for (int i = 0; i < kAhead; ++i) left[i] = tiles(c + i < last ? c + i : last - 1);
+  };
+  int c = begin(warp_index());
+  if (c < last) load(c);
+  wait();
+  Float4 sum{};
+  while (c < last) {
     Word4 right[kAhead];
     LORRY_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = c + i < last ? c + i : last - 1;
-      left[i] = tiles(chunk);
-      right[i] = x.load(0, chunk);
-    }
+    for (int i = 0; i < kAhead; ++i) right[i] = x.load(0, c + i < last ? c + i : last - 1);
     LORRY_UNROLL
     for (int i = 0; i < kAhead; ++i) {
       if (c + i >= last) break;
       mma_bf16(sum, left[i].t[0], right[i].x, right[i].y);
       mma_bf16(sum, left[i].t[1], right[i].z, right[i].w);
     }
+    c += kAhead;
+    if (c < last) load(c);
   }
   LORRY_UNROLL
   for (int i = 0; i < 4; ++i) {

@@ -1,6 +1,7 @@
 #include "ops/cuda/simt/simt.h"
 
 #include <array>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -246,6 +247,12 @@ const Slot* exchange(const Slot& own) {
 }
 
 int lane() { return machine().current % kWarp; }
+
+void fail(const char* why) {
+  const Dim3 at = machine().built.block_idx;
+  std::fprintf(stderr, "block (%u, %u, %u): %s\n", at.x, at.y, at.z, why);
+  std::abort();
+}
 
 std::byte* shared_memory() {
   auto* p = machine().shared.data();

@@ -40,6 +40,8 @@ void sync_threads();
 const Slot* exchange(const Slot& own);
 int lane();
 std::byte* shared_memory();
+// Ends the program: the block cannot go on.
+[[noreturn]] void fail(const char* why);
 
 template <class Args, void (*kKernel)(Args)>
 void launch(Dim3 grid, Dim3 block, size_t shared_bytes, const Args& args) {
