@@ -111,9 +111,8 @@ LORRY_DEVICE void store_glu(const GluOut& glu, const float (&v)[2][kThreadRows<k
 
 // A handful of outputs, which would leave most of the device idle: kThinWarps warps share the
 // inputs of 16 outputs and 8 rows. grid: row tiles, row blocks. finish(value, column, row).
-constexpr int kThinWarps = 16;
+constexpr int kThinWarps = kParts;
 constexpr int kThinRows = 8;
-constexpr size_t kThinShared = sizeof(float) * kThinWarps * kThinRows * kRowBlock;
 template <class Load, class Wait, class Finish>
 LORRY_DEVICE void thin_block(const LinearArgs& a, Wait&& wait, Finish&& finish) {
   let_next_start();
@@ -127,7 +126,7 @@ LORRY_DEVICE void thin_block(const LinearArgs& a, Wait&& wait, Finish&& finish) 
   const auto first = static_cast<int32_t>(blockIdx.x) * kThinRows;
   const XRows<1> x(a.x, a.x_pitch, first, a.rows, a.plan.in);
   constexpr int kAhead = Load::kBytes >= 1024 ? 8 : 6;  // as many as registers hold
-  const float total = sum_by_warps<kThinWarps, kAhead>(
+  const float total = sum_by_parts<kThinWarps, kAhead>(
       shared, [&](int chunk) { return Load::load(w + int64_t{chunk} * Load::kBytes); }, x,
       static_cast<int>(a.plan.chunks()), wait);
   const auto at = static_cast<int32_t>(threadIdx.x);

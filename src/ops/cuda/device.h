@@ -8,12 +8,12 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define LORRY_DEVICE __device__ __forceinline__
-#define LORRY_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define LORRY_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define LORRY_UNROLL _Pragma("unroll")
 #else
 #include "ops/cuda/simt/simt.h"
 #define LORRY_DEVICE inline
-#define LORRY_KERNEL(threads) void
+#define LORRY_KERNEL(...) void
 #define LORRY_UNROLL
 #define threadIdx (::lorry::simt::built().thread_idx)
 #define blockIdx (::lorry::simt::built().block_idx)

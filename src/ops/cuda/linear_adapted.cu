@@ -31,8 +31,8 @@ struct Ranks {
   const float* t;
   int32_t n;
 };
-LORRY_DEVICE Ranks ranks_of(const AdaptArgs& a, const Place& place, int32_t row) {
-  if (place.site < 0 || row >= a.rows) return {nullptr, nullptr, 0};
+LORRY_DEVICE Ranks ranks_of(const AdaptArgs& a, const Place& place, int32_t row, int32_t end) {
+  if (place.site < 0 || row >= end) return {nullptr, nullptr, 0};
   const int64_t at = int64_t{place.site} * a.rows + row;
   const RowPair pair = a.pairs[at];
   const int64_t panel = int64_t{place.o / kPanelB} * kPanelB * pair.rank;
@@ -40,9 +40,11 @@ LORRY_DEVICE Ranks ranks_of(const AdaptArgs& a, const Place& place, int32_t row)
           pair.rank};
 }
 
-// v += B t, in order of the ranks, of which kAhead are loaded at once for all items.
-template <int kAhead, int kItems>
+// v += B t, in order of the ranks, of which kAhead are loaded at once for all items: fewer
+// where there are many, since more registers would be fewer blocks.
+template <int kItems>
 LORRY_DEVICE void add_ranks(float (&v)[kItems], const Ranks (&ranks)[kItems]) {
+  constexpr int kAhead = kItems > 4 ? 4 : kItems > 2 ? 8 : 16;
   int32_t most = 0;
   LORRY_UNROLL
   for (int i = 0; i < kItems; ++i) most = ranks[i].n > most ? ranks[i].n : most;
@@ -94,9 +96,9 @@ adapted_kernel(AdaptedLinearArgs a) {
         Ranks ranks[kThreadRows<kN>];
         LORRY_UNROLL
         for (int j = 0; j < kThreadRows<kN>; ++j) {
-          ranks[j] = ranks_of(a.adapt, place, rows.begin + kStoredRows * j);
+          ranks[j] = ranks_of(a.adapt, place, rows.begin + kStoredRows * j, rows.end);
         }
-        add_ranks<16>(v, ranks);
+        add_ranks(v, ranks);
         LORRY_UNROLL
         for (int j = 0; j < kThreadRows<kN>; ++j) {
           const int32_t row = rows.begin + kStoredRows * j;
@@ -107,7 +109,7 @@ adapted_kernel(AdaptedLinearArgs a) {
 }
 
 template <class Load, int kN>
-LORRY_KERNEL(32 * kSlices)
+LORRY_KERNEL(32 * kSlices, 4)  // as many as find shared memory
 adapted_glu_kernel(AdaptedLinearArgs a) {
   decode_glu_block<Load, kN>(
       a.linear, [&] { wait_for_rows(a.adapt); },
@@ -122,10 +124,11 @@ adapted_glu_kernel(AdaptedLinearArgs a) {
           LORRY_UNROLL
           for (int j = 0; j < kRows; ++j) {
             sum[part * kRows + j] = v[part][j];
-            ranks[part * kRows + j] = ranks_of(a.adapt, place, rows.begin + kStoredRows * j);
+            ranks[part * kRows + j] =
+                ranks_of(a.adapt, place, rows.begin + kStoredRows * j, rows.end);
           }
         }
-        add_ranks<8>(sum, ranks);  // more registers would be fewer blocks
+        add_ranks(sum, ranks);
         LORRY_UNROLL
         for (int i = 0; i < 2 * kRows; ++i) v[i / kRows][i % kRows] = sum[i];
         store_glu<kN>(a.linear.glu, v, column, rows);
@@ -140,9 +143,9 @@ adapted_thin_kernel(AdaptedLinearArgs a) {
       a.linear, [&] { wait_for_rows(a.adapt); },
       [&](float v, int64_t column, int32_t row) {
         wait_for_previous();
-        const Ranks ranks[1] = {ranks_of(a.adapt, place_of(a.adapt, column), row)};
+        const Ranks ranks[1] = {ranks_of(a.adapt, place_of(a.adapt, column), row, a.linear.rows)};
         float sum[1] = {v};
-        add_ranks<16>(sum, ranks);
+        add_ranks(sum, ranks);
         a.linear.y[row * a.linear.y_pitch + column] = sum[0];
       });
   wait_for_previous();
@@ -165,7 +168,7 @@ void multiply(Stream s, const AdaptedLinearArgs& a) {
   if (is_thin(a.linear)) {
     const Grid grid{ceil_div(a.linear.rows, kThinRows), ceil_div(a.linear.out, kRowBlock)};
     return start<AdaptedLinearArgs, adapted_thin_kernel<Load>>("linear_thin_adapted", grid,
-                                                               32 * kThinWarps, kThinShared, s, a);
+                                                               32 * kThinWarps, kPartsShared, s, a);
   }
   if (expected_rows(a.linear) <= 8) return decode<Load, 1>(s, a);
   decode<Load, 2>(s, a);

@@ -17,7 +17,7 @@ thin_kernel(LinearArgs a) {
 template <class Load>
 void multiply(Stream s, const LinearArgs& a) {
   const Grid grid{ceil_div(a.rows, kThinRows), ceil_div(a.out, kRowBlock)};
-  start<LinearArgs, thin_kernel<Load>>("linear_thin", grid, 32 * kThinWarps, kThinShared, s, a);
+  start<LinearArgs, thin_kernel<Load>>("linear_thin", grid, 32 * kThinWarps, kPartsShared, s, a);
 }
 
 }  // namespace
