@@ -49,19 +49,18 @@ LORRY_DEVICE void add_ranks(float (&v)[kItems], const Ranks (&ranks)[kItems]) {
   LORRY_UNROLL
   for (int i = 0; i < kItems; ++i) most = ranks[i].n > most ? ranks[i].n : most;
   for (int32_t first = 0; first < most; first += kAhead) {
-    uint16_t b[kItems][kAhead];
-    Word4 t[kItems][kAhead / 4];
+    uint16_t b[kItems][kAhead] = {};
+    Word4 t[kItems][kAhead / 4] = {};
     LORRY_UNROLL
     for (int i = 0; i < kItems; ++i) {
-      const int32_t left = ranks[i].n - first;
+      if (first >= ranks[i].n) continue;
+      const int32_t last = ranks[i].n - 1 - first;  // loaded again in place of those beyond it
+      const uint16_t* from = ranks[i].b + int64_t{first} * kPanelB;
       LORRY_UNROLL
-      for (int r = 0; r < kAhead; ++r) {
-        b[i][r] = r < left ? ranks[i].b[int64_t{first + r} * kPanelB] : uint16_t{0};
-      }
+      for (int r = 0; r < kAhead; ++r) b[i][r] = from[(r < last ? r : last) * kPanelB];
       LORRY_UNROLL
-      for (int r = 0; r < kAhead; r += 4) {
-        const auto* four = reinterpret_cast<const Word4*>(ranks[i].t + first + r);
-        t[i][r / 4] = r < left ? *four : Word4{0, 0, 0, 0};
+      for (int q = 0; q < kAhead / 4; ++q) {
+        t[i][q] = reinterpret_cast<const Word4*>(ranks[i].t + first)[q];
       }
     }
     LORRY_UNROLL
