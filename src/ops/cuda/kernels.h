@@ -218,8 +218,7 @@ constexpr int64_t expected_rows(const LinearArgs& a) {
 constexpr bool is_bf16_or_fp8(const LinearArgs& a) {
   return a.plan.values == Values::bf16 || a.plan.values == Values::fp8;
 }
-// Rows of x in decode; with more the wide kernels are faster. Of fewer linear_bf16 does glu as
-// well.
+// Rows of x in decode; with more the wide kernels are faster. With so few linear_bf16 does glu too.
 constexpr int64_t kFewRows = 16;
 constexpr bool has_few_rows(const LinearArgs& a) {
   return is_bf16_or_fp8(a) && expected_rows(a) <= kFewRows;
