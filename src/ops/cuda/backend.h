@@ -1,6 +1,6 @@
 // CudaOps: looks at where tensors are, makes the arguments of kernels and starts them. One file per
 // family of operations: pack, pack_quant, ops_rows, ops_heads, ops_route, ops_linear, ops_adapt,
-// ops_attention.
+// ops_apply, ops_attention.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -111,7 +111,9 @@ class CudaOps final : public Ops {
         wide_(has_wgmma()),
         processors_(device_facts().processors),
         staging_(memory_),
-        unit_counts_(kMostUnitHeads * sizeof(int32_t), &memory_) {}
+        unit_counts_(kMostUnitHeads * sizeof(int32_t), &memory_),
+        row_pairs_(kMostRowPairs * sizeof(RowPair), &memory_),
+        ready_(sizeof(uint32_t), &memory_) {}
 
   Dtype act() const override { return act_; }
   DeviceMemory* memory() const override { return &memory_; }
@@ -136,6 +138,7 @@ class CudaOps final : public Ops {
   void norm(Tensor y, Tensor x, const Norm& n) override;
   void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
               Tensor scratch) override;
+  void apply(Tensor y, Tensor x, const AdaptedLinear& l) override;
   void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
                  Activation activation) override;
   void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
@@ -184,10 +187,15 @@ class CudaOps final : public Ops {
   int64_t plain_bytes(int64_t out, int64_t in) const {
     return weight_layout(1, out, in, {}).group_bytes;
   }
+  void want_patches(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
+                    const LoraPlan& plan);
   // Returns the patches.
   const std::vector<Patch>& fill_tables(AdaptArgs& a, Call& call, std::span<const LoraSite> sites,
-                                        std::span<const LoraSegment> segments,
-                                        const LoraPlan& plan);
+                                        std::span<const LoraSegment> segments);
+  static void fill_sums(AdaptArgs& a, Call& call, const Tensor& scratch);
+  enum class Extra : uint8_t { none, pairs, changes };
+  Extra extra_of(const Tensor& x, const AdaptedLinear& l);
+  AdaptArgs pairs_of(Call& call, const LinearArgs& linear, const AdaptedLinear& l);
   void plan_tiles(const AttentionPlan& plan, const AttentionSpec& spec, int tile_heads);
   void fill_blocks();
   void add_idle_tile();
@@ -208,10 +216,14 @@ class CudaOps final : public Ops {
   mutable Staging staging_;
   // Lists: contents live for one call, the memory for good.
   std::vector<SitePatch> wanted_;
+  int32_t wanted_groups_ = 0;
   std::vector<Segment> segments_;
   std::vector<AttentionTile> tiles_, units_;
   Table tile_table_, unit_table_, segment_table_;
   Buffer unit_counts_;  // of attention by units: zeros between two calls
+  Buffer row_pairs_;    // of the linear that runs
+  Buffer ready_;        // AdaptArgs::ready
+  uint32_t turn_ = 0;
   std::unordered_map<const LoraSite*, PatchTable> patch_tables_;  // of linears, and the embedding
 };
 

@@ -187,6 +187,28 @@ LORRY_DEVICE void fence() {
   __threadfence();
 #endif
 }
+// *flag = value; whoever sees it sees what this thread, and the kernels that it has waited for,
+// have written before.
+LORRY_DEVICE void raise_flag(uint32_t* flag, uint32_t value) {
+#ifdef __CUDACC__
+  asm volatile("fence.acq_rel.gpu; st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value)
+               : "memory");
+#else
+  *flag = value;
+#endif
+}
+// Requires: a block that runs, or has run, raises it.
+LORRY_DEVICE void wait_for_flag(const uint32_t* flag, uint32_t value) {
+#ifdef __CUDACC__
+  uint32_t now;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
+  } while (now != value);
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#else
+  if (*flag != value) simt::fail("a flag that nobody raises");
+#endif
+}
 // What other blocks have written lately.
 LORRY_DEVICE float load_fresh(const float* p) {
 #ifdef __CUDACC__

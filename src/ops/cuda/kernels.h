@@ -213,8 +213,18 @@ constexpr int64_t expected_rows(int64_t rows, int64_t groups) {
   return groups == 1 ? rows : 2 * ((rows + groups - 1) / groups);
 }
 constexpr int64_t expected_rows(const LinearArgs& a) { return expected_rows(a.rows, a.groups); }
-// Whether linear_bf16 would do glu as well.
-bool linear_bf16_can_glu(const LinearArgs& a);
+constexpr bool is_bf16_or_fp8(const LinearArgs& a) {
+  return a.plan.values == Values::bf16 || a.plan.values == Values::fp8;
+}
+// Rows of x in decode; with more the wide kernels are faster. With so few linear_bf16 does glu too.
+constexpr int64_t kFewRows = 16;
+constexpr bool has_few_rows(const LinearArgs& a) {
+  return is_bf16_or_fp8(a) && expected_rows(a) <= kFewRows;
+}
+// Groups that may have rows.
+constexpr int64_t groups_with_rows(const LinearArgs& a) {
+  return a.groups < a.rows ? a.groups : a.rows;
+}
 // x bf16, values bf16 or fp8. Both give the same bits; wide: for many rows, on Hopper.
 void linear_bf16(Stream s, const LinearArgs& a);
 void linear_wide(Stream s, const LinearArgs& a);
@@ -224,10 +234,7 @@ void linear_prompt_fp8(Stream s, const LinearArgs& a);
 // The same for few outputs, as a router has: however many rows, always this one, since its bits are
 // others.
 constexpr int32_t kThinOutputs = 64;
-constexpr bool is_thin(const LinearArgs& a) {
-  const bool values = a.plan.values == Values::bf16 || a.plan.values == Values::fp8;
-  return values && a.out <= kThinOutputs;
-}
+constexpr bool is_thin(const LinearArgs& a) { return is_bf16_or_fp8(a) && a.out <= kThinOutputs; }
 void linear_thin(Stream s, const LinearArgs& a);
 // x f32, any values.
 void linear_f32(Stream s, const LinearArgs& a);
@@ -271,6 +278,11 @@ struct PatchSite {
   int32_t in, out;
 };
 constexpr int kMaxSites = 4;
+// The pair of a row at one site. Rank 0: none.
+struct alignas(16) RowPair {
+  const void* b;
+  int32_t rank;
+};
 struct AdaptArgs {
   float* y;
   int64_t y_pitch;
@@ -283,10 +295,27 @@ struct AdaptArgs {
   PatchSite site[kMaxSites];
   float* t;  // [sites, rows, pitch]
   int64_t t_pitch;
+  bool early;  // segments are not made by a kernel that may still run
+  // Where a linear adds the pairs to its own sums:
+  RowPair* pairs;   // [sites, rows]; null: another kernel adds them
+  uint32_t* ready;  // becomes `turn`, another number each time, as soon as x can be read
+  uint32_t turn;
 };
 void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, bool bf16);
+// t = scale * A x, and pairs.
+void shrink(Stream s, const AdaptArgs& a, bool bf16);
 void add_pairs(Stream s, const AdaptArgs& a, bool bf16);
 void scale_outputs(Stream s, const AdaptArgs& a);
+
+// Of few rows linear_bf16, or linear_thin, and the pairs of its rows, to the bits of add_pairs: two
+// kernels that run side by side. The one sums t and says which pair a row has; the other begins
+// with the weights when the first says that x is there, and waits for its end before it adds.
+struct AdaptedLinearArgs {
+  LinearArgs linear;
+  AdaptArgs adapt;  // y: none
+};
+constexpr int64_t kMostRowPairs = 8192;  // of sites and rows
+void linear_adapted(Stream s, const AdaptedLinearArgs& a);
 
 struct AdaptEmbeddingArgs {
   AdaptArgs adapt;  // x: none

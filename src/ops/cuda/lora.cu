@@ -8,8 +8,8 @@ namespace lorry::cuda {
 
 namespace {
 
-// Warps of a shrink; each has a slice of the inputs. The slices' sums are added in order.
-constexpr int kShrinkWarps = 16;
+// Of a shrink: few enough for a linear's blocks to find room beside them.
+constexpr int kShrinkWarps = 8;
 
 // Where the sums of a row begin.
 LORRY_DEVICE float* sums_of(const AdaptArgs& a, int site, int64_t row) {
@@ -30,28 +30,53 @@ LORRY_DEVICE Tiles load_ranks(const unsigned char* a, bool second, int64_t block
   return tiles;
 }
 
-// grid: tiles of rows, sites x blocks of 16 ranks, segments of a tile.
-LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
-  begin_kernel();
+// Which pair each row of a tile has. One warp calls it.
+LORRY_DEVICE void describe_rows(const AdaptArgs& a, int32_t tile, int site) {
+  const int32_t row = tile * kTileRows + lane_index();
+  const int32_t first = first_segment(a, tile * kTileRows);
+  RowPair pair{nullptr, 0};
+  LORRY_UNROLL
+  for (int i = 0; i < kTileRows; ++i) {
+    if (first + i >= a.n_segments) break;
+    const Segment s = a.segments[first + i];
+    if (row < s.begin || row >= s.end) continue;
+    const Patch& patch = patches_of(a, s)[site];
+    pair = {patch.b, patch.rank};
+  }
+  if (lane_index() < kTileRows && row < a.rows) a.pairs[int64_t{site} * a.rows + row] = pair;
+}
+
+// Brings B near, if it is small: a linear of few rows adds it within microseconds.
+LORRY_DEVICE void prefetch_b(const Patch& patch, int out) {
+  constexpr int64_t kMost = int64_t{1} << 20;
+  constexpr int kLine = 128;
+  const int64_t bytes = (int64_t{out} + kPanelB - 1) / kPanelB * kPanelB * patch.rank * 2;
+  if (bytes > kMost) return;
+  for (int64_t at = int64_t{threadIdx.x} * kLine; at < bytes; at += 32 * kShrinkWarps * kLine) {
+    prefetch(static_cast<const unsigned char*>(patch.b) + at);
+  }
+}
+
+// t of 16 ranks at a site. wait(): from there on x can be read, and t written.
+template <class Wait>
+LORRY_DEVICE void shrink_rows(const AdaptArgs& a, const TileRows& rows, int site, int rank,
+                              Wait&& wait) {
+  constexpr int kAhead = 8;
   float* shared = reinterpret_cast<float*>(shared_bytes());
-  const auto site = static_cast<int>(blockIdx.y) % a.sites;
-  const auto rank = static_cast<int>(blockIdx.y) / a.sites * 16;
-  const TileRows rows =
-      rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
-  if (rows.begin == rows.end || rank >= rows.patch[site].rank) return;
   const Patch& patch = rows.patch[site];
+  if (a.early && a.pairs != nullptr && rank == 0) prefetch_b(patch, a.site[site].out);
   const int chunks = (a.site[site].in + kChunk - 1) / kChunk;
   const int64_t block_bytes = int64_t{chunks} * kRankBlock * kChunk * 2;
   const unsigned char* w =
       static_cast<const unsigned char*>(patch.a) + rank / kRankBlock * block_bytes;
   const bool second = rank + kRankBlock < patch.rank;
   const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, a.site[site].in);
-  const float total = sum_by_warps<kShrinkWarps>(
+  const float total = sum_by_parts<kShrinkWarps, kAhead>(
       shared,
       [&](int chunk) {
         return load_ranks(w + int64_t{chunk} * kRankBlock * kChunk * 2, second, block_bytes);
       },
-      x, chunks);
+      x, chunks, wait);
   const auto at = static_cast<int>(threadIdx.x);
   if (at >= 128) return;
   const int row = at / 16;
@@ -59,6 +84,35 @@ LORRY_KERNEL(32 * kShrinkWarps) shrink_kernel(AdaptArgs a) {
   if (rows.begin + row < rows.end && r < patch.rank) {
     sums_of(a, site, rows.begin + row)[r] = patch.scale * total;
   }
+}
+
+// grid: tiles of rows, sites x blocks of 16 ranks, segments of a tile.
+LORRY_KERNEL(32 * kShrinkWarps, 2) shrink_kernel(AdaptArgs a) {
+  let_next_start();
+  const auto tile = static_cast<int32_t>(blockIdx.x);
+  const auto slot = static_cast<int32_t>(blockIdx.z);
+  const auto site = static_cast<int>(blockIdx.y) % a.sites;
+  const auto rank = static_cast<int>(blockIdx.y) / a.sites * 16;
+  const auto wait = [&] {
+    wait_for_previous();
+    const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0;
+    if (first && a.ready != nullptr) raise_flag(a.ready, a.turn);
+  };
+  if (a.early) {
+    fence();  // so that no older table than the last copy's is read
+  } else {
+    wait();
+  }
+  const TileRows rows = rows_of_tile(a, tile, slot);
+  if (rows.begin != rows.end && rank < rows.patch[site].rank) {
+    shrink_rows(a, rows, site, rank, [&] {
+      if (a.early) wait();
+    });
+  } else if (a.early) {
+    wait();
+  }
+  if (a.pairs == nullptr || rank != 0 || slot != 0) return;
+  if (warp_index() == kShrinkWarps - 1) describe_rows(a, tile, site);
 }
 
 // The same in f32: a warp a row and rank.
@@ -90,36 +144,84 @@ LORRY_KERNEL(32 * kPlainWarps) shrink_f32_kernel(AdaptArgs a) {
 
 constexpr int kExpandThreads = 256;
 
-// Two neighbours of B's outputs, as they lie in memory.
-struct PairOfBf16 {
-  uint32_t word;
-  LORRY_DEVICE float low() const { return low_bf16(word); }
-  LORRY_DEVICE float high() const { return high_bf16(word); }
-};
-struct PairOfF32 {
-  Word2 words;
-  LORRY_DEVICE float low() const { return as_float(words.x); }
-  LORRY_DEVICE float high() const { return as_float(words.y); }
-};
-LORRY_DEVICE PairOfBf16 load_pair(const Bf16* b) { return {*reinterpret_cast<const uint32_t*>(b)}; }
-LORRY_DEVICE PairOfF32 load_pair(const float* b) { return {*reinterpret_cast<const Word2*>(b)}; }
-
-// Outputs o and o + 1 of the kRows rows from y on; n of them are there.
-template <int kRows, class T>
-LORRY_DEVICE void expand_rows(float* y, int64_t pitch, int n, bool second, const T* b,
-                              const float* t, int rank) {
-  constexpr int kAhead = kRows == 1 ? 16 : 4;  // ranks loaded together
-  float sum[kRows][2];
-  LORRY_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    sum[i][0] = i < n ? y[i * pitch] : 0.0F;
-    sum[i][1] = i < n && second ? y[i * pitch + 1] : 0.0F;
+// Neighbours of B's outputs that a thread has, as they lie in memory.
+constexpr int kWide = 8;
+struct WideBf16 {
+  Word4 words;
+  LORRY_DEVICE static WideBf16 load(const Bf16* b) { return {*reinterpret_cast<const Word4*>(b)}; }
+  LORRY_DEVICE float at(int i) const {
+    const uint32_t word = i < 2 ? words.x : i < 4 ? words.y : i < 6 ? words.z : words.w;
+    return i % 2 == 0 ? low_bf16(word) : high_bf16(word);
   }
+};
+struct WideF32 {
+  float v[kWide];
+  LORRY_DEVICE static WideF32 load(const float* b) {
+    WideF32 wide;
+    LORRY_UNROLL
+    for (int i = 0; i < kWide; ++i) wide.v[i] = b[i];
+    return wide;
+  }
+  LORRY_DEVICE float at(int i) const { return v[i]; }
+};
+template <class T>
+struct WideOf {
+  using Type = WideBf16;
+};
+template <>
+struct WideOf<float> {
+  using Type = WideF32;
+};
+
+// Outputs of one row: n of kWide are there.
+LORRY_DEVICE bool is_wide(const float* y, int n) {
+  return n == kWide && reinterpret_cast<uintptr_t>(y) % 16 == 0;
+}
+LORRY_DEVICE void load_outputs(float (&sum)[kWide], const float* y, int n) {
+  LORRY_UNROLL
+  for (int h = 0; h < kWide; h += 4) {
+    if (is_wide(y, n)) {
+      const Word4 w = *reinterpret_cast<const Word4*>(y + h);
+      sum[h] = as_float(w.x);
+      sum[h + 1] = as_float(w.y);
+      sum[h + 2] = as_float(w.z);
+      sum[h + 3] = as_float(w.w);
+    } else {
+      LORRY_UNROLL
+      for (int i = h; i < h + 4; ++i) sum[i] = i < n ? y[i] : 0.0F;
+    }
+  }
+}
+LORRY_DEVICE void store_outputs(float* y, const float (&sum)[kWide], int n) {
+  LORRY_UNROLL
+  for (int h = 0; h < kWide; h += 4) {
+    if (is_wide(y, n)) {
+      *reinterpret_cast<Word4*>(y + h) = {as_bits(sum[h]), as_bits(sum[h + 1]), as_bits(sum[h + 2]),
+                                          as_bits(sum[h + 3])};
+    } else {
+      LORRY_UNROLL
+      for (int i = h; i < h + 4; ++i) {
+        if (i < n) y[i] = sum[i];
+      }
+    }
+  }
+}
+
+// The first n_outputs of kWide outputs of the kRows rows from y on; the first n are there.
+template <int kRows, class T>
+LORRY_DEVICE void expand_rows(float* y, int64_t pitch, int n, int n_outputs, const T* b,
+                              const float* t, int rank) {
+  using Wide = typename WideOf<T>::Type;
+  // Ranks loaded together.
+  constexpr int kAhead = (kRows == 1 ? 32 : 8) / static_cast<int>(sizeof(T));
+  float sum[kRows][kWide];
+  LORRY_UNROLL
+  for (int i = 0; i < kRows; ++i) load_outputs(sum[i], y + i * pitch, i < n ? n_outputs : 0);
   for (int first = 0; first < rank; first += kAhead) {
-    decltype(load_pair(b)) w[kAhead];
+    Wide w[kAhead];
     LORRY_UNROLL
     for (int r = 0; r < kAhead; ++r) {
-      w[r] = load_pair(b + int64_t{first + r < rank ? first + r : rank - 1} * kPanelB);
+      w[r] = Wide::load(b + int64_t{first + r < rank ? first + r : rank - 1} * kPanelB);
     }
     LORRY_UNROLL
     for (int r = 0; r < kAhead; ++r) {
@@ -127,48 +229,66 @@ LORRY_DEVICE void expand_rows(float* y, int64_t pitch, int n, bool second, const
       LORRY_UNROLL
       for (int i = 0; i < kRows; ++i) {
         if (i >= n) continue;
-        sum[i][0] = fmaf(t[i * rank + first + r], w[r].low(), sum[i][0]);
-        sum[i][1] = fmaf(t[i * rank + first + r], w[r].high(), sum[i][1]);
+        const float scaled = t[i * rank + first + r];
+        LORRY_UNROLL
+        for (int o = 0; o < kWide; ++o) sum[i][o] = fmaf(scaled, w[r].at(o), sum[i][o]);
       }
     }
   }
   LORRY_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    if (i >= n) continue;
-    y[i * pitch] = sum[i][0];
-    if (second) y[i * pitch + 1] = sum[i][1];
+  for (int i = 0; i < kRows; ++i) store_outputs(y + i * pitch, sum[i], i < n ? n_outputs : 0);
+}
+
+// Brings near what the threads of a panel read of B, before they have t.
+template <class T>
+LORRY_DEVICE void prefetch_panel(const T* b, int rank) {
+  constexpr int kThreads = kPanelB / kWide;
+  constexpr int kOfLine = 128 / static_cast<int>(sizeof(T));
+  for (int at = static_cast<int>(threadIdx.x) % kThreads * kOfLine; at < rank * kPanelB;
+       at += kThreads * kOfLine) {
+    prefetch(b + at);
   }
 }
 
-// grid: tiles of rows, sites x blocks that share parts of 2 kExpandThreads outputs, segments of a
-// tile.
+// grid: tiles of rows, sites x blocks that share parts of kWide kExpandThreads outputs, segments of
+// a tile.
 template <class T>
 LORRY_KERNEL(kExpandThreads)
 expand_kernel(AdaptArgs a) {
   begin_kernel();
+  constexpr int kPart = kWide * kExpandThreads;
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const auto site = static_cast<int>(blockIdx.y) % a.sites;
   const int64_t part = int64_t{blockIdx.y} / a.sites;
   const int64_t parts = gridDim.y / static_cast<unsigned>(a.sites);
   const TileRows rows =
       rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
-  if (rows.begin == rows.end || rows.patch[site].rank == 0) return;
+  const int64_t out = a.site[site].out;
+  if (rows.begin == rows.end || part * kPart >= out) return;
   const Patch& patch = rows.patch[site];
+  if (patch.rank == 0) return;
+  const int64_t begin = part * kPart + threadIdx.x * kWide;
+  const auto panel_of = [&](int64_t o) {
+    return static_cast<const T*>(patch.b) + o / kPanelB * kPanelB * patch.rank;
+  };
+  if (begin < out) prefetch_panel(panel_of(begin), patch.rank);
   const int n = rows.end - rows.begin;
   for (int i = static_cast<int>(threadIdx.x); i < n * patch.rank; i += kExpandThreads) {
     shared[i] = sums_of(a, site, rows.begin + i / patch.rank)[i % patch.rank];
   }
   sync_threads();
-  const int64_t out = a.site[site].out;
-  for (int64_t o = (part * kExpandThreads + threadIdx.x) * 2; o < out;
-       o += parts * kExpandThreads * 2) {
-    const T* b = static_cast<const T*>(patch.b) + o / kPanelB * kPanelB * patch.rank + o % kPanelB;
+  for (int64_t o = begin; o < out; o += parts * kPart) {
+    const T* b = panel_of(o) + o % kPanelB;
     float* y = a.y + rows.begin * a.y_pitch + column_of(a.site[site], o);
-    const bool second = o + 1 < out;
+    const int n_outputs = out - o < kWide ? static_cast<int>(out - o) : kWide;
     if (n == 1) {
-      expand_rows<1>(y, a.y_pitch, n, second, b, shared, patch.rank);
-    } else {
-      expand_rows<kTileRows>(y, a.y_pitch, n, second, b, shared, patch.rank);
+      expand_rows<1>(y, a.y_pitch, n, n_outputs, b, shared, patch.rank);
+      continue;
+    }
+    constexpr int kRows = 4;  // more take too many registers
+    for (int r = 0; r < n; r += kRows) {
+      expand_rows<kRows>(y + r * a.y_pitch, a.y_pitch, n - r, n_outputs, b, shared + r * patch.rank,
+                         patch.rank);
     }
   }
 }
@@ -225,20 +345,24 @@ adapt_embedding_kernel(AdaptEmbeddingArgs e) {
 
 }  // namespace
 
-void add_pairs(Stream s, const AdaptArgs& a, bool bf16) {
+void shrink(Stream s, const AdaptArgs& a, bool bf16) {
   const int64_t tiles = ceil_div(a.rows, kTileRows);
   const int64_t slots = a.n_segments < kTileRows ? a.n_segments : kTileRows;
-  if (bf16) {
-    constexpr size_t kShared = sizeof(float) * kShrinkWarps * 128;
-    const Grid grid{tiles, a.sites * ceil_div(a.max_rank, 16), slots};
-    start<AdaptArgs, shrink_kernel>("shrink", grid, 32 * kShrinkWarps, kShared, s, a);
-  } else {
-    start<AdaptArgs, shrink_f32_kernel>("shrink", {tiles, a.sites, slots}, 32 * kPlainWarps, 0, s,
-                                        a);
+  if (!bf16) {
+    return start<AdaptArgs, shrink_f32_kernel>("shrink", {tiles, a.sites, slots}, 32 * kPlainWarps,
+                                               0, s, a);
   }
+  const Grid grid{tiles, a.sites * ceil_div(a.max_rank, 16), slots};
+  start<AdaptArgs, shrink_kernel>("shrink", grid, 32 * kShrinkWarps, kPartsShared, s, a);
+}
+
+void add_pairs(Stream s, const AdaptArgs& a, bool bf16) {
+  shrink(s, a, bf16);
+  const int64_t tiles = ceil_div(a.rows, kTileRows);
+  const int64_t slots = a.n_segments < kTileRows ? a.n_segments : kTileRows;
   // As many blocks as fill a large device a few times over: each has to find its rows first.
   constexpr int64_t kBlocks = 1024;
-  const int64_t parts = ceil_div(a.max_out, 2 * kExpandThreads);
+  const int64_t parts = ceil_div(a.max_out, kWide * kExpandThreads);
   const int64_t shares = ceil_div(kBlocks, tiles * slots * a.sites);
   const Grid grid{tiles, a.sites * (shares < parts ? shares : parts), slots};
   const size_t shared = sizeof(float) * static_cast<size_t>(kTileRows * a.max_rank);

@@ -6,10 +6,10 @@ namespace lorry::cuda {
 namespace {
 
 // Of linear: the most groups that a segment can name. Segments on the device are not looked at.
-int32_t groups_of(const Call& call, std::span<const LoraSite> sites,
+int32_t groups_of(bool on_device, std::span<const LoraSite> sites,
                   std::span<const LoraSegment> segments) {
   int32_t groups = sites.front().groups;
-  if (call.on_device(segments.data())) return groups;
+  if (on_device) return groups;
   for (const LoraSegment& s : segments) groups = std::max(groups, s.group + 1);
   return groups;
 }
@@ -87,30 +87,36 @@ PatchTable& CudaOps::patches_of(Call& call, const LoraSite* key, F&& make) {
   return t;
 }
 
-// A patch for each (adapter, group, site), and what the kernels' sizes depend on.
+// One for each (adapter, group, site).
+void CudaOps::want_patches(std::span<const LoraSite> sites, std::span<const LoraSegment> segments,
+                           const LoraPlan& plan) {
+  wanted_groups_ = groups_of(memory_.contains(segments.data()), sites, segments);
+  wanted_.clear();
+  for (const AdapterView& view : plan.adapters) {
+    for (int32_t g = 0; g < wanted_groups_; ++g) {
+      for (const LoraSite& site : sites) {
+        wanted_.push_back(view.patches[static_cast<size_t>(site.index(g))]);
+      }
+    }
+  }
+}
+
+// The patches that are wanted, and what the kernels' sizes depend on.
 const std::vector<Patch>& CudaOps::fill_tables(AdaptArgs& a, Call& call,
                                                std::span<const LoraSite> sites,
-                                               std::span<const LoraSegment> segments,
-                                               const LoraPlan& plan) {
+                                               std::span<const LoraSegment> segments) {
   LORRY_CHECK(sites.size() <= kMaxSites, "{} sites of one linear", sites.size());
-  a.groups = groups_of(call, sites, segments);
+  a.groups = wanted_groups_;
   a.sites = static_cast<int32_t>(sites.size());
   a.segments = segments_of(call, segments);
   a.n_segments = static_cast<int32_t>(segments.size());
+  a.early = !call.on_device(segments.data());
   for (size_t s = 0; s < sites.size(); ++s) {
     a.site[s] = {sites[s].column, sites[s].panel_stride, static_cast<int32_t>(sites[s].in),
                  static_cast<int32_t>(sites[s].out)};
     a.max_out = std::max(a.max_out, a.site[s].out);
   }
   const auto matrix = [&](int64_t out, int64_t in) { return plain_bytes(out, in); };
-  wanted_.clear();
-  for (const AdapterView& view : plan.adapters) {
-    for (int32_t g = 0; g < a.groups; ++g) {
-      for (const LoraSite& site : sites) {
-        wanted_.push_back(view.patches[static_cast<size_t>(site.index(g))]);
-      }
-    }
-  }
   PatchTable& made = patches_of(call, sites.data(), [&](const SitePatch& from, size_t i) {
     const LoraSite& site = sites[i % sites.size()];
     const int32_t n_tokens = from.change == nullptr ? 0 : from.change->n_tokens;
@@ -128,22 +134,28 @@ const std::vector<Patch>& CudaOps::fill_tables(AdaptArgs& a, Call& call,
   return made.patches;
 }
 
+// Where t goes.
+void CudaOps::fill_sums(AdaptArgs& a, Call& call, const Tensor& scratch) {
+  a.t_pitch = div_up(a.max_rank, 16) * 16;
+  const int64_t needed = int64_t{a.rows} * a.sites * a.t_pitch;
+  LORRY_CHECK(scratch.shape.size() >= needed, "scratch of {} for {} rows, {} sites, rank {}",
+              scratch.shape.size(), a.rows, a.sites, a.max_rank);
+  a.t = call.out<float>(scratch);
+}
+
 void CudaOps::adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
                     std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) {
   if (segments.empty() || plan.adapters.empty()) return;
   Call call(memory_, staging_);
   AdaptArgs a{};
   a.rows = static_cast<int32_t>(x.rows());
-  const std::vector<Patch>& patches = fill_tables(a, call, sites, segments, plan);
+  want_patches(sites, segments, plan);
+  const std::vector<Patch>& patches = fill_tables(a, call, sites, segments);
   a.x = call.in(x);
   a.x_pitch = x.pitch;
   a.y = call.out<float>(y);
   a.y_pitch = y.pitch;
-  a.t_pitch = div_up(a.max_rank, 16) * 16;
-  const int64_t needed = int64_t{a.rows} * a.sites * a.t_pitch;
-  LORRY_CHECK(scratch.shape.size() >= needed, "scratch of {} for {} rows, {} sites, rank {}",
-              scratch.shape.size(), a.rows, a.sites, a.max_rank);
-  a.t = call.out<float>(scratch);
+  fill_sums(a, call, scratch);
   const auto any = [&](auto&& has) { return std::any_of(patches.begin(), patches.end(), has); };
   if (any([](const Patch& p) { return p.weight != nullptr; })) {
     replace_outputs(call.stream(), a, false, bf16());

@@ -7,9 +7,6 @@ namespace {
 
 constexpr int64_t kAlign = kTileRowBytes;
 
-// Rows of x in decode; with more the wide kernels are faster.
-constexpr int64_t kFewRows = 16;
-
 int64_t padded(int64_t in) { return div_up(in, kQuantised) * kQuantised; }
 
 }  // namespace
@@ -55,8 +52,7 @@ LinearArgs CudaOps::linear_args(Call& call, const Tensor& x, const Weight& w,
 }
 
 bool CudaOps::is_wide(const LinearArgs& a, const Tensor& scratch) const {
-  const bool values = a.plan.values == Values::bf16 || a.plan.values == Values::fp8;
-  return bf16() && values && !is_thin(a) && wide_ && scratch.data != nullptr &&
+  return bf16() && is_bf16_or_fp8(a) && !is_thin(a) && wide_ && scratch.data != nullptr &&
          expected_rows(a) > kFewRows;
 }
 
@@ -69,9 +65,7 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   if (!bf16()) return linear_f32(call.stream(), a);
   if (is_thin(a)) return linear_thin(call.stream(), a);
   if (a.arranged != nullptr) return linear_wide(call.stream(), a);
-  if (a.plan.values == Values::bf16 || a.plan.values == Values::fp8) {
-    return linear_bf16(call.stream(), a);
-  }
+  if (is_bf16_or_fp8(a)) return linear_bf16(call.stream(), a);
   QuantArgs q{};
   q.linear = a;
   auto at = reinterpret_cast<uintptr_t>(scratch_of(call, scratch));
@@ -81,22 +75,6 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   q.sums = reinterpret_cast<int32_t*>(at + static_cast<uintptr_t>(a.rows) * 4);
   q.wide = wide_;
   linear_quant(call.stream(), q);
-}
-
-void CudaOps::apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
-                        Activation activation) {
-  if (x.rows() == 0) return;
-  const LinearArgs shape = linear_shape(x, l.w);
-  const bool values = shape.plan.values == Values::bf16 || shape.plan.values == Values::fp8;
-  const bool wide = is_wide(shape, l.scratch);
-  if (!bf16() || !values || is_thin(shape) || !l.segments.empty() ||
-      (!wide && !linear_bf16_can_glu(shape))) {
-    return Ops::apply_glu(y, both, x, l, activation);
-  }
-  Call call(memory_, staging_);
-  LinearArgs a = linear_args(call, x, l.w, l.groups, l.scratch);
-  a.glu = {call.out(y), y.pitch, y.cols(), static_cast<int>(activation)};
-  wide ? linear_wide(call.stream(), a) : linear_bf16(call.stream(), a);
 }
 
 }  // namespace lorry::cuda

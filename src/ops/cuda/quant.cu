@@ -102,14 +102,14 @@ void prefill(Stream s, const QuantArgs& q) {
 }
 
 // With more rows the kernels for prompts are faster.
-constexpr int64_t kFewRows = 32;
+constexpr int64_t kDecodeRows = 32;
 
 }  // namespace
 
 void linear_quant(Stream s, const QuantArgs& args) {
   QuantArgs q = args;
   const WeightPlan& plan = q.linear.plan;
-  const bool few = expected_rows(q.linear) <= kFewRows;
+  const bool few = expected_rows(q.linear) <= kDecodeRows;
   const bool whole = plan.scales == 1 || plan.group % kQuantised == 0;  // tiles of a scale
   q.wide = args.wide && whole && !few;
   quantise_rows(s, q);

@@ -340,7 +340,7 @@ quant_decode_kernel(QuantArgs q) {
 template <class Load, int kUnit, int kN>
 void decode(Stream s, const QuantArgs& q, size_t shared) {
   const LinearArgs& a = q.linear;
-  const Grid grid{ceil_div(a.out, kRowBlock), a.groups < a.rows ? a.groups : a.rows};
+  const Grid grid{ceil_div(a.out, kRowBlock), groups_with_rows(a)};
   start<QuantArgs, quant_decode_kernel<Shape<Load, kUnit, kN>>>("quant_decode", grid, kThreads,
                                                                 shared, s, q);
 }

@@ -221,41 +221,54 @@ constexpr size_t slices_shared() {
   return kBytes;
 }
 
-// 16 outputs of up to 8 rows by kWarps warps, a slice of the inputs each, whose sums are added in
-// order: thread 16 row + output gets its total, threads from 128 on nothing. tiles(chunk): a
-// operands of a chunk. shared: kWarps * 128 floats.
-template <int kWarps, class LoadTiles>
-LORRY_DEVICE float sum_by_warps(float* shared, LoadTiles&& tiles, const XRows<1>& x, int chunks) {
-  constexpr int kAhead = 7;
-  const auto begin = [&](int s) { return static_cast<int>(int64_t{chunks} * s / kWarps); };
-  Float4 sum{};
-  const int last = begin(warp_index() + 1);
-  for (int c = begin(warp_index()); c < last; c += kAhead) {
-    Tiles left[kAhead];
-    Word4 right[kAhead];
+// 16 outputs of up to 8 rows by kWarps warps: the inputs are cut into kParts parts, whose sums are
+// added in order, and part p is warp p % kWarps's. Thread 16 row + output gets its total, threads
+// from 128 on nothing. tiles(chunk): a operands of a chunk, of which kAhead are loaded together.
+// wait(): all threads call it before the first of x is read. shared: kPartsShared bytes.
+constexpr int kParts = 16;
+constexpr size_t kPartsShared = sizeof(float) * kParts * 8 * kRowBlock;
+template <int kWarps, int kAhead, class LoadTiles, class Wait>
+LORRY_DEVICE float sum_by_parts(float* shared, LoadTiles&& tiles, const XRows<1>& x, int chunks,
+                                Wait&& wait) {
+  const auto begin = [&](int p) { return static_cast<int>(int64_t{chunks} * p / kParts); };
+  Tiles left[kAhead];
+  const auto load = [&](int c, int last) {
     LORRY_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = c + i < last ? c + i : last - 1;
-      left[i] = tiles(chunk);
-      right[i] = x.load(0, chunk);
+    for (int i = 0; i < kAhead; ++i) left[i] = tiles(c + i < last ? c + i : last - 1);
+  };
+  const auto load_part = [&](int p) {
+    if (begin(p) < begin(p + 1)) load(begin(p), begin(p + 1));
+  };
+  load_part(warp_index());
+  wait();
+  for (int p = warp_index(); p < kParts; p += kWarps) {
+    Float4 sum{};
+    const int last = begin(p + 1);
+    for (int c = begin(p); c < last;) {
+      Word4 right[kAhead];
+      LORRY_UNROLL
+      for (int i = 0; i < kAhead; ++i) right[i] = x.load(0, c + i < last ? c + i : last - 1);
+      LORRY_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        if (c + i >= last) break;
+        mma_bf16(sum, left[i].t[0], right[i].x, right[i].y);
+        mma_bf16(sum, left[i].t[1], right[i].z, right[i].w);
+      }
+      c += kAhead;
+      if (c < last) load(c, last);
     }
+    if (p + kWarps < kParts) load_part(p + kWarps);
     LORRY_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      if (c + i >= last) break;
-      mma_bf16(sum, left[i].t[0], right[i].x, right[i].y);
-      mma_bf16(sum, left[i].t[1], right[i].z, right[i].w);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane_index() % 4 * 2 + i % 2;
+      shared[(p * 8 + row) * kRowBlock + lane_index() / 4 + i / 2 * 8] = sum.v[i];
     }
-  }
-  LORRY_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane_index() % 4 * 2 + i % 2;
-    shared[(warp_index() * 8 + row) * 16 + lane_index() / 4 + i / 2 * 8] = sum.v[i];
   }
   sync_threads();
   const auto at = static_cast<int>(threadIdx.x);
-  if (at >= 128) return 0.0F;
+  if (at >= 8 * kRowBlock) return 0.0F;
   float total = shared[at];
-  for (int s = 1; s < kWarps; ++s) total += shared[s * 128 + at];
+  for (int p = 1; p < kParts; ++p) total += shared[p * 8 * kRowBlock + at];
   return total;
 }
 

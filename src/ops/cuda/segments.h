@@ -32,6 +32,10 @@ LORRY_DEVICE int32_t first_segment(const AdaptArgs& a, int32_t first) {
   return low;
 }
 
+LORRY_DEVICE const Patch* patches_of(const AdaptArgs& a, const Segment& s) {
+  return a.patches + (int64_t{s.adapter} * a.groups + s.group) * a.sites;
+}
+
 // Segment number `slot` of those that have rows in tile `tile`. All lanes of a warp ask for the
 // same.
 LORRY_DEVICE TileRows rows_of_tile(const AdaptArgs& a, int32_t tile, int32_t slot) {
@@ -43,8 +47,7 @@ LORRY_DEVICE TileRows rows_of_tile(const AdaptArgs& a, int32_t tile, int32_t slo
   int32_t end = s.end < first + kTileRows ? s.end : first + kTileRows;
   end = end < a.rows ? end : a.rows;
   if (begin >= end) return {0, 0, nullptr};
-  const int64_t place = (int64_t{s.adapter} * a.groups + s.group) * a.sites;
-  return {begin, end, a.patches + place};
+  return {begin, end, patches_of(a, s)};
 }
 
 LORRY_DEVICE int64_t column_of(const PatchSite& site, int64_t o) {

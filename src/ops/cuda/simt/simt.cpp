@@ -1,6 +1,7 @@
 #include "ops/cuda/simt/simt.h"
 
 #include <array>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -284,6 +285,12 @@ void receive(Barrier& b, int bytes) {
 
 void wait(const Barrier& b, uint32_t parity) {
   while (b.phase % 2 == parity) give_way();
+}
+
+void fail(const char* why) {
+  const Dim3 at = machine().built.block_idx;
+  std::fprintf(stderr, "block (%u, %u, %u): %s\n", at.x, at.y, at.z, why);
+  std::abort();
 }
 
 std::byte* shared_memory() {

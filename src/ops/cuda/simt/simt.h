@@ -55,6 +55,8 @@ void arrive(Barrier& b, int expected_bytes);
 void receive(Barrier& b, int bytes);
 // Until the phase of this parity has ended.
 void wait(const Barrier& b, uint32_t parity);
+// Ends the program: the block cannot go on.
+[[noreturn]] void fail(const char* why);
 
 template <class Args, void (*kKernel)(Args)>
 void launch(Dim3 grid, Dim3 block, size_t shared_bytes, const Args& args) {

@@ -1,0 +1,70 @@
+// apply, apply_glu: what follows a linear is done by its own kernel where it has one for that. What
+// adapters do beside their pairs goes through linear, adapt and glu, one after the other.
+#include "ops/cuda/backend.h"
+
+namespace lorry::cuda {
+
+// What adapters do to the results of a linear.
+CudaOps::Extra CudaOps::extra_of(const Tensor& x, const AdaptedLinear& l) {
+  if (l.segments.empty() || l.plan.adapters.empty()) return Extra::none;
+  want_patches(l.sites, l.segments, l.plan);
+  bool pairs = false;
+  for (const SitePatch& p : wanted_) {
+    if (p.change != nullptr) return Extra::changes;
+    pairs = pairs || p.rank > 0;
+  }
+  if (!pairs) return Extra::none;
+  // The kernels want t aligned, and have so much room.
+  const bool fits = x.rows() * static_cast<int64_t>(l.sites.size()) <= kMostRowPairs &&
+                    reinterpret_cast<uintptr_t>(l.lora_scratch.data) % 16 == 0;
+  return fits ? Extra::pairs : Extra::changes;
+}
+
+// Of the patches that extra_of wanted.
+AdaptArgs CudaOps::pairs_of(Call& call, const LinearArgs& linear, const AdaptedLinear& l) {
+  AdaptArgs a{};
+  a.rows = linear.rows;
+  fill_tables(a, call, l.sites, l.segments);
+  a.x = linear.x;
+  a.x_pitch = linear.x_pitch;
+  fill_sums(a, call, l.lora_scratch);
+  a.pairs = reinterpret_cast<RowPair*>(row_pairs_.data());
+  a.ready = reinterpret_cast<uint32_t*>(ready_.data());
+  a.turn = ++turn_;
+  return a;
+}
+
+void CudaOps::apply(Tensor y, Tensor x, const AdaptedLinear& l) {
+  if (x.rows() == 0) return;
+  const LinearArgs shape = linear_shape(x, l.w);
+  const bool few = bf16() && has_few_rows(shape) && !is_wide(shape, l.scratch);
+  if (!few || extra_of(x, l) != Extra::pairs) return Ops::apply(y, x, l);
+  Call call(memory_, staging_);
+  AdaptedLinearArgs a{};
+  a.linear = linear_args(call, x, l.w, l.groups, l.scratch);
+  a.linear.y = call.out<float>(y);
+  a.linear.y_pitch = y.pitch;
+  a.adapt = pairs_of(call, a.linear, l);
+  linear_adapted(call.stream(), a);
+}
+
+void CudaOps::apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
+                        Activation activation) {
+  if (x.rows() == 0) return;
+  const LinearArgs shape = linear_shape(x, l.w);
+  const bool wide = is_wide(shape, l.scratch);
+  const bool fits = bf16() && !is_thin(shape) && (has_few_rows(shape) || wide);
+  Extra extra = fits ? extra_of(x, l) : Extra::changes;
+  if (wide && extra == Extra::pairs) extra = Extra::changes;
+  if (extra == Extra::changes) return Ops::apply_glu(y, both, x, l, activation);
+  Call call(memory_, staging_);
+  AdaptedLinearArgs a{};
+  a.linear = linear_args(call, x, l.w, l.groups, l.scratch);
+  a.linear.glu = {call.out(y), y.pitch, y.cols(), static_cast<int>(activation)};
+  if (wide) return linear_wide(call.stream(), a.linear);
+  if (extra == Extra::none) return linear_bf16(call.stream(), a.linear);
+  a.adapt = pairs_of(call, a.linear, l);
+  linear_adapted(call.stream(), a);
+}
+
+}  // namespace lorry::cuda
