@@ -9,6 +9,7 @@ namespace lorry {
 namespace {
 
 constexpr double kPi = std::numbers::pi;
+constexpr size_t kKept = 8192;  // positions
 
 std::vector<double> plain(double theta, int64_t dim) {
   std::vector<double> inv(static_cast<size_t>(dim / 2));
@@ -83,30 +84,49 @@ std::vector<float> inverse_frequencies(const RopeSpec& r, int64_t dim, int64_t l
 RopeTable::RopeTable(const RopeSpec& rope, int64_t head_dim)
     : rope_(rope),
       head_dim_(head_dim),
-      frequencies_(inverse_frequencies(rope, head_dim, rope.original_positions)) {}
+      frequencies_(inverse_frequencies(rope, head_dim, rope.original_positions)),
+      kept_(2 * kKept * frequencies_.size()),
+      known_(kKept) {}
+
+void RopeTable::compute(float* cos, float* sin, int32_t position,
+                        const std::vector<float>& inv) const {
+  const auto scale = static_cast<float>(rope_.attention_factor);
+  for (size_t i = 0; i < inv.size(); ++i) {
+    const float angle = static_cast<float>(position) * inv[i];
+    cos[i] = std::cos(angle) * scale;
+    sin[i] = std::sin(angle) * scale;
+  }
+}
+
+const float* RopeTable::kept(int32_t position) {
+  const auto at = static_cast<size_t>(position);
+  float* row = kept_.data() + 2 * at * frequencies_.size();
+  if (!known_[at]) compute(row, row + frequencies_.size(), position, frequencies_);
+  known_[at] = true;
+  return row;
+}
 
 void RopeTable::fill(Tensor cos, Tensor sin, std::span<const int32_t> positions,
-                     std::span<const int32_t> lengths) const {
-  const auto scale = static_cast<float>(rope_.attention_factor);
+                     std::span<const int32_t> lengths) {
   std::vector<float> longer;  // frequencies of `longer_length`
   int64_t longer_length = -1;
   for (size_t t = 0; t < positions.size(); ++t) {
-    const std::vector<float>* inv = &frequencies_;
-    if (rope_.depends_on_length() && lengths[t] > rope_.original_positions) {
-      if (lengths[t] != longer_length) {
-        longer_length = lengths[t];
-        longer = inverse_frequencies(rope_, head_dim_, longer_length);
-      }
-      inv = &longer;
-    }
-    const auto position = static_cast<float>(positions[t]);
     float* c = cos.row<float>(static_cast<int64_t>(t));
     float* s = sin.row<float>(static_cast<int64_t>(t));
-    for (size_t i = 0; i < inv->size(); ++i) {
-      const float angle = position * (*inv)[i];
-      c[i] = std::cos(angle) * scale;
-      s[i] = std::sin(angle) * scale;
+    const size_t n = frequencies_.size();
+    const int32_t position = positions[t];
+    const bool is_long = rope_.depends_on_length() && lengths[t] > rope_.original_positions;
+    if (is_long && lengths[t] != longer_length) {
+      longer_length = lengths[t];
+      longer = inverse_frequencies(rope_, head_dim_, longer_length);
     }
+    if (is_long || position < 0 || static_cast<size_t>(position) >= kKept) {
+      compute(c, s, position, is_long ? longer : frequencies_);
+      continue;
+    }
+    const float* row = kept(position);
+    std::copy(row, row + n, c);
+    std::copy(row + n, row + 2 * n, s);
   }
 }
 

@@ -18,12 +18,21 @@ class RopeTable {
   RopeTable(const RopeSpec& rope, int64_t head_dim);
   // cos, sin [T, head_dim / 2] f32 <- positions [T]; lengths [T] as ForwardInput::rope_lens.
   void fill(Tensor cos, Tensor sin, std::span<const int32_t> positions,
-            std::span<const int32_t> lengths) const;
+            std::span<const int32_t> lengths);
 
  private:
+  // cos, sin <- of a position.
+  void compute(float* cos, float* sin, int32_t position, const std::vector<float>& inv) const;
+  // The same, which is kept: [cos, sin].
+  const float* kept(int32_t position);
+
   RopeSpec rope_;
   int64_t head_dim_;
   std::vector<float> frequencies_;  // of a sequence within the original length
+  // Of the first positions what frequencies_ make of them, once they were asked for: of a long
+  // prompt all these cosines take milliseconds.
+  std::vector<float> kept_;
+  std::vector<bool> known_;
 };
 
 }  // namespace lorry

@@ -70,7 +70,7 @@ TEST(Rope, an_unknown_kind_is_refused_by_name) {
 }
 
 TEST(Rope, the_table_uses_each_rows_own_length) {
-  const RopeTable table(spec_of({{"rope_type", "dynamic"}, {"factor", 2.0}}), 64);
+  RopeTable table(spec_of({{"rope_type", "dynamic"}, {"factor", 2.0}}), 64);
   std::vector<float> cos(3 * 32), sin(3 * 32);
   const std::vector<int32_t> positions{5, 5, 5}, lengths{100, 3000, 9000};
   table.fill(view(cos.data(), Dtype::f32, {3, 32}), view(sin.data(), Dtype::f32, {3, 32}),
@@ -81,6 +81,27 @@ TEST(Rope, the_table_uses_each_rows_own_length) {
     for (size_t i = 0; i < 32; ++i) {
       EXPECT_EQ(cos[r * 32 + i], std::cos(5.0F * inv[i]));
       EXPECT_EQ(sin[r * 32 + i], std::sin(5.0F * inv[i]));
+    }
+  }
+}
+
+// The first ones are kept from call to call, later ones are not.
+TEST(Rope, the_table_has_the_same_bits_whether_a_position_was_asked_for_before) {
+  const RopeSpec spec = spec_of({{"rope_type", "linear"}, {"factor", 2.0}});
+  const auto inv = inverse_frequencies(spec, 64, 1);
+  RopeTable table(spec, 64);
+  const std::vector<int32_t> positions{0, 5, 8191, 8192, 100'000, 5};
+  const auto n = static_cast<int64_t>(positions.size());
+  for (int round = 0; round < 2; ++round) {
+    std::vector<float> cos(positions.size() * 32), sin(positions.size() * 32);
+    table.fill(view(cos.data(), Dtype::f32, {n, 32}), view(sin.data(), Dtype::f32, {n, 32}),
+               positions, positions);
+    for (size_t r = 0; r < positions.size(); ++r) {
+      for (size_t i = 0; i < 32; ++i) {
+        const float angle = static_cast<float>(positions[r]) * inv[i];
+        ASSERT_EQ(cos[r * 32 + i], std::cos(angle)) << positions[r];
+        ASSERT_EQ(sin[r * 32 + i], std::sin(angle)) << positions[r];
+      }
     }
   }
 }

@@ -51,11 +51,25 @@ LORRY_DEVICE const float* query_row(const AttentionArgs& a, const Place& p, int 
          int64_t{p.first_head + row % p.heads} * a.head_dim;
 }
 
-// Pair i as bf16; zeros beyond the head.
-LORRY_DEVICE uint32_t query_pair(const AttentionArgs& a, const float* q, int i) {
-  const float low = q[i < a.head_dim ? i : 0];
-  const float high = q[i + 1 < a.head_dim ? i + 1 : 0];
-  return pack_bf16(i < a.head_dim ? low : 0.0F, i + 1 < a.head_dim ? high : 0.0F);
+// Elements i ... i + 7 as pairs of bf16; zeros beyond the head.
+LORRY_DEVICE Word4 query_pairs(const AttentionArgs& a, const float* q, int i) {
+  float v[8];
+  if (i + 8 <= a.head_dim && reinterpret_cast<uintptr_t>(q + i) % 16 == 0) {
+    const auto* words = reinterpret_cast<const Word4*>(q + i);
+    const Word4 half[2] = {words[0], words[1]};
+    LORRY_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      v[4 * h] = as_float(half[h].x);
+      v[4 * h + 1] = as_float(half[h].y);
+      v[4 * h + 2] = as_float(half[h].z);
+      v[4 * h + 3] = as_float(half[h].w);
+    }
+  } else {
+    LORRY_UNROLL
+    for (int e = 0; e < 8; ++e) v[e] = i + e < a.head_dim ? q[i + e] : 0.0F;
+  }
+  return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+          pack_bf16(v[6], v[7])};
 }
 
 // The block of the cache that holds key `key` of the tile's sequence; where no row of the tile sees
@@ -77,12 +91,10 @@ LORRY_DEVICE void load_query(Query<kC>& query, const AttentionArgs& a, const Pla
   const float* second = query_row(a, p, p.g + 8);
   LORRY_UNROLL
   for (int c = 0; c < kC; ++c) {
-    LORRY_UNROLL
-    for (int t = 0; t < 2; ++t) {
-      const int i = 32 * c + 8 * p.q + 4 * t;
-      query.t[c][t] = {query_pair(a, first, i), query_pair(a, second, i),
-                       query_pair(a, first, i + 2), query_pair(a, second, i + 2)};
-    }
+    const Word4 left = query_pairs(a, first, 32 * c + 8 * p.q);
+    const Word4 right = query_pairs(a, second, 32 * c + 8 * p.q);
+    query.t[c][0] = {left.x, right.x, left.y, right.y};
+    query.t[c][1] = {left.z, right.z, left.w, right.w};
   }
 }
 
