@@ -111,11 +111,11 @@ prompt_kernel(AttentionArgs a) {
     if (u < tile.unit || u >= tile.unit + tile.n_units) continue;
     const CachedUnit seen = cached_unit(a, p, u);
     const SharedUnit<kC> unit{a, p, seen.first, seen.low, seen.high, here};
+    Result<kC> part;
+    attend_unit<kC>(part, query, unit);
     if (u == tile.unit) {
-      attend_unit<kC>(all, query, unit);
+      all = part;
     } else {
-      Result<kC> part;
-      attend_unit<kC>(part, query, unit);
       merge_into<kC>(all, part);
     }
   }
@@ -140,13 +140,13 @@ LORRY_DEVICE void attend_together(const Query<kC>& query, const AttentionArgs& a
   Float4 s[kKeyTiles];
   LORRY_UNROLL
   for (int j = 0; j < kKeyTiles; ++j) s[j] = shared[j * 32 + lane_index()];
-  const RowState state[2] = {soften(s, a, p, 0, cached.first, scale),
-                             soften(s, a, p, 1, cached.first, scale)};
+  const RowState state[2] = {soften<false>(s, a, p, 0, cached.first, scale),
+                             soften<false>(s, a, p, 1, cached.first, scale)};
   for (int c = warp_index(); c < kC; c += kWarps) {
     Float4 o[4] = {};
     LORRY_UNROLL
     for (int b = 0; b < kUnitKeys / kTokens; ++b) {
-      add_values(o, pack_block(s, b), cached, b, c);
+      add_values<false>(o, pack_block(s, b), cached, b, c);
     }
     store_part(o, state, a, p, slot, c);
   }

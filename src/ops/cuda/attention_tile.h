@@ -144,8 +144,15 @@ LORRY_DEVICE Float4 score(const Query<kC>& query, const Unit& unit, int j) {
   return s;
 }
 
+// Whether each row of the tile sees all keys of a unit: then nothing has to be hidden.
+LORRY_DEVICE bool sees_all(const AttentionArgs& a, const Place& p, int first) {
+  const int last = p.tile.position + p.tile.positions - 1;
+  return lowest_key(a, last) <= first && first + kUnitKeys - 1 <= p.tile.position;
+}
+
 // Scores to probabilities in place (not yet divided), the largest score and the sum of a row in all
-// lanes that have it; h: row g or g + 8.
+// lanes that have it; h: row g or g + 8. kAll: the rows see all keys.
+template <bool kAll>
 LORRY_DEVICE RowState soften(Float4 (&s)[kKeyTiles], const AttentionArgs& a, const Place& p, int h,
                              int first, float scale) {
   const int row = p.g + 8 * h;
@@ -158,7 +165,7 @@ LORRY_DEVICE RowState soften(Float4 (&s)[kKeyTiles], const AttentionArgs& a, con
     for (int i = 0; i < 2; ++i) {
       const int key = first + 8 * j + 2 * p.q + i;
       float& x = s[j].v[2 * h + i];
-      x = row < p.rows && key >= low && key <= position ? x * scale : -INFINITY;
+      x = kAll || (row < p.rows && key >= low && key <= position) ? x * scale : -INFINITY;
       most = x > most || x != x ? x : most;
     }
   }
@@ -202,14 +209,17 @@ LORRY_DEVICE Word4 pack_block(const Float4 (&s)[kKeyTiles], int b) {
 }
 
 // o[j] += probabilities times values of block b: rows g, g + 8, columns 32 c + 4 (2 q), 4 (2 q +
-// 1),
-// + j.
-template <class Unit>
+// 1), + j. kAll: some row sees each of the values.
+template <bool kAll, class Unit>
 LORRY_DEVICE void add_values(Float4 (&o)[4], const Word4& prob, const Unit& unit, int b, int c) {
   const int q = unit.p.q;
   const int key = unit.first + b * kTokens + 2 * q;
-  const Word4 v0 = seen_values(unit.values(b, q, c), key, unit.low, unit.high);
-  const Word4 v1 = seen_values(unit.values(b, q + 4, c), key + 8, unit.low, unit.high);
+  Word4 v0 = unit.values(b, q, c);
+  Word4 v1 = unit.values(b, q + 4, c);
+  if (!kAll) {
+    v0 = seen_values(v0, key, unit.low, unit.high);
+    v1 = seen_values(v1, key + 8, unit.low, unit.high);
+  }
   mma_bf16(o[0], prob, v0.x, v1.x);
   mma_bf16(o[1], prob, v0.y, v1.y);
   mma_bf16(o[2], prob, v0.z, v1.z);
@@ -228,14 +238,14 @@ struct Result {
 };
 
 // By one warp.
-template <int kC, class Unit>
-LORRY_DEVICE void attend_unit(Result<kC>& r, const Query<kC>& query, const Unit& unit) {
+template <bool kAll, int kC, class Unit>
+LORRY_DEVICE void attend_keys(Result<kC>& r, const Query<kC>& query, const Unit& unit) {
   const float scale = 1.0F / sqrtf(static_cast<float>(unit.a.head_dim));
   Float4 s[kKeyTiles];
   LORRY_UNROLL
   for (int j = 0; j < kKeyTiles; ++j) s[j] = score<kC>(query, unit, j);
-  r.state[0] = soften(s, unit.a, unit.p, 0, unit.first, scale);
-  r.state[1] = soften(s, unit.a, unit.p, 1, unit.first, scale);
+  r.state[0] = soften<kAll>(s, unit.a, unit.p, 0, unit.first, scale);
+  r.state[1] = soften<kAll>(s, unit.a, unit.p, 1, unit.first, scale);
   LORRY_UNROLL
   for (int c = 0; c < kC; ++c) {
     LORRY_UNROLL
@@ -245,8 +255,13 @@ LORRY_DEVICE void attend_unit(Result<kC>& r, const Query<kC>& query, const Unit&
   for (int b = 0; b < kUnitKeys / kTokens; ++b) {
     const Word4 prob = pack_block(s, b);
     LORRY_UNROLL
-    for (int c = 0; c < kC; ++c) add_values(r.o[c], prob, unit, b, c);
+    for (int c = 0; c < kC; ++c) add_values<kAll>(r.o[c], prob, unit, b, c);
   }
+}
+template <int kC, class Unit>
+LORRY_DEVICE void attend_unit(Result<kC>& r, const Query<kC>& query, const Unit& unit) {
+  if (sees_all(unit.a, unit.p, unit.first)) return attend_keys<true, kC>(r, query, unit);
+  attend_keys<false, kC>(r, query, unit);
 }
 
 // Where a unit's result of row `row` lies: o [width], largest score, sum.
