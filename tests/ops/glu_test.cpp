@@ -46,7 +46,7 @@ TEST_P(GluTest, apply_glu_has_the_bits_of_linear_and_glu) {
       for (unsigned g = 0; g < groups; ++g) {
         ops->pack(w, g, 0, random_matrix(Dtype::f32, out, kIn, 50 + g, 0.1)());
       }
-      for (const int32_t n : {1, 20, 40, 70, 140, 280}) {
+      for (const int32_t n : {1, 3, 9, 20, 40, 70, 140, 280}) {
         const std::vector<int32_t> uneven{0, n / 8, n / 8, n - n / 3, n};
         const std::vector<int32_t> begin = groups == 1 ? std::vector<int32_t>{0, n} : uneven;
         expect_same_bits(*ops, w, cols, begin, static_cast<Activation>(n % 3));
@@ -57,7 +57,8 @@ TEST_P(GluTest, apply_glu_has_the_bits_of_linear_and_glu) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, GluTest,
                          testing::Values(WeightFormat{}, WeightFormat{Kind::fp8, 0, false},
-                                         WeightFormat{Kind::int8, 0, false}),
+                                         WeightFormat{Kind::int8, 0, false},
+                                         WeightFormat{Kind::int4, 128, false}),
                          [](const auto& test) {
                            return test.param.plain() ? "plain" : name_of(test.param);
                          });

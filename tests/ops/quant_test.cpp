@@ -121,6 +121,7 @@ TEST_P(QuantTest, groups_of_any_size_equal_the_documented_arithmetic) {
   for (const Case& c :
        {Case{36, 1100, {0, 1}}, Case{36, 2432, {0, 0, 2, 2, 3}}, Case{20, 1100, {0, 9, 9, 26}},
         Case{33, 2432, {0, 17}}, Case{36, 700, {0, 40, 40, 41}}, Case{140, 300, {0, 66, 70}},
+        Case{140, 300, {0, 5, 5, 9}}, Case{360, 1100, {0, 3}}, Case{140, 2432, {0, 20, 20, 23}},
         Case{36, 1280, {0, 0, 130, 133}}, Case{20, 1100, {0, 130}}}) {
     const auto groups = static_cast<int64_t>(c.begin.size()) - 1;
     SCOPED_TRACE(testing::Message() << c.in << " inputs, " << groups << " groups");

@@ -205,6 +205,8 @@ class CudaOps final : public Ops {
   LinearArgs linear_shape(const Tensor& x, const Weight& w) const;
   LinearArgs linear_args(Call& call, const Tensor& x, const Weight& w, const RowGroups& groups,
                          const Tensor& scratch) const;
+  // Of weights in int8 and int4, with x in bf16.
+  QuantArgs quant_args(Call& call, const LinearArgs& a, const Tensor& scratch) const;
   // Whether linear_wide multiplies them.
   bool is_wide(const LinearArgs& a, const Tensor& scratch) const;
 

@@ -73,7 +73,6 @@ LORRY_DEVICE void decode_block(const LinearArgs& a, Wait&& wait, Finish&& finish
 
 // The same for gate and up, which lie interleaved by 64: a block has row block x of both. column:
 // of gate alone.
-constexpr int kGluBlocks = 64 / kRowBlock;
 template <class Load, int kN, class Wait, class Finish>
 LORRY_DEVICE void decode_glu_block(const LinearArgs& a, Wait&& wait, Finish&& finish) {
   wait();
@@ -82,8 +81,7 @@ LORRY_DEVICE void decode_glu_block(const LinearArgs& a, Wait&& wait, Finish&& fi
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const int64_t bytes = a.plan.block_bytes();
   const auto block = static_cast<int>(blockIdx.x);
-  const unsigned char* gate = a.w + group * a.group_bytes +
-                              (block / kGluBlocks * 2 * kGluBlocks + block % kGluBlocks) * bytes;
+  const unsigned char* gate = a.w + group * a.group_bytes + gate_block(block) * bytes;
   const unsigned char* up = gate + kGluBlocks * bytes;
   const RowBlocks<2> blocks{gate, up - gate, static_cast<int>(a.plan.chunks())};
   const int output = static_cast<int>(threadIdx.x) % kRowBlock;

@@ -203,10 +203,9 @@ struct LinearArgs {
   const int32_t* order;  // [groups, in], or null
   int32_t rows, out, groups;
   GluOut glu;
-  // Of linear_wide: room for x as layout.h says, arranged_bytes at a multiple of kTileRowBytes;
-  // the processors of the device.
+  // Of linear_wide: room for x as layout.h says, arranged_bytes at a multiple of kTileRowBytes.
   unsigned char* arranged;
-  int32_t processors;
+  int32_t processors;  // of the device
 };
 // Rows that a group has as likely as not, no more: the kernels are chosen by it.
 constexpr int64_t expected_rows(int64_t rows, int64_t groups) {
@@ -253,11 +252,13 @@ constexpr int64_t quantised_pitch(const WeightPlan& p) {
 }
 // xq, scale and sums from x.
 void quantise_rows(Stream s, const QuantArgs& a);
-// Of quantised rows; all have the same bits. decode: for few rows; false: it has no room. wide: for
-// many rows, on Hopper, of weights with one scale or groups of whole kQuantised inputs.
-bool quant_decode(Stream s, const QuantArgs& a);
+// Of quantised rows; all have the same bits. decode: for few rows, as is_quant_decode says; it does
+// glu too. wide: for many rows, on Hopper, of weights with one scale or groups of whole kQuantised
+// inputs.
+bool is_quant_decode(const LinearArgs& a);
+void quant_decode(Stream s, const QuantArgs& a);
 void quant_wide(Stream s, const QuantArgs& a);
-// Quantises, and multiplies with the kernel that fits.
+// Quantises, and multiplies with the kernel that fits. glu: only where is_quant_decode.
 void linear_quant(Stream s, const QuantArgs& a);
 
 // ---- lora.cu, change.cu ----

@@ -76,6 +76,11 @@ struct WeightPlan {
   }
 };
 
+// Gate and up of a linear that ends with glu lie interleaved by 64 outputs: the row block of the
+// nth of gate; that of up is kGluBlocks further on.
+constexpr int kGluBlocks = 64 / kRowBlock;
+constexpr int64_t gate_block(int64_t n) { return n / kGluBlocks * 2 * kGluBlocks + n % kGluBlocks; }
+
 // x of linear_wide: by tiles of kTileInputs inputs, [tile][row][128 bytes], the inputs of each
 // chunk in the order of the a operand and the row's parts as wgmma.h has them in a tile; inputs
 // rounded up to kArranged with zeros, rows to 8 with anything. Then a chunk of weights that are

@@ -66,15 +66,19 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   if (is_thin(a)) return linear_thin(call.stream(), a);
   if (a.arranged != nullptr) return linear_wide(call.stream(), a);
   if (is_bf16_or_fp8(a)) return linear_bf16(call.stream(), a);
+  linear_quant(call.stream(), quant_args(call, a, scratch));
+}
+
+QuantArgs CudaOps::quant_args(Call& call, const LinearArgs& a, const Tensor& scratch) const {
   QuantArgs q{};
   q.linear = a;
   auto at = reinterpret_cast<uintptr_t>(scratch_of(call, scratch));
   q.xq = reinterpret_cast<int8_t*>(at);
-  at += static_cast<uintptr_t>(a.rows * padded(w.in));
+  at += static_cast<uintptr_t>(a.rows * padded(a.plan.in));
   q.scale = reinterpret_cast<float*>(at);
   q.sums = reinterpret_cast<int32_t*>(at + static_cast<uintptr_t>(a.rows) * 4);
   q.wide = wide_;
-  linear_quant(call.stream(), q);
+  return q;
 }
 
 }  // namespace lorry::cuda

@@ -101,20 +101,17 @@ void prefill(Stream s, const QuantArgs& q) {
   start<QuantArgs, quant_prefill_kernel<Load>>("quant_prefill", grid, 32 * kWarps, 0, s, q);
 }
 
-// With more rows the kernels for prompts are faster.
-constexpr int64_t kDecodeRows = 32;
-
 }  // namespace
 
 void linear_quant(Stream s, const QuantArgs& args) {
   QuantArgs q = args;
   const WeightPlan& plan = q.linear.plan;
-  const bool few = expected_rows(q.linear) <= kDecodeRows;
+  const bool few = is_quant_decode(q.linear);
   const bool whole = plan.scales == 1 || plan.group % kQuantised == 0;  // tiles of a scale
   q.wide = args.wide && whole && !few;
   quantise_rows(s, q);
   if (q.wide) return quant_wide(s, q);
-  if (few && quant_decode(s, q)) return;
+  if (few) return quant_decode(s, q);
   plan.values == Values::s4 ? prefill<LoadS4>(s, q) : prefill<LoadS8>(s, q);
 }
 

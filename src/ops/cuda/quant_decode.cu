@@ -1,31 +1,26 @@
-// linear with int8 and int4 weights for few rows: weights stream through shared memory.
+// linear with int8 and int4 weights for few rows, and glu at its end: weights stream through shared
+// memory.
 //
-// A block has one row block. Its inputs are cut into pieces, most often those of one scale, which
-// its warps share round by round; a warp has many units of chunks on their way at once, those of
-// rounds to come among them. After a round a thread adds the sums of its output in order.
+// A block has a few row blocks, one after the other. Its inputs are cut into pieces, most often
+// those of one scale, which its warps share round by round; a warp has many units of chunks on
+// their way at once, those of rounds and row blocks to come among them. After a round a thread adds
+// the sums of its output in order.
+#include "ops/cuda/activation.h"
+#include "ops/cuda/groups.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/quant.h"
+#include "ops/cuda/quant_stream.h"
 
 namespace lorry::cuda {
 
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kTileSums = kRowBlock * 8;  // of a piece and 8 rows
-constexpr int kRoundTiles = 16;           // whose sums lie in shared memory at once
-constexpr unsigned kRingBytes = 8192;     // of a warp
+constexpr int kOfAProcessor = 4;  // blocks at once
 
-// kUnit: chunks that are copied and waited for at once, all of one piece. kN x 8 rows.
-template <class Load_, int kUnit_, int kN_>
-struct Shape {
-  using Load = Load_;
-  static constexpr int kUnit = kUnit_;
-  static constexpr int kN = kN_;
-  static constexpr int kPlace = kUnit * Load::kBytes;
-  static constexpr int kPlaces = static_cast<int>(kRingBytes) / kPlace;
-  static constexpr int kRound = kRoundTiles / kN;  // pieces
-  static constexpr int kSums = kTileSums * kN;
+struct DecodeArgs {
+  QuantArgs quant;
+  int32_t blocks;  // row blocks of a block of threads
+  int32_t sides;   // as Sides
 };
 
 // Where the sums of a tile lie, so that neither writing nor reading has bank conflicts: of lane
@@ -34,101 +29,40 @@ LORRY_DEVICE int place_of_sums(int g, int h, int q) {
   return q * 32 + ((g * 2 + h * 16) ^ (q * 8));
 }
 
-// With one scale: a piece for each warp, whose sums are added as they are.
-struct Pieces {
-  int chunks;  // of the row block
-  int per;     // chunks of a piece
-  int count;
-  bool one;
-
-  LORRY_DEVICE Pieces(const WeightPlan& p, int unit)
-      : chunks(static_cast<int>(p.chunks())), per(p.group / kChunk), count(p.scales) {
-    one = p.scales == 1;
-    if (!one) return;
-    count = kWarps;
-    per = (chunks + kWarps * unit - 1) / (kWarps * unit) * unit;
-  }
-  LORRY_DEVICE int end_of(int first) const { return first + per < chunks ? first + per : chunks; }
-};
-
-// The chunks of a warp, which has every kWarps-th piece, a unit after the other.
-template <class S>
-struct Walk {
-  int chunk;  // of the unit
-  int end;    // of its piece
-
-  LORRY_DEVICE explicit Walk(const Pieces& p)
-      : chunk(warp_index() * p.per), end(p.end_of(warp_index() * p.per)) {}
-  LORRY_DEVICE bool over(const Pieces& p) const { return chunk >= p.chunks; }
-  LORRY_DEVICE void next(const Pieces& p) {
-    chunk += S::kUnit;
-    if (chunk < end) return;
-    chunk = end + (kWarps - 1) * p.per;
-    end = p.end_of(chunk);
-  }
-};
-
-// The weights of a warp on their way.
-template <class S>
-struct Ring {
-  const Pieces& pieces;
-  unsigned char* places;      // of the lane, as all that follows
-  const unsigned char* from;  // first chunk
-  Walk<S> walk;
-  unsigned place = 0;  // bytes
-
-  LORRY_DEVICE Ring(const Pieces& p, unsigned char* places_, const unsigned char* w)
-      : pieces(p), places(places_ + lane_index() * 16), from(w + lane_index() * 16), walk(p) {
-    sync_warp();  // what was in the places has been read
-    for (unsigned i = 0; i < S::kPlaces - 1; ++i) copy(i * S::kPlace);
-  }
-  // The next unit, until the call after.
-  LORRY_DEVICE const unsigned char* next() {
-    wait_copies<S::kPlaces - 2>();
-    sync_warp();  // the lanes' copies are there for all, and the last unit has been read
-    const unsigned char* unit = places - lane_index() * 16 + place;
-    copy((place + kRingBytes - S::kPlace) % kRingBytes);
-    place = (place + S::kPlace) % kRingBytes;
-    return unit;
-  }
-
- private:
-  LORRY_DEVICE void copy(unsigned to) {
-    if (!walk.over(pieces)) {
-      const unsigned char* unit = from + walk.chunk * S::Load::kBytes;
-      const int left = (walk.end - walk.chunk) * S::Load::kBytes - lane_index() * 16;
-      LORRY_UNROLL
-      for (int b = 0; b < S::kPlace; b += 512) {
-        if (S::kPlace < 512 && lane_index() * 16 >= S::kPlace) break;
-        if (b < left) copy_async(places + to + b, unit + b);
-      }
-      walk.next(pieces);
-    }
-    commit_copies();
-  }
-};
-
 LORRY_DEVICE Word4 half_pair(const int8_t* at) {
   const Word2 w = *reinterpret_cast<const Word2*>(at);
   return {w.x, w.y, 0, 0};
 }
 
-// xq of kN x 8 rows as the b operand: of a unit. Rows beyond the last are the last one's.
+// xq of kN x 8 rows as the b operand: of a unit, the one that is multiplied next. Rows beyond the
+// last are the last one's.
 template <class S>
 struct UnitRows {
   static constexpr int kPairs = (S::kUnit + 1) / 2;
+  const Pieces& pieces;
+  Walk<S> walk;
   const int8_t* row[S::kN];
   Word4 pair[kPairs][S::kN] = {};  // of two chunks; of a unit of one chunk half is used
 
-  LORRY_DEVICE UnitRows(const QuantArgs& q, int32_t first, int32_t end) {
+  LORRY_DEVICE explicit UnitRows(const Pieces& p) : pieces(p), walk(p) {}
+  // Rows first ..., from the beginning of a pass on.
+  LORRY_DEVICE void begin(const QuantArgs& q, int32_t first, int32_t end) {
     const int64_t pitch = quantised_pitch(q.linear.plan);
     LORRY_UNROLL
     for (int n = 0; n < S::kN; ++n) {
       const int32_t r = first + 8 * n + lane_index() / 4;
       row[n] = q.xq + (r < end ? r : end - 1) * pitch + lane_index() % 4 * 16;
     }
+    if (!pieces.idle()) load();
   }
-  LORRY_DEVICE void load(int chunk) {
+  LORRY_DEVICE void next() {
+    walk.next(pieces);
+    load();
+  }
+
+ private:
+  LORRY_DEVICE void load() {
+    const int chunk = walk.chunk;
     LORRY_UNROLL
     for (int n = 0; n < S::kN; ++n) {
       if constexpr (S::kUnit == 1) {
@@ -248,48 +182,38 @@ struct Chain {
   }
 };
 
-template <class S>
-LORRY_DEVICE void store(const QuantArgs& q, const Chain<S>& chain, int32_t first, int32_t end) {
-  const LinearArgs& a = q.linear;
-  const int64_t column = int64_t{blockIdx.x} * kRowBlock + chain.output;
-  if (column >= a.out) return;
-  LORRY_UNROLL
-  for (int n = 0; n < S::kN; ++n) {
-    const int32_t row = first + 8 * n + 2 * warp_index() + lane_index() % 2;
-    if (row < end) a.y[row * a.y_pitch + column] = chain.f[n] * q.scale[row];
-  }
-}
-
 // Of the block, in shared memory: two rounds of sums, the warps' rings, scales and zero points.
 constexpr int kRoundBytes = kRoundTiles * kTileSums * static_cast<int>(sizeof(int));
-constexpr int kFixedBytes = 2 * kRoundBytes + kWarps * static_cast<int>(kRingBytes);
 
-// Rows first ... of the group, at most 8 kN. turn: rounds so far.
+// What goes on from pass to pass.
 template <class S>
-LORRY_DEVICE void multiply_tile(const QuantArgs& q, const Pieces& pieces, Ring<S>& ring,
-                                int32_t first, int32_t end, int& turn) {
-  unsigned char* shared = shared_bytes();
-  UnitRows<S> x(q, first, end);
-  Walk<S> ahead(pieces);  // whose x is loaded
-  if (!ahead.over(pieces)) x.load(ahead.chunk);
-  Chain<S> chain(q, shared + kFixedBytes, first, end);
+struct State {
+  DecodeRing<S>& ring;
+  UnitRows<S> x;
+  int rounds = 0;
+  int side = 0;
+};
+
+// A pass.
+template <class S>
+LORRY_DEVICE void multiply_pass(Chain<S>& chain, State<S>& state) {
+  const Pieces& pieces = state.x.pieces;
   for (int base = 0; base < pieces.count; base += S::kRound) {
-    int* sums = reinterpret_cast<int*>(shared + turn % 2 * kRoundBytes);
-    ++turn;
+    int* sums = reinterpret_cast<int*>(shared_bytes() + state.rounds % 2 * kRoundBytes);
+    ++state.rounds;
     const int left = pieces.count - base;
     const int n = left < S::kRound ? left : S::kRound;
-    for (int i = warp_index(); i < n; i += kWarps) {
+    for (int i = warp_index(); i < n; i += kDecodeWarps) {
       Int4 sum[S::kN] = {};
       const int begin = (base + i) * pieces.per;
       const int stop = pieces.end_of(begin);
       for (int c = begin; c < stop; c += S::kUnit) {
-        multiply_unit<S>(sum, ring.next(), x);
-        ahead.next(pieces);
-        if (!ahead.over(pieces)) x.load(ahead.chunk);
+        multiply_unit<S>(sum, state.ring.next(), state.x);
+        state.x.next();
       }
       put_sums<S::kN>(sums + i * S::kSums, sum);
     }
-    wait_copies<S::kPlaces - 1>();  // scales and zero points, which came first
+    if (base == 0 && pieces.idle()) state.ring.next();
     sync_threads();
     if (pieces.one) {
       chain.add_parts(sums, n);
@@ -297,14 +221,55 @@ LORRY_DEVICE void multiply_tile(const QuantArgs& q, const Pieces& pieces, Ring<S
       chain.add_scales(sums, base, n);
     }
   }
-  let_next_start();
-  store<S>(q, chain, first, end);
 }
 
-// grid: row blocks, groups that have rows.
+// v: of gate, then of up.
 template <class S>
-LORRY_KERNEL(kThreads)
-quant_decode_kernel(QuantArgs q) {
+LORRY_DEVICE void store(const QuantArgs& q, const float (&v)[2][S::kN], int block, int32_t first,
+                        int32_t end) {
+  const LinearArgs& a = q.linear;
+  const bool glu = a.glu.y != nullptr;
+  const int64_t column = int64_t{block} * kRowBlock + lane_index() / 2;
+  if (column >= (glu ? a.glu.cols : a.out)) return;
+  LORRY_UNROLL
+  for (int n = 0; n < S::kN; ++n) {
+    const int32_t row = first + 8 * n + 2 * warp_index() + lane_index() % 2;
+    if (row >= end) continue;
+    const float scale = q.scale[row];
+    if (glu) {
+      static_cast<uint16_t*>(a.glu.y)[row * a.glu.pitch + column] =
+          to_bf16(gated(a.glu.activation, v[0][n] * scale, v[1][n] * scale));
+    } else {
+      a.y[row * a.y_pitch + column] = v[0][n] * scale;
+    }
+  }
+}
+
+// Rows first ... of the group, at most 8 kN, by a row block, or by those of gate and up.
+template <class S>
+LORRY_DEVICE void multiply_tile(const QuantArgs& q, State<S>& state, int block, int32_t first,
+                                int32_t end, bool last) {
+  const DecodeRing<S>& ring = state.ring;
+  float v[2][S::kN] = {};
+  for (int i = 0; i < ring.passes.of_a_tile(); ++i) {
+    Chain<S> chain(q, ring.sides.at + state.side * ring.sides.bytes, first, end);
+    state.side = state.side + 1 == ring.sides.count ? 0 : state.side + 1;
+    multiply_pass<S>(chain, state);
+    LORRY_UNROLL
+    for (int n = 0; n < S::kN; ++n) {
+      v[0][n] = i == 0 ? chain.f[n] : v[0][n];
+      v[1][n] = chain.f[n];
+    }
+  }
+  if (last) let_next_start();
+  store<S>(q, v, block, first, end);
+}
+
+// grid: row blocks (with glu: of gate) by args.blocks, groups that have rows.
+template <class S>
+LORRY_KERNEL(kDecodeThreads, kOfAProcessor)
+quant_decode_kernel(DecodeArgs args) {
+  const QuantArgs& q = args.quant;
   const LinearArgs& a = q.linear;
   const WeightPlan& plan = a.plan;
   int group = 0;
@@ -313,69 +278,109 @@ quant_decode_kernel(QuantArgs q) {
     group = group_with_rows(a, static_cast<int>(blockIdx.y));
     if (group < 0) return;
   }
-  const unsigned char* block = a.w + group * a.group_bytes + blockIdx.x * plan.block_bytes();
-  unsigned char* shared = shared_bytes();
-  unsigned char* places = shared + 2 * kRoundBytes + warp_index() * static_cast<int>(kRingBytes);
-  const auto side = static_cast<int>(plan.block_bytes() - plan.scales_offset());
-  for (int at = static_cast<int>(threadIdx.x) * 16; at < side; at += kThreads * 16) {
-    copy_async(shared + kFixedBytes + at, block + plan.scales_offset() + at);
-  }
-  commit_copies();
+  const Rows rows = rows_of(a, group);
+  constexpr int kRows = 8 * S::kN;
+  const bool glu = a.glu.y != nullptr;
+  const auto all = static_cast<int>(((glu ? a.glu.cols : a.out) + kRowBlock - 1) / kRowBlock);
+  const int first = static_cast<int>(blockIdx.x) * args.blocks;
+  const int blocks = all - first < args.blocks ? all - first : args.blocks;
+  const Passes passes{a.w + group * a.group_bytes,
+                      plan.block_bytes(),
+                      first,
+                      blocks,
+                      (rows.end - rows.begin + kRows - 1) / kRows,
+                      glu};
+  unsigned char* rings = shared_bytes() + 2 * kRoundBytes;
+  const auto offset = static_cast<int>(plan.scales_offset());
+  const Sides sides{rings + kDecodeWarps * S::kRing, static_cast<int>(plan.block_bytes()) - offset,
+                    offset, args.sides};
   const Pieces pieces(plan, S::kUnit);
-  int turn = 0;
-  int32_t r = 0;
-  Rows rows{};
-  do {
-    Ring<S> ring(pieces, places, block);
-    if (turn == 0) {
-      if (a.begin == nullptr) wait_for_previous();
-      rows = rows_of(a, group);
-      r = rows.begin;
+  DecodeRing<S> ring(pieces, passes, sides, rings + warp_index() * S::kRing);
+  State<S> state{ring, UnitRows<S>(pieces)};
+  if (a.begin == nullptr) wait_for_previous();
+  for (int b = 0; b < blocks; ++b) {
+    for (int32_t r = rows.begin; r < rows.end; r += kRows) {
+      if (b == 0 || passes.tiles > 1) state.x.begin(q, r, rows.end);
+      multiply_tile<S>(q, state, first + b, r, rows.end, b + 1 == blocks && r + kRows >= rows.end);
     }
-    multiply_tile<S>(q, pieces, ring, r, rows.end, turn);
-    r += 8 * S::kN;
-  } while (r < rows.end);
-}
-
-template <class Load, int kUnit, int kN>
-void decode(Stream s, const QuantArgs& q, size_t shared) {
-  const LinearArgs& a = q.linear;
-  const Grid grid{ceil_div(a.out, kRowBlock), groups_with_rows(a)};
-  start<QuantArgs, quant_decode_kernel<Shape<Load, kUnit, kN>>>("quant_decode", grid, kThreads,
-                                                                shared, s, q);
-}
-
-template <class Load, int kUnit>
-void decode_rows(Stream s, const QuantArgs& q, size_t shared) {
-  const int64_t rows = expected_rows(q.linear);
-  if (rows <= 8) return decode<Load, kUnit, 1>(s, q, shared);
-  if (rows <= 16) return decode<Load, kUnit, 2>(s, q, shared);
-  decode<Load, kUnit, 4>(s, q, shared);
-}
-
-template <class Load, int kUnit>
-void decode_units(Stream s, const QuantArgs& q, size_t shared) {
-  const WeightPlan& plan = q.linear.plan;
-  if (plan.scales == 1 || plan.group % (kUnit * kChunk) == 0) {
-    return decode_rows<Load, kUnit>(s, q, shared);
   }
-  decode_rows<Load, 1>(s, q, shared);
 }
+
+int64_t side_bytes(const WeightPlan& p) { return p.block_bytes() - p.scales_offset(); }
+
+// Passes whose scales and zero points are held: the one multiplied, those that a ring has begun to
+// copy, and the last one, which other warps may not have ended before the first round has.
+template <class S>
+int32_t sides_of(const WeightPlan& p) {
+  const int64_t piece = p.scales == 1 ? 1 : p.group / (S::kUnit * kChunk);  // units
+  const int64_t pieces = p.scales == 1 ? 1 : p.scales / kDecodeWarps;       // of a warp, at least
+  const int64_t units = pieces == 0 ? 1 : (pieces - 1) * piece + 1;  // the last piece may be short
+  const int64_t in_round = S::kRound / kDecodeWarps * piece;
+  if (units >= in_round + S::kPlaces) return 2;
+  return static_cast<int32_t>(2 + ceil_div(S::kPlaces, units));
+}
+
+template <class S>
+size_t shared_of(const WeightPlan& p) {
+  return static_cast<size_t>(2 * kRoundBytes + kDecodeWarps * S::kRing +
+                             sides_of<S>(p) * side_bytes(p));
+}
+
+// Row blocks of a block: as many as leave the device's processors enough blocks.
+int32_t blocks_of(const LinearArgs& a, int64_t row_blocks) {
+  const int32_t most = a.glu.y != nullptr ? 2 : 4;
+  for (int32_t n = most; n > 1; --n) {
+    const int64_t blocks = ceil_div(row_blocks, n) * groups_with_rows(a);
+    if (10 * blocks >= int64_t{13} * kOfAProcessor * a.processors) return n;
+  }
+  return 1;
+}
+
+constexpr int kRing = 8192;
+
+// f(shape): of the kernel for these rows.
+template <class Load, int kUnit, class F>
+auto with_rows(const LinearArgs& a, F&& f) {
+  const int64_t rows = expected_rows(a);
+  if (rows <= 8) return f(DecodeShape<Load, kUnit, 1, kRing>{});
+  if (rows <= 16) return f(DecodeShape<Load, kUnit, 2, kRing>{});
+  return f(DecodeShape<Load, kUnit, 4, kRing>{});
+}
+template <class Load, int kUnit, class F>
+auto with_units(const LinearArgs& a, F&& f) {
+  if (a.plan.scales == 1 || a.plan.group % (kUnit * kChunk) == 0) {
+    return with_rows<Load, kUnit>(a, f);
+  }
+  return with_rows<Load, 1>(a, f);
+}
+template <class F>
+auto with_shape(const LinearArgs& a, F&& f) {
+  if (a.plan.values == Values::s4) return with_units<LoadS4, 4>(a, f);
+  return with_units<LoadS8, 2>(a, f);
+}
+
+// With more rows the kernels for prompts are faster.
+constexpr int64_t kDecodeRows = 32;
 
 }  // namespace
 
-bool quant_decode(Stream s, const QuantArgs& q) {
-  const WeightPlan& plan = q.linear.plan;
+bool is_quant_decode(const LinearArgs& a) {
+  const bool quantised = a.plan.values == Values::s8 || a.plan.values == Values::s4;
+  if (!quantised || expected_rows(a) > kDecodeRows) return false;
   constexpr size_t kMost = size_t{99} << 10;
-  const size_t shared =
-      kFixedBytes + static_cast<size_t>(plan.block_bytes() - plan.scales_offset());
-  if (shared > kMost) return false;
-  if (plan.values == Values::s4) {
-    decode_units<LoadS4, 4>(s, q, shared);
-  } else {
-    decode_units<LoadS8, 2>(s, q, shared);
-  }
-  return true;
+  return with_shape(a, [&]<class S>(S) { return shared_of<S>(a.plan) <= kMost; });
+}
+
+void quant_decode(Stream s, const QuantArgs& q) {
+  const LinearArgs& a = q.linear;
+  const int64_t row_blocks = ceil_div(a.glu.y != nullptr ? a.glu.cols : a.out, kRowBlock);
+  const int32_t blocks = blocks_of(a, row_blocks);
+  const Grid grid{ceil_div(row_blocks, blocks), groups_with_rows(a)};
+  with_shape(a, [&]<class S>(S) {
+    start<DecodeArgs, quant_decode_kernel<S>>("quant_decode", grid, kDecodeThreads,
+                                              shared_of<S>(a.plan), s,
+                                              {q, blocks, sides_of<S>(a.plan)});
+  });
 }
 
 }  // namespace lorry::cuda

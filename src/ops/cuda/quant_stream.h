@@ -1,0 +1,165 @@
+// The weights of a block of quant_decode.cu on their way into shared memory.
+//
+// What a block multiplies is passes, each a row block by a tile of rows. The inputs of a pass are
+// cut into pieces, most often those of one scale, which the warps share in turn. A warp copies its
+// pieces unit by unit into a ring of its own that runs on from pass to pass, and the scales and
+// zero points of a pass come along with them.
+#pragma once
+#include "ops/cuda/device.h"
+#include "ops/cuda/kernels.h"
+
+namespace lorry::cuda {
+
+constexpr int kDecodeWarps = 4;
+constexpr int kDecodeThreads = 32 * kDecodeWarps;
+constexpr int kTileSums = kRowBlock * 8;  // of a piece and 8 rows
+constexpr int kRoundTiles = 16;           // whose sums lie in shared memory at once
+
+// kUnit: chunks that are copied and waited for at once, all of one piece. kN x 8 rows. kRing: bytes
+// of a warp's ring.
+template <class Load_, int kUnit_, int kN_, int kRing_>
+struct DecodeShape {
+  using Load = Load_;
+  static constexpr int kUnit = kUnit_;
+  static constexpr int kN = kN_;
+  static constexpr int kRing = kRing_;
+  static constexpr int kPlace = kUnit * Load::kBytes;
+  static constexpr int kPlaces = kRing / kPlace;
+  static_assert(kRing % kPlace == 0);
+  static constexpr int kRound = kRoundTiles / kN;  // pieces
+  static constexpr int kSums = kTileSums * kN;
+};
+
+// With one scale: a piece for each warp, whose sums are added as they are.
+struct Pieces {
+  int chunks;  // of the row block
+  int per;     // chunks of a piece
+  int count;
+  bool one;
+
+  LORRY_DEVICE Pieces(const WeightPlan& p, int unit)
+      : chunks(static_cast<int>(p.chunks())), per(p.group / kChunk), count(p.scales) {
+    one = p.scales == 1;
+    if (!one) return;
+    count = kDecodeWarps;
+    per = (chunks + kDecodeWarps * unit - 1) / (kDecodeWarps * unit) * unit;
+  }
+  LORRY_DEVICE int end_of(int first) const { return first + per < chunks ? first + per : chunks; }
+  // The warp has no piece. It goes through its ring like the others, with a unit of nothing a pass.
+  LORRY_DEVICE bool idle() const { return warp_index() * per >= chunks; }
+};
+
+// The chunks of a warp in a pass, which has every kDecodeWarps-th piece, a unit after the other,
+// and from the beginning again.
+template <class S>
+struct Walk {
+  int chunk;  // of the unit
+  int end;    // of its piece
+
+  LORRY_DEVICE explicit Walk(const Pieces& p) { begin(p); }
+  // Whether a pass ends here.
+  LORRY_DEVICE bool next(const Pieces& p) {
+    chunk += S::kUnit;
+    if (chunk < end) return false;
+    chunk = end + (kDecodeWarps - 1) * p.per;
+    end = p.end_of(chunk);
+    if (chunk < p.chunks) return false;
+    begin(p);
+    return true;
+  }
+
+ private:
+  LORRY_DEVICE void begin(const Pieces& p) {
+    chunk = warp_index() * p.per;
+    end = p.end_of(chunk);
+  }
+};
+
+// Row block after row block, each by all tiles; with glu a tile has the row block of gate, then
+// that of up.
+struct Passes {
+  const unsigned char* w;  // of the group
+  int64_t block_bytes;
+  int first;   // row block; with glu: of gate alone
+  int blocks;  // so many
+  int tiles;
+  bool glu;
+
+  LORRY_DEVICE int of_a_tile() const { return glu ? 2 : 1; }
+  LORRY_DEVICE int count() const { return blocks * tiles * of_a_tile(); }
+  LORRY_DEVICE const unsigned char* weights(int pass) const {
+    const int block = first + pass / (tiles * of_a_tile());
+    return w + (glu ? gate_block(block) + pass % 2 * kGluBlocks : block) * block_bytes;
+  }
+};
+
+// Scales and zero points of so many passes, those of pass n at n % count.
+struct Sides {
+  unsigned char* at;  // shared memory
+  int bytes;          // of a pass
+  int offset;         // in a row block
+  int count;
+};
+
+// The weights of a warp on their way.
+template <class S>
+struct DecodeRing {
+  const Pieces& pieces;
+  const Passes& passes;
+  const Sides& sides;
+  unsigned char* places;  // of the lane, as `block`
+  const unsigned char* block = nullptr;
+  Walk<S> walk;
+  int left;  // passes, the present one among them
+  int side = 0;
+  unsigned place = 0;  // bytes
+
+  LORRY_DEVICE DecodeRing(const Pieces& p, const Passes& all, const Sides& s, unsigned char* to)
+      : pieces(p),
+        passes(all),
+        sides(s),
+        places(to + lane_index() * 16),
+        walk(p),
+        left(all.count()) {
+    enter();
+    for (unsigned i = 0; i < S::kPlaces - 1; ++i) copy(i * S::kPlace);
+  }
+  // The next unit, until the call after. With the first of a pass the thread's part of the scales
+  // and zero points is there.
+  LORRY_DEVICE const unsigned char* next() {
+    wait_copies<S::kPlaces - 2>();
+    sync_warp();  // the lanes' copies are there for all, and the last unit has been read
+    const unsigned char* unit = places - lane_index() * 16 + place;
+    copy(place == 0 ? S::kRing - S::kPlace : place - S::kPlace);
+    place = place == S::kRing - S::kPlace ? 0 : place + S::kPlace;
+    return unit;
+  }
+
+ private:
+  LORRY_DEVICE void copy(unsigned to) {
+    if (left > 0) {
+      const unsigned char* unit = block + walk.chunk * S::Load::kBytes;
+      const int bytes = (walk.end - walk.chunk) * S::Load::kBytes - lane_index() * 16;
+      LORRY_UNROLL
+      for (int b = 0; b < S::kPlace; b += 512) {
+        if (S::kPlace < 512 && lane_index() * 16 >= S::kPlace) break;
+        if (b < bytes) copy_async(places + to + b, unit + b);
+      }
+      if (walk.next(pieces) && --left > 0) enter();
+    }
+    commit_copies();
+  }
+  // A pass: its scales and zero points come with the unit that is committed next.
+  LORRY_DEVICE void enter() {
+    const unsigned char* from = passes.weights(passes.count() - left);
+    block = from + lane_index() * 16;
+    from += sides.offset;
+    unsigned char* to = sides.at + side * sides.bytes;
+    for (int i = static_cast<int>(threadIdx.x) * 16; i < sides.bytes; i += kDecodeThreads * 16) {
+      copy_async(to + i, from + i);
+    }
+    side = side + 1 == sides.count ? 0 : side + 1;
+  }
+};
+
+}  // namespace lorry::cuda
