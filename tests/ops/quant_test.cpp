@@ -117,12 +117,14 @@ TEST_P(QuantTest, groups_of_any_size_equal_the_documented_arithmetic) {
   ThreadPool pool(2);
   const auto ops = checked_ops(act(), pool, best_portable_variant());
   unsigned seed = 20;
-  // 2,432 inputs: more scales of 128 than are summed at once, all whole.
+  // 2,432 inputs: more scales of 128 than are summed at once, all whole. 6,400: so many that those
+  // of two row blocks are enough to hold.
   for (const Case& c :
        {Case{36, 1100, {0, 1}}, Case{36, 2432, {0, 0, 2, 2, 3}}, Case{20, 1100, {0, 9, 9, 26}},
         Case{33, 2432, {0, 17}}, Case{36, 700, {0, 40, 40, 41}}, Case{140, 300, {0, 66, 70}},
-        Case{140, 300, {0, 5, 5, 9}}, Case{360, 1100, {0, 3}}, Case{140, 2432, {0, 20, 20, 23}},
-        Case{36, 1280, {0, 0, 130, 133}}, Case{20, 1100, {0, 130}}}) {
+        Case{140, 300, {0, 5, 5, 9}}, Case{340, 6400, {0, 1}}, Case{360, 1100, {0, 3}},
+        Case{140, 2432, {0, 20, 20, 23}}, Case{36, 1280, {0, 0, 130, 133}},
+        Case{20, 1100, {0, 130}}}) {
     const auto groups = static_cast<int64_t>(c.begin.size()) - 1;
     SCOPED_TRACE(testing::Message() << c.in << " inputs, " << groups << " groups");
     const Matrix x = random_matrix(act(), c.begin.back(), c.in, ++seed);
