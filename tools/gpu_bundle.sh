@@ -24,5 +24,5 @@ mv build/gpu/lib/libstdc++.so.* build/gpu/lib/libgcc_s.so.* build/gpu/lib-c++/
 newest=$(for f in build/gpu/lorry build/gpu/test_* build/gpu/lib/*; do
   objdump -T "$f" 2>/dev/null | grep -oE 'GLIBC_2\.[0-9]+'
 done | sort -uV | tail -n 1)
-tar -C build -cf - gpu | xz -T0 -6 >build/gpu.tar.xz
+tar -C build -cf - gpu | xz -T1 -9 >build/gpu.tar.xz
 echo "gpu_bundle: build/gpu.tar.xz, $(du -sh build/gpu.tar.xz | cut -f1), asks for ${newest:-GLIBC_?}"
