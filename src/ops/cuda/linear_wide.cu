@@ -182,8 +182,7 @@ LORRY_DEVICE void multiply_slices(const LinearArgs& a, const Place& p, int32_t r
   constexpr int kWeights = kChunksOfTile * Load::kBytes;  // of a warp's row block in a tile
   const int team = static_cast<int>(threadIdx.x) / kTeam;
   const auto chunks = static_cast<int>(a.plan.chunks());
-  const int half = slice_begin(chunks, 1);
-  const int from = team == 0 ? 0 : half;
+  const int half = slice_begin(chunks, 1), from = team == 0 ? 0 : half;
   const int stop = team == 0 ? half : chunks;  // chunks from here on are zeros
   const int tiles = (chunks - half + kChunksOfTile - 1) / kChunksOfTile;  // of both
   unsigned char* shared = align_tile(shared_bytes());

@@ -158,14 +158,14 @@ norm_kernel(NormArgs a) {
   }
   // f(quad, weights, column) for what this thread has.
   const auto each = [&](auto&& f) {
-    if (kHeld > 0) {
+    if constexpr (kHeld > 0) {
       LORRY_UNROLL
       for (int i = 0; i < kHeld; ++i) f(values.v[i], weights.v[i], Held::column(i));
-      return;
-    }
-    for (int i = 0; i < quads; ++i) {
-      const int64_t c = begin(i) + Held::column(0);
-      f(load_quad(x, c, a.cols), load_quad(a.weight, c, a.cols), c);
+    } else {
+      for (int i = 0; i < quads; ++i) {
+        const int64_t c = begin(i) + Held::column(0);
+        f(load_quad(x, c, a.cols), load_quad(a.weight, c, a.cols), c);
+      }
     }
   };
   // Sums of f(value) over the row.
