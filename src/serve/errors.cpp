@@ -141,7 +141,9 @@ HttpResponse error_response(const ApiError& error, Dialect dialect) {
   response.body = error_json(error, dialect);
   if (error.problem == Problem::overloaded || error.problem == Problem::late ||
       error.problem == Problem::unavailable || error.problem == Problem::unhealthy) {
-    response.headers.emplace_back("retry-after", error.problem == Problem::overloaded ? "1" : "5");
+    const int usual = error.problem == Problem::overloaded ? 1 : 5;
+    response.headers.emplace_back(
+        "retry-after", std::to_string(error.retry_after > 0 ? error.retry_after : usual));
   }
   return response;
 }

@@ -61,6 +61,7 @@ struct ApiError {
   Problem problem = Problem::failed;
   std::string message;
   std::string param;
+  int retry_after = 0;  // seconds; 0: as long as is usual for the problem
 };
 
 // Of any exception type that a handler may see.

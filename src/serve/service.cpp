@@ -249,8 +249,9 @@ void Service::start_generation(const CallPtr& call, MakeJob make,
   if (full || !workers_.submit([this, call, make = std::move(make), presenter] {
         prepare(call, make, presenter);
       })) {
-    refuse_with({Problem::overloaded, "Model is overloaded", {}});
+    return refuse_with({Problem::overloaded, "Model is overloaded", {}, crowd_.refused()});
   }
+  crowd_.admitted();
 }
 
 // On a worker.

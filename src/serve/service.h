@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "serve/backend.h"
+#include "serve/crowd.h"
 #include "serve/door.h"
 #include "serve/generation.h"
 #include "serve/http.h"
@@ -118,6 +119,7 @@ class Service {
   GrammarCache grammars_;
   Intake intake_;
   Metrics metrics_;
+  Crowd crowd_;
   LiveGenerations live_;
   const int64_t started_;  // unix time
   std::string docs_page_, openapi_json_;
