@@ -93,17 +93,9 @@ LORRY_DEVICE int thread_anew() {
   return x;
 }
 
-#elif defined(__CUDACC__)
+#else
 
-// Not for this device; the host does not start kernels that would come here.
-LORRY_DEVICE void init_barrier(Barrier*, int) { __trap(); }
 LORRY_DEVICE void publish_barriers() {}
-LORRY_DEVICE void sync_cluster() {}
-LORRY_DEVICE void arrive(Barrier*) {}
-LORRY_DEVICE void arrive_at(Barrier*, int) {}
-LORRY_DEVICE void arrive_and_expect(Barrier*, int) {}
-LORRY_DEVICE void wait(Barrier*, uint32_t) {}
-LORRY_DEVICE void copy_to_cluster(unsigned char*, const unsigned char*, int, Barrier*) {}
 LORRY_DEVICE int thread_anew() { return static_cast<int>(threadIdx.x); }
 LORRY_DEVICE void prefetch_bulk(const unsigned char*, int) {}
 template <int>
@@ -111,10 +103,17 @@ LORRY_DEVICE void take_registers() {}
 template <int>
 LORRY_DEVICE void leave_registers() {}
 
+#ifdef __CUDACC__
+// Not for this device; the host does not start kernels that would come here.
+LORRY_DEVICE void init_barrier(Barrier*, int) { __trap(); }
+LORRY_DEVICE void sync_cluster() {}
+LORRY_DEVICE void arrive(Barrier*) {}
+LORRY_DEVICE void arrive_at(Barrier*, int) {}
+LORRY_DEVICE void arrive_and_expect(Barrier*, int) {}
+LORRY_DEVICE void wait(Barrier*, uint32_t) {}
+LORRY_DEVICE void copy_to_cluster(unsigned char*, const unsigned char*, int, Barrier*) {}
 #else
-
 LORRY_DEVICE void init_barrier(Barrier* b, int arrivals) { simt::init(*b, arrivals); }
-LORRY_DEVICE void publish_barriers() {}
 LORRY_DEVICE void sync_cluster() { sync_threads(); }
 LORRY_DEVICE void arrive(Barrier* b) { simt::arrive(*b, 0); }
 LORRY_DEVICE void arrive_at(Barrier* b, int) { simt::arrive(*b, 0); }
@@ -125,13 +124,7 @@ LORRY_DEVICE void copy_to_cluster(unsigned char* shared, const unsigned char* fr
   memcpy(shared, from, static_cast<size_t>(bytes));
   simt::receive(*b, bytes);
 }
-LORRY_DEVICE int thread_anew() { return static_cast<int>(threadIdx.x); }
-LORRY_DEVICE void prefetch_bulk(const unsigned char*, int) {}
-template <int>
-LORRY_DEVICE void take_registers() {}
-template <int>
-LORRY_DEVICE void leave_registers() {}
-
+#endif
 #endif
 
 }  // namespace lorry::cuda

@@ -1,4 +1,4 @@
-// What becomes of queries, keys and values before attention: rotation, and the cache.
+// What becomes of queries, keys and values before attention: limits, rotation, and the cache.
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
 
@@ -8,6 +8,20 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
+
+LORRY_DEVICE float clamped(float x, float limit) {  // NaN stays
+  return x < -limit ? -limit : x > limit ? limit : x;
+}
+
+LORRY_KERNEL(kThreads) clamp_kernel(ClampArgs a) {
+  begin_kernel();
+  const int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (c >= a.cols) return;
+  for (int64_t r = blockIdx.y; r < a.rows; r += gridDim.y) {
+    float& x = a.x[r * a.pitch + c];
+    x = clamped(x, a.limit);
+  }
+}
 
 struct Pair {
   float first, second;
@@ -91,10 +105,6 @@ kv_write_kernel(KvWriteArgs a) {
               a.head_dim, token);
 }
 
-LORRY_DEVICE float clamped(float x, float limit) {  // NaN stays
-  return x < -limit ? -limit : x > limit ? limit : x;
-}
-
 // A warp a head of a row. Keys and values are put together in shared memory.
 template <class T>
 LORRY_KERNEL(kThreads)
@@ -145,6 +155,10 @@ void kv_write_as(Stream s, const KvWriteArgs& a) {
 }
 
 }  // namespace
+
+void clamp(Stream s, const ClampArgs& a) {
+  start<ClampArgs, clamp_kernel>("clamp", elements(a.rows, a.cols, kThreads), kThreads, 0, s, a);
+}
 
 void rope(Stream s, const RopeArgs& a) {
   const Grid grid = elements(a.rows, a.cols / 2, kThreads);

@@ -52,13 +52,6 @@ struct NormArgs {
 };
 void norm(Stream s, const NormArgs& a, bool bf16);
 
-struct ClampArgs {
-  float* x;
-  int64_t pitch, rows, cols;
-  float limit;
-};
-void clamp(Stream s, const ClampArgs& a);
-
 struct GatherArgs {
   unsigned char* y;
   const unsigned char* x;
@@ -98,6 +91,13 @@ struct AddSiluArgs {
 void add_silu(Stream s, const AddSiluArgs& a, bool bf16);
 
 // ---- heads.cu ----
+
+struct ClampArgs {
+  float* x;
+  int64_t pitch, rows, cols;
+  float limit;
+};
+void clamp(Stream s, const ClampArgs& a);
 
 struct RopeArgs {
   float* x;
@@ -161,7 +161,7 @@ struct GroupArgs {
 };
 void group(Stream s, const GroupArgs& a);
 
-// All of it, and the sorted rows of x, for few rows of which few adapters are used.
+// All of it, and the sorted rows of x, for few rows.
 struct DispatchArgs {
   RouteArgs route;
   GroupArgs group;  // without experts of its own
@@ -169,7 +169,6 @@ struct DispatchArgs {
 };
 constexpr int64_t kFewChoices = 256;
 constexpr int32_t kFewExperts = 64;
-constexpr int32_t kFewAdapters = 0xffff;
 void dispatch(Stream s, const DispatchArgs& a);
 
 // ---- random.cu ----
@@ -208,10 +207,9 @@ struct LinearArgs {
   int32_t processors;  // of the device
 };
 // Rows that a group has as likely as not, no more: the kernels are chosen by it.
-constexpr int64_t expected_rows(int64_t rows, int64_t groups) {
-  return groups == 1 ? rows : 2 * ((rows + groups - 1) / groups);
+constexpr int64_t expected_rows(const LinearArgs& a) {
+  return a.groups == 1 ? a.rows : 2 * ((int64_t{a.rows} + a.groups - 1) / a.groups);
 }
-constexpr int64_t expected_rows(const LinearArgs& a) { return expected_rows(a.rows, a.groups); }
 constexpr bool is_bf16_or_fp8(const LinearArgs& a) {
   return a.plan.values == Values::bf16 || a.plan.values == Values::fp8;
 }

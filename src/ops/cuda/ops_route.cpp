@@ -69,8 +69,7 @@ void CudaOps::group(Route& route, const LoraPlan& plan) {
 
 void CudaOps::dispatch(Route& route, Tensor y, Tensor x, Tensor scores, const Routing& routing,
                        const LoraPlan& plan) {
-  if (scores.rows() * routing.top_k > kFewChoices || scores.cols() > kFewExperts ||
-      plan.adapters.size() >= kFewAdapters) {
+  if (scores.rows() * routing.top_k > kFewChoices || scores.cols() > kFewExperts) {
     return Ops::dispatch(route, y, x, scores, routing, plan);
   }
   Call call(memory_, staging_);

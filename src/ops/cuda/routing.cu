@@ -31,10 +31,14 @@ LORRY_DEVICE Choice better(Choice a, Choice b) {
 }
 
 // Lanes of a warp that have a row: the others have rows of their own.
-LORRY_DEVICE int lanes_of_row(int32_t experts) {
+constexpr int lanes_of_row(int32_t experts) {
   int lanes = 1;
   while (lanes < experts && lanes < 32) lanes *= 2;
   return lanes;
+}
+// Rows that the warps of a block route at once.
+constexpr int64_t rows_at_once(int32_t experts, int warps) {
+  return int64_t{32} / lanes_of_row(experts) * warps;
 }
 
 // Of all lanes of a row, in all of them. With fewer lanes than 32 the bits are those of 32: of
@@ -109,18 +113,11 @@ LORRY_DEVICE void route_rows(const RouteArgs& a, int64_t first, int64_t end, flo
   }
 }
 
-// Rows that the warps of a block route at once.
-int64_t rows_at_once(int32_t experts, int warps) {
-  int64_t lanes = 1;
-  while (lanes < experts && lanes < 32) lanes *= 2;
-  return 32 / lanes * warps;
-}
-
 // p [rows of a block, experts] in shared memory.
 LORRY_KERNEL(kThreads) route_kernel(RouteArgs a) {
   begin_kernel();
   auto* p = reinterpret_cast<float*>(shared_bytes());
-  const int64_t rows = int64_t{kWarps} * (32 / lanes_of_row(a.experts));
+  const int64_t rows = rows_at_once(a.experts, kWarps);
   const int64_t first = int64_t{blockIdx.x} * rows;
   const int64_t end = first + rows < a.rows ? first + rows : a.rows;
   route_rows(a, first, end, p, [&](int64_t row) {
@@ -138,46 +135,51 @@ LORRY_DEVICE int32_t group_of(const GroupArgs& a, int32_t choice) {
   return g >= 0 && g < a.groups ? g : -1;
 }
 
-// What comes before a choice of a group in order of (group, adapter, choice), or before a group:
-// that is its place. Counted by a warp. Quadratic, and without an order of its own to depend on.
-LORRY_DEVICE int32_t place_of(const GroupArgs& a, int32_t group, int32_t choice) {
-  const int32_t choices = a.rows * a.k;
-  const bool is_choice = choice >= 0;
-  const int32_t adapter = is_choice ? adapter_of(a, choice / a.k) : 0;
-  int before = 0;
-  for (int32_t c = lane_index(); c < choices; c += 32) {
-    const int32_t g = group_of(a, c);
-    if (g < 0 || g > group) continue;
-    bool less = g < group;
-    if (!less && is_choice) {
-      const int32_t other = adapter_of(a, c / a.k);
-      less = other < adapter || (other == adapter && c < choice);
-    }
-    before += less ? 1 : 0;
-  }
-  return warp_sum(before);
+// What choices are sorted by: (group, adapter), then their number; those of other ranks' experts
+// have no place.
+constexpr uint64_t kNoPlace = ~uint64_t{0};
+LORRY_DEVICE uint64_t key_of(const GroupArgs& a, int32_t choice) {
+  const int32_t group = group_of(a, choice);
+  if (group < 0) return kNoPlace;
+  return static_cast<uint64_t>(group) << 32U |
+         static_cast<uint32_t>(adapter_of(a, choice / a.k));
+}
+LORRY_DEVICE uint64_t first_key(int32_t group) { return static_cast<uint64_t>(group) << 32U; }
+// Whether choice c comes before the one with number `at`.
+LORRY_DEVICE bool is_before(uint64_t key_of_c, int32_t c, uint64_t key, int32_t at) {
+  return key_of_c < key || (key_of_c == key && c < at);
 }
 
-// Entry `at` of the lists by a warp: of the choices, then of where groups begin.
-LORRY_DEVICE void put_place(const GroupArgs& a, int32_t at) {
+// Entry `at` of the lists: of the choices, then of where groups begin. place(key, at): how many
+// choices come before.
+template <class F>
+LORRY_DEVICE void put_entry(const GroupArgs& a, int32_t at, bool write, F&& place) {
   const int32_t choices = a.rows * a.k;
-  const bool is_choice = at < choices;
-  const int32_t group = is_choice ? group_of(a, at) : at - choices;
-  const int32_t row = at / a.k;
-  const int32_t before = group < 0 ? -1 : place_of(a, group, is_choice ? at : -1);
-  if (lane_index() != 0) return;
-  if (!is_choice) {
-    a.begin[group] = before;
+  if (at >= choices) {
+    const int32_t begin = place(first_key(at - choices), 0);
+    if (write) a.begin[at - choices] = begin;
     return;
   }
-  a.slot[row * a.slot_pitch + at % a.k] = before;
-  if (before >= 0) a.source[before] = row;
+  const uint64_t key = key_of(a, at);
+  const int32_t slot = key == kNoPlace ? -1 : place(key, at);
+  if (!write) return;
+  a.slot[at / a.k * a.slot_pitch + at % a.k] = slot;
+  if (slot >= 0) a.source[slot] = at / a.k;
 }
 
+// A warp an entry. Quadratic, and without an order of its own to depend on.
 LORRY_KERNEL(kThreads) group_kernel(GroupArgs a) {
   begin_kernel();
+  const int32_t choices = a.rows * a.k;
   const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
-  if (at < int64_t{a.rows} * a.k + a.groups + 1) put_place(a, static_cast<int32_t>(at));
+  if (at >= int64_t{choices} + a.groups + 1) return;
+  put_entry(a, static_cast<int32_t>(at), lane_index() == 0, [&](uint64_t key, int32_t number) {
+    int before = 0;
+    for (int32_t c = lane_index(); c < choices; c += 32) {
+      before += is_before(key_of(a, c), c, key, number) ? 1 : 0;
+    }
+    return warp_sum(before);
+  });
 }
 
 // The last group that begins at or before a sorted row.
@@ -252,42 +254,11 @@ LORRY_DEVICE void copy_row(unsigned char* to, const unsigned char* from, int64_t
   }
 }
 
-// What the choices are sorted by: (group, adapter); those of other ranks' experts are behind all.
-LORRY_DEVICE uint32_t key_of(const GroupArgs& a, int32_t choice) {
-  const int32_t group = group_of(a, choice);
-  if (group < 0) return ~0U;
-  const int32_t adapter = adapter_of(a, choice / a.k);
-  return static_cast<uint32_t>(group) << 16U |
-         static_cast<uint32_t>(adapter < 0xffff ? adapter : 0xffff);
-}
-
-// Where `key` is in sorted order, before equal ones from number `at` on.
-LORRY_DEVICE int32_t place_among(const uint32_t* keys, int32_t n, uint32_t key, int32_t at) {
-  int32_t before = 0;
-  for (int32_t c = 0; c < n; ++c) before += keys[c] < key || (keys[c] == key && c < at) ? 1 : 0;
-  return before;
-}
-
-// The lists of group(), by a block: a thread a choice, or the begin of a group.
-LORRY_DEVICE void put_lists(const GroupArgs& a, const uint32_t* keys) {
-  const int32_t n = a.rows * a.k;
-  for (auto at = static_cast<int32_t>(threadIdx.x); at < n + a.groups + 1; at += kScanThreads) {
-    if (at >= n) {
-      a.begin[at - n] = place_among(keys, n, static_cast<uint32_t>(at - n) << 16U, 0);
-      continue;
-    }
-    const bool own = keys[at] != ~0U;
-    const int32_t place = own ? place_among(keys, n, keys[at], at) : -1;
-    a.slot[at / a.k * a.slot_pitch + at % a.k] = place;
-    if (own) a.source[place] = at / a.k;
-  }
-}
-
 // The place of choice `at`, by a block of as many threads as there may be choices.
-LORRY_DEVICE int32_t place_by_block(const uint32_t* keys, int32_t n, int32_t at, int* sums) {
+LORRY_DEVICE int32_t place_by_block(const uint64_t* keys, int32_t n, int32_t at, int* sums) {
   static_assert(kFewChoices <= kScanThreads);
   const auto c = static_cast<int32_t>(threadIdx.x);
-  const bool before = c < n && (keys[c] < keys[at] || (keys[c] == keys[at] && c < at));
+  const bool before = c < n && is_before(keys[c], c, keys[at], at);
   const int found = count_bits(ballot(before));
   if (lane_index() == 0) sums[warp_index()] = found;
   sync_threads();
@@ -304,10 +275,10 @@ dispatch_kernel(DispatchArgs a) {
   begin_kernel();
   const int32_t k = a.route.k;
   const int32_t choices = a.route.rows * k;
-  auto* expert = reinterpret_cast<int32_t*>(shared_bytes());
+  auto* keys = reinterpret_cast<uint64_t*>(shared_bytes());
+  auto* expert = reinterpret_cast<int32_t*>(keys + choices);
   auto* weight = reinterpret_cast<float*>(expert + choices);
-  auto* keys = reinterpret_cast<uint32_t*>(weight + choices);
-  auto* sums = reinterpret_cast<int*>(keys + choices);
+  auto* sums = reinterpret_cast<int*>(weight + choices);
   route_rows(a.route, 0, a.route.rows, reinterpret_cast<float*>(sums + kScanThreads / 32),
              [&](int64_t row) { return Chosen{expert + row * k, weight + row * k}; });
   sync_threads();
@@ -320,7 +291,7 @@ dispatch_kernel(DispatchArgs a) {
   sync_threads();
   const auto at = static_cast<int32_t>(blockIdx.x);
   if (at < choices) {
-    if (keys[at] == ~0U) return;
+    if (keys[at] == kNoPlace) return;
     const int64_t place = place_by_block(keys, choices, at, sums);
     return copy_row<Word>(a.rows.y + place * a.rows.y_pitch, a.rows.x + at / k * a.rows.x_pitch,
                           a.rows.bytes);
@@ -329,7 +300,14 @@ dispatch_kernel(DispatchArgs a) {
     a.route.expert[i / k * a.route.expert_pitch + i % k] = expert[i];
     a.route.weight[i / k * a.route.weight_pitch + i % k] = weight[i];
   }
-  put_lists(g, keys);
+  for (auto i = static_cast<int32_t>(threadIdx.x); i < choices + g.groups + 1;
+       i += kScanThreads) {
+    put_entry(g, i, true, [&](uint64_t key, int32_t number) {
+      int32_t before = 0;
+      for (int32_t c = 0; c < choices; ++c) before += is_before(keys[c], c, key, number) ? 1 : 0;
+      return before;
+    });
+  }
   sync_threads();
   if (g.max_segments > 0) put_segments(g, sums);
 }
@@ -353,7 +331,7 @@ void group(Stream s, const GroupArgs& a) {
 void dispatch(Stream s, const DispatchArgs& a) {
   const int64_t choices = int64_t{a.route.rows} * a.route.k;
   const int64_t routed = rows_at_once(a.route.experts, kScanThreads / 32);
-  const auto shared = static_cast<size_t>(3 * choices + kScanThreads / 32 +
+  const auto shared = static_cast<size_t>(4 * choices + kScanThreads / 32 +
                                           routed * a.route.experts) *
                       sizeof(float);
   const auto all = reinterpret_cast<uintptr_t>(a.rows.x) | reinterpret_cast<uintptr_t>(a.rows.y) |

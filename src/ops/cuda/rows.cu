@@ -194,14 +194,6 @@ norm_kernel(NormArgs a) {
   });
 }
 
-LORRY_KERNEL(kThreads) clamp_kernel(ClampArgs a) {
-  begin_kernel();
-  each_element(a.rows, a.cols, [&](int64_t r, int64_t c) {
-    float& x = a.x[r * a.pitch + c];
-    x = x < -a.limit ? -a.limit : x > a.limit ? a.limit : x;  // NaN stays
-  });
-}
-
 template <class Word>
 LORRY_KERNEL(kThreads)
 gather_kernel(GatherArgs a) {
@@ -287,10 +279,6 @@ void embed(Stream s, const EmbedArgs& a, bool bf16) {
 void norm(Stream s, const NormArgs& a, bool bf16) {
   if (bf16) return norm_as<Bf16>(s, a);
   norm_as<float>(s, a);
-}
-
-void clamp(Stream s, const ClampArgs& a) {
-  start<ClampArgs, clamp_kernel>("clamp", elements(a.rows, a.cols, kThreads), kThreads, 0, s, a);
 }
 
 void gather(Stream s, const GatherArgs& a) {
