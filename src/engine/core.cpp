@@ -146,7 +146,9 @@ bool EngineCore::schedule(Active& a) {
 
 void EngineCore::cancel(RequestId id) {
   const auto at = requests_.find(id);
-  if (at != requests_.end()) finish(*at->second, FinishReason::cancelled);
+  if (at == requests_.end()) return;
+  finish(*at->second, FinishReason::cancelled);
+  update_counters();  // who asks next sees what it has freed, before a step
 }
 
 void EngineCore::cancel_all() {
