@@ -227,6 +227,14 @@ LORRY_INLINE void value_tile(const AttendArgs& a, const typename A::X* p, float*
   });
 }
 
+// The dimensions from x on: less than a tile of value_tile.
+template <class A, int MR>
+void value_rest(const AttendArgs& a, const typename A::X* p, float* o, int64_t x) {
+  for (; x < a.d; x += 16) {
+    value_tile<A, MR, 1, false>(a, p, o, x, smaller(16, static_cast<int>(a.d - x)));
+  }
+}
+
 template <class A, int MR, bool Fetch>
 LORRY_INLINE void attend_tile(const AttendArgs& a, int row) {
   using X = typename A::X;
@@ -241,9 +249,7 @@ LORRY_INLINE void attend_tile(const AttendArgs& a, int row) {
   for (; x + 16 * kVectors <= a.d; x += 16 * kVectors) {
     value_tile<A, MR, kVectors, Fetch>(a, p, o, x, 16);
   }
-  for (; x < a.d; x += 16) {
-    value_tile<A, MR, 1, false>(a, p, o, x, smaller(16, static_cast<int>(a.d - x)));
-  }
+  if (x < a.d) value_rest<A, MR>(a, p, o, x);
 }
 
 template <class A, int MR>
@@ -251,8 +257,11 @@ void attend_rows(const AttendArgs& a, int row, int rows) {
   if constexpr (MR > 1) {
     if (rows < MR) return attend_rows<A, MR - 1>(a, row, rows);
   }
+  if constexpr (MR >= fewest_rows(2)) {
+    if (row > 0) return attend_tile<A, MR, false>(a, row);
+  }
   // The first rows bring everything into the cache for the others.
-  row == 0 ? attend_tile<A, MR, true>(a, row) : attend_tile<A, MR, false>(a, row);
+  attend_tile<A, MR, true>(a, row);
 }
 
 template <class A>

@@ -102,19 +102,32 @@ LORRY_INLINE void tile(const Pass<A>& p, int first) {
   });
 }
 
+// The columns after a pass's first vectors: without prefetches, so one function for every PF.
+template <class A, int MR>
+void pass_rest(const Pass<A>& p) {
+  constexpr int kVectors = tile_vectors(MR);
+  for (int j = kVectors; 16 * j < p.cols; j += kVectors) tile<A, MR, kVectors, 0>(p, j);
+}
+
 template <class A, int MR, int PF>
 void pass_of(const Pass<A>& p) {
   constexpr int kVectors = tile_vectors(MR);
   tile<A, MR, kVectors, PF>(p, 0);
-  for (int j = kVectors; 16 * j < p.cols; j += kVectors) tile<A, MR, kVectors, 0>(p, j);
+  if constexpr (kVectors < 4) pass_rest<A, MR>(p);
 }
 
+// As plan_ahead has it: 4 lines in a single pass, 2 or 1 in those of several, 1 from four passes
+// on.
 template <class A, int MR>
 LORRY_INLINE void pass_lines(const Pass<A>& p, int64_t lines) {
-  if (lines == 4) return pass_of<A, MR, 4>(p);
-  if (lines == 2) return pass_of<A, MR, 2>(p);
-  if (lines == 1) return pass_of<A, MR, 1>(p);
-  pass_of<A, MR, 0>(p);
+  if constexpr (MR >= fewest_rows(2)) {
+    if (lines == 0) return pass_of<A, MR, 0>(p);
+    if (lines == 2) return pass_of<A, MR, 2>(p);
+  }
+  if constexpr (MR >= fewest_rows(4)) {
+    if (lines == 1) return pass_of<A, MR, 1>(p);
+  }
+  pass_of<A, MR, 4>(p);
 }
 
 template <class A, int MR>

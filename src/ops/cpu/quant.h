@@ -224,6 +224,13 @@ struct QuantPart {
   const uint8_t* bytes;
 };
 
+// The columns after the first vectors: without prefetches, so one function for every PF.
+template <class Q, int MR>
+void quant_rest(const QuantPass& p) {
+  constexpr int kVectors = tile_vectors(MR);
+  for (int j = kVectors; 16 * j < p.cols; j += kVectors) quant_tile<Q, MR, kVectors, 0>(p, j);
+}
+
 // MR rows over a part. The pass is not copied: wide loads of what was just written in words would
 // wait until all stores before them are done, those of results to y among them.
 template <class Q, int MR, int PF>
@@ -246,24 +253,29 @@ void quant_pass(QuantPass& p, const QuantParts& parts, const QuantPart& part,
     p.zeros = l.zeros ? p.scales + scale_bytes(l) : nullptr;
     if constexpr (PF > 0) plan_quant_ahead<PF>(p, parts, ahead);
     quant_tile<Q, MR, kVectors, PF>(p, 0);
-    if constexpr (kVectors < 4) {
-      for (int j = kVectors; 16 * j < p.cols; j += kVectors) quant_tile<Q, MR, kVectors, 0>(p, j);
-    }
+    if constexpr (kVectors < 4) quant_rest<Q, MR>(p);
   }
 }
 
+// As quant_lines has it: the more passes share the lines, the fewer each, and the more rows.
 template <class Q, int MR>
 LORRY_INLINE void quant_rows(QuantPass& p, const QuantParts& parts, const QuantPart& part,
                              const QuantAhead& ahead, int rows, int64_t lines) {
   if constexpr (MR > 1) {
     if (rows < MR) return quant_rows<Q, MR - 1>(p, parts, part, ahead, rows, lines);
   }
-  if (lines == 16) return quant_pass<Q, MR, 16>(p, parts, part, ahead);
-  if (lines == 8) return quant_pass<Q, MR, 8>(p, parts, part, ahead);
-  if (lines == 4) return quant_pass<Q, MR, 4>(p, parts, part, ahead);
-  if (lines == 2) return quant_pass<Q, MR, 2>(p, parts, part, ahead);
-  if (lines == 1) return quant_pass<Q, MR, 1>(p, parts, part, ahead);
-  quant_pass<Q, MR, 0>(p, parts, part, ahead);
+  if constexpr (MR >= fewest_rows(2)) {
+    if (lines == 0) return quant_pass<Q, MR, 0>(p, parts, part, ahead);
+    if (lines == 8) return quant_pass<Q, MR, 8>(p, parts, part, ahead);
+  }
+  if constexpr (MR >= fewest_rows(4)) {
+    if (lines == 4) return quant_pass<Q, MR, 4>(p, parts, part, ahead);
+    if (lines == 2) return quant_pass<Q, MR, 2>(p, parts, part, ahead);
+  }
+  if constexpr (MR >= fewest_rows(8)) {
+    if (lines == 1) return quant_pass<Q, MR, 1>(p, parts, part, ahead);
+  }
+  quant_pass<Q, MR, 16>(p, parts, part, ahead);
 }
 
 // The tile of rows r, r + 1 ... to y, or back from there.
@@ -320,13 +332,18 @@ LORRY_INLINE QuantPass quant_pass_of(const QuantArgs& m, float* tile) {
           .tail_lines = 0};
 }
 
+// Lines of every kQuantLines that one of `passes` passes prefetches.
+constexpr int64_t quant_lines(int passes) {
+  return passes == 1 ? 16 : passes < 4 ? 8 : passes < 8 ? 4 : passes < 16 ? 2 : 1;
+}
+
 template <class Q>
 LORRY_INLINE void quant_panel(const QuantArgs& m) {
   alignas(64) float tile[kMaxRows * kTilePitch];
   QuantPass p = quant_pass_of(m, tile);
   const QuantParts parts(m, kQuantPartBytes);
   const int passes = (m.rows + kMaxRows - 1) / kMaxRows;
-  const int64_t lines = passes == 1 ? 16 : passes < 4 ? 8 : passes < 8 ? 4 : passes < 16 ? 2 : 1;
+  const int64_t lines = quant_lines(passes);
   const int64_t far = parts.size < kQuantFarAhead ? parts.size : kQuantFarAhead;
   const QuantAhead ahead = {passes == 1 ? kQuantAhead : far, kQuantLines, 0};
   for (int64_t i = 0; i < parts.parts(); ++i) {

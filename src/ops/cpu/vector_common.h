@@ -27,6 +27,10 @@ LORRY_INLINE void unroll(F&& f) {
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 constexpr float kInfinity = __builtin_inff();
 
+// The rows of the lowest pass where rows are split into `passes` or more passes of nearly equal
+// height: a kernel for fewer rows need not exist.
+constexpr int fewest_rows(int passes) { return (kMaxRows * (passes - 1) + 1) / passes; }
+
 // The sum of 16 lanes, always by the same tree.
 LORRY_INLINE float reduce_add(const V16& a) {
   float t[16];
