@@ -8,9 +8,13 @@
 namespace lorry {
 
 std::optional<std::string> environment(const std::string& name) {
+  const auto value = environment_as_it_is(name);
+  return value && !value->empty() ? value : std::nullopt;
+}
+
+std::optional<std::string> environment_as_it_is(const std::string& name) {
   const char* value = std::getenv(name.c_str());
-  if (value == nullptr || *value == '\0') return std::nullopt;
-  return value;
+  return value != nullptr ? std::optional<std::string>(value) : std::nullopt;
 }
 
 std::string cache_folder() {

@@ -7,6 +7,8 @@ namespace lorry {
 
 // Empty when the variable is not set, or set to nothing.
 std::optional<std::string> environment(const std::string& name);
+// Empty when the variable is not set.
+std::optional<std::string> environment_as_it_is(const std::string& name);
 
 // Folders of the user, as the XDG base directories and POSIX name them.
 std::string cache_folder();      // empty: none

@@ -71,6 +71,9 @@ void add_rank_flags(CLI::App& app, RankFlags& f) {
   app.add_flag("--expert-parallel", f.expert_parallel,
                "Give each of them whole experts, not a part of every one")
       ->group(group);
+  app.add_option("--nccl-library", f.nccl_library,
+                 "With a GPU each: the file of NCCL (default: libnccl.so.2 of the system)")
+      ->group(group);
   app.add_option("--join-ranks", f.join)->group("");
 }
 
@@ -82,12 +85,43 @@ std::optional<RankPlace> place_rank(int rank, int ranks, int nodes) {
   return place;
 }
 
+std::string device_of_rank(const std::optional<std::string>& visible, int rank) {
+  if (!visible) return std::to_string(rank);
+  size_t at = 0;
+  for (int r = 0; r < rank; ++r) {
+    at = visible->find(',', at);
+    if (at == std::string::npos) return {};
+    ++at;
+  }
+  return visible->substr(at, visible->find(',', at) - at);
+}
+
+namespace {
+
+// Before CUDA is first asked for anything, and before there are threads.
+void take_device(int rank) {
+  const std::string device = device_of_rank(environment_as_it_is("CUDA_VISIBLE_DEVICES"), rank);
+  setenv("CUDA_VISIBLE_DEVICES", device.c_str(), 1);
+}
+
+// Under mpirun a script may have chosen a device for each rank already.
+void take_device_under_mpi() {
+  const auto rank = environment("OMPI_COMM_WORLD_LOCAL_RANK");
+  const auto visible = environment_as_it_is("CUDA_VISIBLE_DEVICES");
+  if (!rank || (visible && visible->find(',') == std::string::npos)) return;
+  take_device(std::atoi(rank->c_str()));
+}
+
+}  // namespace
+
 bool Ranks::is_follower(const RankFlags& f) {
   return !f.join.empty() || environment("OMPI_COMM_WORLD_RANK").value_or("0") != "0";
 }
 
 Ranks::Ranks(const RankFlags& f, std::function<void()> on_lost)
-    : expert_parallel_(f.expert_parallel), on_lost_(std::move(on_lost)) {
+    : expert_parallel_(f.expert_parallel),
+      nccl_library_(f.nccl_library),
+      on_lost_(std::move(on_lost)) {
   if (is_follower(f)) leave_signals_to_rank_0();
   if (!f.join.empty()) {
     int descriptor = -1, rank = -1;
@@ -98,11 +132,13 @@ Ranks::Ranks(const RankFlags& f, std::function<void()> on_lost)
     if (rank < 1 || rank >= memory->ranks()) {
       fail(Code::invalid_argument, "--join-ranks {}: there are {} ranks", f.join, memory->ranks());
     }
+    take_device(rank);
     comm_ = make_shared_memory_comm(std::move(memory), rank);
     started_ = true;
     return;
   }
   if (const auto size = environment("OMPI_COMM_WORLD_SIZE"); size && *size != "1") {
+    take_device_under_mpi();
     comm_ = share_one_host(make_mpi_comm());
     if (f.num_shard != 1 && f.num_shard != comm_->size()) {
       fail(Code::invalid_argument, "--num-shard {}: mpirun has started {} ranks; leave it out",
@@ -134,6 +170,7 @@ void Ranks::start(int n) {
     }
     children_.push_back({r, pid});
   }
+  take_device(0);
   comm_ = make_shared_memory_comm(memory, 0);
   started_ = true;
   watcher_ = std::thread([this] { watch(); });
@@ -198,6 +235,7 @@ void Ranks::finish() {
 void Ranks::set(EngineOptions& options) const {
   options.comm = comm_;
   options.expert_parallel = expert_parallel_;
+  options.nccl_library = nccl_library_;
   if (started_) bind(options);
 }
 

@@ -24,6 +24,7 @@ namespace lorry {
 struct RankFlags {
   int32_t num_shard = 1;
   bool expert_parallel = false;
+  std::string nccl_library;
   std::string join;  // how a started rank finds its group: "DESCRIPTOR:RANK"; for own use
 };
 
@@ -36,6 +37,10 @@ struct RankPlace {
 };
 // Several nodes of its own, or one that it may share. Nothing where there is one node.
 std::optional<RankPlace> place_rank(int rank, int ranks, int nodes);
+
+// What CUDA_VISIBLE_DEVICES, which is `visible` or not set, is to be for the ranks of this host to
+// have a GPU each: the one in the rank's place, or none.
+std::string device_of_rank(const std::optional<std::string>& visible, int rank);
 
 class Ranks {
  public:
@@ -71,6 +76,7 @@ class Ranks {
   int ended(int pid);
 
   const bool expert_parallel_;
+  const std::string nccl_library_;
   bool started_ = false;  // by lorry itself, not by mpirun
   std::function<void()> on_lost_;
   std::shared_ptr<Comm> comm_;

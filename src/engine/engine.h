@@ -43,6 +43,7 @@ struct EngineOptions {
   // others follow it (engine/follower.h) with the same options.
   std::shared_ptr<Comm> comm;
   bool expert_parallel = false;    // ranks have whole experts, not a part of each
+  std::string nccl_library;        // of ranks with GPUs; empty: as the system finds it
   int32_t max_batch_tokens = 512;  // rows of a step
   int32_t max_sequences = 64;      // sequences of a step
   int32_t max_logit_rows = 128;

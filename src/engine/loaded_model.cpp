@@ -15,6 +15,7 @@
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/timed_ops.h"
+#include "parallel/device_comm.h"
 
 namespace lorry {
 
@@ -32,26 +33,37 @@ Isa chosen_isa(const std::string& name) {
   fail(Code::invalid_argument, "--isa {} is not usable on this machine; usable:{}", name, known);
 }
 
+// Why the model cannot run on this rank's GPU; empty: it can.
+std::string why_no_gpu(const EngineOptions& o, const LoadedModel& m) {
+  const CudaStatus cuda = cuda_status();
+  if (!cuda.usable) {
+    return m.comm->size() == 1 ? cuda.text
+                               : fmt::format("rank {} of {} needs a GPU of its own: {}",
+                                             m.comm->rank(), m.comm->size(), cuda.text);
+  }
+  if (m.source->packed() != nullptr) {
+    return o.model + " is packed for the CPU: use the original, with --quantize";
+  }
+  if (m.info.spec.attention.head_dim > kCudaMaxHeadDim) {
+    return fmt::format("heads of {}: the kernels have heads of up to {}",
+                       m.info.spec.attention.head_dim, kCudaMaxHeadDim);
+  }
+  return m.comm->size() == 1 ? std::string() : why_no_cuda_link(o.nccl_library);
+}
+
 // "cpu" or "cuda". Throws Error where the GPU that was asked for cannot be used, or not for this.
+// All ranks come to the same.
 std::string chosen_device(const EngineOptions& o, const LoadedModel& m) {
-  if (o.device == "cpu") return "cpu";
-  if (o.device != "auto" && o.device != "cuda") {
+  if (o.device != "auto" && o.device != "cpu" && o.device != "cuda") {
     fail(Code::invalid_argument, "--device {}: expected auto, cpu or cuda", quote(o.device));
   }
-  const bool asked = o.device == "cuda";
-  const CudaStatus cuda = cuda_status();
-  const std::string why =
-      !cuda.usable         ? cuda.text
-      : m.comm->size() > 1 ? "a model on several ranks runs on the CPU only; leave --num-shard out"
-      : m.source->packed() != nullptr
-          ? o.model + " is packed for the CPU: use the original, with --quantize"
-      : m.info.spec.attention.head_dim > kCudaMaxHeadDim
-          ? fmt::format("heads of {}: the kernels have heads of up to {}",
-                        m.info.spec.attention.head_dim, kCudaMaxHeadDim)
-          : std::string();
-  if (why.empty()) return "cuda";
-  if (asked) fail(Code::unsupported, "--device cuda: {}", why);
-  return "cpu";
+  const bool wanted = o.device != "cpu";
+  const std::string why = wanted ? why_no_gpu(o, m) : std::string();
+  const bool all = least_of(*m.comm, wanted && why.empty() ? 1 : 0) == 1;
+  if (all) return "cuda";
+  if (o.device != "cuda") return "cpu";
+  fail(Code::unsupported, "--device cuda: {}",
+       why.empty() ? "other ranks have no GPU, or were told to leave it alone" : why);
 }
 
 void check_options(const EngineOptions& o) {
@@ -160,9 +172,9 @@ void plan_memory(LoadedModel& m, const EngineOptions& o, const ModelShare& share
   const size_t weights = weight_bytes(*m.architecture, share, *m.source, *m.ops);
   // Nobody allocates before all have looked.
   const DeviceMemory* device = m.ops->memory();
-  const auto own =
-      static_cast<int64_t>(device != nullptr ? device->available() : available_memory()) /
-      m.comm->local_size();
+  const auto own = device != nullptr
+                       ? static_cast<int64_t>(device->available())
+                       : static_cast<int64_t>(available_memory()) / m.comm->local_size();
   const auto available = static_cast<size_t>(least_of(*m.comm, own));
   m.memory = plan_memory(o, share, *m.ops, weights, available);
   if (m.comm->size() == 1) return;
@@ -179,10 +191,11 @@ void check_same(const LoadedModel& m, const EngineOptions& o) {
       "a {} model, checkpoint sha256:{}, {}, {}, formats {}/{} {}/{}, {} parallel, limits "
       "{}/{}/{}/{}/{}",
       m.info.digest.empty() ? m.info.name : m.info.spec.model_type, m.info.digest,
-      to_string(o.dtype), m.info.isa, static_cast<int>(m.info.spec.formats.linears.kind),
-      m.info.spec.formats.linears.group, static_cast<int>(m.info.spec.formats.head.kind),
-      m.info.spec.formats.head.group, o.expert_parallel ? "expert" : "tensor", limits.max_tokens,
-      limits.max_sequences, limits.max_logit_rows, limits.max_lora_rank, limits.max_medusa_heads);
+      to_string(o.dtype), m.info.device == "cuda" ? cuda_status().name : m.info.isa,
+      static_cast<int>(m.info.spec.formats.linears.kind), m.info.spec.formats.linears.group,
+      static_cast<int>(m.info.spec.formats.head.kind), m.info.spec.formats.head.group,
+      o.expert_parallel ? "expert" : "tensor", limits.max_tokens, limits.max_sequences,
+      limits.max_logit_rows, limits.max_lora_rank, limits.max_medusa_heads);
   Bytes of_first(own.size());
   std::memcpy(of_first.data(), own.data(), own.size());
   m.comm->broadcast(of_first);
@@ -250,6 +263,23 @@ std::unique_ptr<Ops> make_ops(const EngineOptions& o, const LoadedModel& m) {
 
 }  // namespace
 
+namespace {
+
+// Before memory is planned: what NCCL takes is gone from then on.
+void link_devices(LoadedModel& m, const EngineOptions& o) {
+  if (m.info.device != "cuda" || m.comm->size() == 1) return;
+  const std::shared_ptr<Comm> host = m.comm;
+  const size_t most = Arena::matrix_bytes(Dtype::f32, o.max_batch_tokens, m.info.spec.dim);
+  m.comm = make_device_comm(
+      host, make_cuda_link(*m.ops, {.rank = host->rank(),
+                                    .ranks = host->size(),
+                                    .most = static_cast<int64_t>(most / sizeof(float)),
+                                    .library = o.nccl_library,
+                                    .broadcast = [&](Bytes& id) { host->broadcast(id); }}));
+}
+
+}  // namespace
+
 std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   check_options(o);
   auto m = std::make_unique<LoadedModel>();
@@ -275,6 +305,7 @@ std::unique_ptr<LoadedModel> load_model(const EngineOptions& o, Log& log) {
   bind(*m, o, log);
   m->ops = make_ops(o, *m);
   if (m->ops->memory() != nullptr) log.info("device: {}", cuda_status().text);
+  link_devices(*m, o);
   m->placements = place(shape_of(m->info.spec), m->comm->size(), o.expert_parallel);
   check_same(*m, o);
   const ModelShare share(m->info.spec, m->placements[static_cast<size_t>(m->comm->rank())]);

@@ -94,6 +94,13 @@ std::array<int64_t, 2> rows_to_gather(const ModelShare& share, const ForwardLimi
   if (share.is_whole() || share.placement.rank != 0) return {0, 0};
   return {limits.max_logit_rows, int64_t{limits.max_logit_rows} * limits.max_medusa_heads};
 }
+size_t gathered_bytes(const ModelShare& share, const ForwardLimits& limits) {
+  size_t bytes = 0;
+  for (const int64_t n : rows_to_gather(share, limits)) {
+    bytes += Arena::matrix_bytes(Dtype::f32, n, share.whole.vocab);
+  }
+  return bytes;
+}
 
 }  // namespace
 
@@ -108,14 +115,14 @@ CausalLM::CausalLM(const ModelShare& share, ModelWeights weights, Ops& ops, Comm
       rope_(spec_.rope, spec_.attention.head_dim),
       inputs_(ops.memory()),
       sums_(memory_of_sums(sums_bytes(share_, limits))),
-      arena_(scratch_bytes(share_, ops, limits) - sums_bytes(share_, limits), ops.memory()),
+      arena_(step_bytes(share_, ops, limits), ops.memory()),
+      gathered_(gathered_bytes(share_, limits)),
       medusa_({}, limits) {
   const auto tokens = static_cast<size_t>(limits.max_tokens);
   const auto logit_rows = static_cast<size_t>(limits.max_logit_rows);
   LORRY_CHECK(comm.rank() == share.placement.rank && comm.size() == share.placement.ranks,
               "rank {} of {} has the part of rank {} of {}", comm.rank(), comm.size(),
               share.placement.rank, share.placement.ranks);
-  LORRY_CHECK(comm.size() == 1 || ops.memory() == nullptr, "{} ranks with a device", comm.size());
   for (int r = 0; r < comm.size(); ++r) {
     vocab_widths_.push_back(vocab_of(shape_of(share_.whole), r, comm.size()).count);
   }
@@ -129,6 +136,11 @@ CausalLM::CausalLM(const ModelShare& share, ModelWeights weights, Ops& ops, Comm
 
 size_t CausalLM::scratch_bytes(const ModelShare& share, const Ops& ops,
                                const ForwardLimits& limits) {
+  const size_t gathered = ops.memory() == nullptr ? gathered_bytes(share, limits) : 0;
+  return step_bytes(share, ops, limits) + sums_bytes(share, limits) + gathered;
+}
+
+size_t CausalLM::step_bytes(const ModelShare& share, const Ops& ops, const ForwardLimits& limits) {
   const Spec& spec = share.own;
   size_t bytes = 0;
   const auto take = [&](Dtype dtype, int64_t n, int64_t cols) {
@@ -140,10 +152,8 @@ size_t CausalLM::scratch_bytes(const ModelShare& share, const Ops& ops,
   take(ops.act(), limits.max_logit_rows, spec.dim);
   take(Dtype::f32, limits.max_logit_rows, spec.vocab);
   MedusaBuffers::lay_out(spec, ops.act(), limits, take);
-  for (const int64_t n : rows_to_gather(share, limits)) take(Dtype::f32, n, share.whole.vocab);
   const auto attention = ops.attention_scratch_bytes(limits.max_tokens, some_heads(spec.attention));
-  return bytes + Arena::tensor_bytes(Dtype::u8, {static_cast<int64_t>(attention)}) +
-         sums_bytes(share, limits);
+  return bytes + Arena::tensor_bytes(Dtype::u8, {static_cast<int64_t>(attention)});
 }
 
 Arena CausalLM::memory_of_sums(size_t bytes) {
@@ -162,8 +172,8 @@ void CausalLM::carve() {
   logits_ = take(Dtype::f32, limits_.max_logit_rows, spec_.vocab);
   medusa_ = MedusaRunner(MedusaBuffers::lay_out(spec_, ops_.act(), limits_, take), limits_);
   const auto gathered = rows_to_gather(share_, limits_);
-  whole_logits_ = take(Dtype::f32, gathered[0], share_.whole.vocab);
-  whole_speculative_ = take(Dtype::f32, gathered[1], share_.whole.vocab);
+  whole_logits_ = gathered_.matrix(Dtype::f32, gathered[0], share_.whole.vocab);
+  whole_speculative_ = gathered_.matrix(Dtype::f32, gathered[1], share_.whole.vocab);
   const auto attention =
       ops_.attention_scratch_bytes(limits_.max_tokens, some_heads(spec_.attention));
   attention_scratch_ = arena_.tensor(Dtype::u8, {static_cast<int64_t>(attention)});
@@ -271,13 +281,13 @@ ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step, Tensor logit
   }
   const Tensor logits = rows(logits_, 0, r);
   apply(step, logits, h, weights_.head, out_rows);
-  out.logits = on_host(gathered(logits, whole_logits_), host_logits_);
+  out.logits = gathered(on_host(logits, host_logits_), whole_logits_);
   out.speculative = medusa_.run(step, h, out_segments_, weights_.head);
   if (!out.speculative) return out;
   Tensor guesses = out.speculative;
   const int64_t heads = guesses.shape[1];
   guesses.shape = {r * heads, guesses.cols()};
-  out.speculative = on_host(gathered(guesses, whole_speculative_), host_speculative_);
+  out.speculative = gathered(on_host(guesses, host_speculative_), whole_speculative_);
   out.speculative.shape = {r, heads, out.speculative.cols()};
   return out;
 }
@@ -305,7 +315,7 @@ std::span<const int32_t> CausalLM::own_ids(std::span<const int32_t> ids) {
   return own_ids_;
 }
 
-// All columns on rank 0; elsewhere the rank's own stay what there is.
+// All columns on rank 0; elsewhere the rank's own stay what there is. In the processor's memory.
 Tensor CausalLM::gathered(Tensor part, Tensor whole) {
   if (share_.is_whole()) return part;
   if (comm_.rank() != 0) {

@@ -44,6 +44,7 @@ class CausalLM {
                         std::span<const AdapterView> adapters);
 
   // A hash of the experts that the last pass chose, of use with several ranks only: equal on all.
+  // On devices, which are alike, 0.
   uint64_t routes() const { return routes_; }
   const ForwardLimits& limits() const { return limits_; }
   const ModelWeights& weights() const { return weights_; }
@@ -51,6 +52,7 @@ class CausalLM {
   static size_t scratch_bytes(const ModelShare& share, const Ops& ops, const ForwardLimits& limits);
 
  private:
+  static size_t step_bytes(const ModelShare& share, const Ops& ops, const ForwardLimits& limits);
   Arena memory_of_sums(size_t bytes);
   void carve();
   StepBuffers cut(int64_t n_rows);
@@ -70,6 +72,7 @@ class CausalLM {
   StepInputs inputs_;
   Arena sums_;  // what is summed over ranks
   Arena arena_;
+  Arena gathered_;                                             // what rank 0 puts together
   PinnedBuffer host_logits_, host_hidden_, host_speculative_;  // a device's results
   StepBuffers full_;
   Tensor out_x_, out_h_, logits_, attention_scratch_;

@@ -88,7 +88,9 @@ void DecoderLayer::run_experts(Step& step, const SiteNorm* next) const {
   StepBuffers& b = step.buf;
   apply(step, b.scores, b.h, router, step.rows);
   ops.dispatch(b.route, b.hs, b.h, b.scores, step.spec.routing, step.lora);
-  if (step.comm.size() > 1) step.routes = add_routes(step.routes, b.route.expert);
+  if (step.comm.size() > 1 && !b.route.on_device) {
+    step.routes = add_routes(step.routes, b.route.expert);
+  }
   const Rows by_expert{b.route.groups(), b.route.segments()};
   const int64_t n = b.route.n_rows();
   const Tensor hs = rows(b.hs, 0, n);

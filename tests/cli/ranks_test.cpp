@@ -69,6 +69,17 @@ TEST(RankPlaces, AreNodesOfItsOwnOrOneThatRanksShare) {
   EXPECT_EQ(all(2, 5), "0+2/1 2+3/1 ");
 }
 
+TEST(RankDevices, AreThoseInTheRanksPlaceOfTheVisibleOnes) {
+  EXPECT_EQ(device_of_rank({}, 0), "0");
+  EXPECT_EQ(device_of_rank({}, 7), "7");
+  EXPECT_EQ(device_of_rank("4,GPU-1f,6", 0), "4");
+  EXPECT_EQ(device_of_rank("4,GPU-1f,6", 1), "GPU-1f");
+  EXPECT_EQ(device_of_rank("4,GPU-1f,6", 2), "6");
+  EXPECT_EQ(device_of_rank("4,GPU-1f,6", 3), "");  // there is none for it
+  EXPECT_EQ(device_of_rank("", 0), "");            // all are hidden
+  EXPECT_EQ(device_of_rank("", 1), "");
+}
+
 TEST(Ranks, LogitsAreThoseOfTheGoldenCaseAndTheSameBytesTwice) {
   const TestFolder folder;
   const json::value g = parse_json_file(golden("mixtral-base/golden.json"));
@@ -163,6 +174,10 @@ TEST(Ranks, WhatCannotBeEndsWithTheConstraint) {
   EXPECT_THAT(tier.err, HasSubstr("--adapter-host-memory with 2 ranks: they keep adapters in one "
                                   "place, where they are computed with: leave it out and add it to "
                                   "--adapter-memory"));
+  const ProcessResult gpus = run_lorry({"serve", golden("mixtral-base/model"), "--port", "0",
+                                        "--num-shard", "2", "--device", "cuda"});
+  EXPECT_EQ(gpus.status, 1);
+  EXPECT_THAT(gpus.err, HasSubstr("of 2 needs a GPU of its own: "));
   const ProcessResult chat = run_lorry({"generate", "--prompt", "x", "--num-shard", "2"});
   EXPECT_EQ(chat.status, 2);
   EXPECT_THAT(chat.err, HasSubstr("--num-shard"));

@@ -3,5 +3,6 @@
 namespace lorry::test {
 
 std::string test_device() { return "cpu"; }
+std::string test_nccl() { return {}; }
 
 }  // namespace lorry::test

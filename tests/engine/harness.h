@@ -22,6 +22,8 @@ inline std::string golden(const std::string& path) {
 
 // The device that engines of tests run on: engine_device.cpp, or another file of the program.
 std::string test_device();
+// What links the devices of ranks; empty: there are none.
+std::string test_nccl();
 
 // Everything that one request was told.
 class Collector final : public RequestSink {
@@ -168,6 +170,7 @@ inline EngineOptions golden_options(const std::string& model_case,
                                     const std::vector<std::string>& adapters) {
   EngineOptions o;
   o.device = test_device();
+  o.nccl_library = test_nccl();
   o.model = golden(model_case + "/model");
   o.dtype = Dtype::f32;
   o.check_ops = true;

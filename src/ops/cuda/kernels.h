@@ -78,6 +78,15 @@ struct AddArgs {
 };
 void add(Stream s, const AddArgs& a);
 
+// y [n] = all [ranks, n], summed over the ranks in their order.
+struct SumRanksArgs {
+  float* y;
+  const float* all;
+  int64_t n;
+  int32_t ranks;
+};
+void sum_ranks(Stream s, const SumRanksArgs& a);
+
 struct AddSiluArgs {
   void* y;
   int64_t y_pitch;

@@ -7,13 +7,13 @@
 namespace lorry {
 
 CudaStatus cuda_status() {
-  if (const char* why = cuda::why_no_device()) return {true, false, why};
+  if (const char* why = cuda::why_no_device()) return {true, false, why, {}};
   const cuda::DeviceFacts f = cuda::device_facts();
-  return {
-      true, true,
-      fmt::format("{}, compute capability {}.{}, {} multiprocessors, {:.1f} GiB ({:.1f} free)",
-                  f.name, f.major, f.minor, f.processors, static_cast<double>(f.memory) / 0x1p30,
-                  static_cast<double>(f.free) / 0x1p30)};
+  return {true, true,
+          fmt::format("{}, compute capability {}.{}, {} multiprocessors, {:.1f} GiB ({:.1f} free)",
+                      f.name, f.major, f.minor, f.processors,
+                      static_cast<double>(f.memory) / 0x1p30, static_cast<double>(f.free) / 0x1p30),
+          f.name};
 }
 
 std::unique_ptr<Ops> make_cuda_ops(Dtype act, ThreadPool& pool) {

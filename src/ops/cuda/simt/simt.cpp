@@ -69,6 +69,9 @@ struct Machine {
     LORRY_CHECK(p != MAP_FAILED, "no memory for the stacks of an emulated block");
     stacks = static_cast<std::byte*>(p);
   }
+  ~Machine() { munmap(stacks, kStack * kMaxThreads); }
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
 
   std::byte* stacks;
   std::array<Fiber, kMaxThreads> fibers;
@@ -88,8 +91,9 @@ struct Machine {
   bool running = false;
 };
 
+// Of each thread that starts kernels: ranks of a test are threads of one process.
 Machine& machine() {
-  static Machine m;
+  thread_local Machine m;
   return m;
 }
 
