@@ -41,7 +41,7 @@ test-sanitize: build/asan/build.ninja build/tsan/build.ninja ## unit tests under
 	@$$(setarch -R true 2>/dev/null && echo setarch -R) ctest --preset tsan
 
 fuzz: setup ## the fuzzers of our parsers, FUZZ_SECONDS (60) each
-	@fuzz/run.sh $(FUZZ_SECONDS)
+	@fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 test-cuda: build/cuda-toolkit/version build/cuda/build.ninja ## compile and link the CUDA backend; its tests run where there is a GPU
 	@cmake --build --preset cuda --target test_ops_gpu

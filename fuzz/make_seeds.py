@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes first inputs for the fuzzers, from the golden models and by hand, into FOLDER/NAME/*.
 
-They are many and alike: `fuzz/run.sh --keep` makes the kept corpus (fuzz/corpus) of them.
+They are many and alike: `fuzz/run.py --keep` makes the kept corpus (fuzz/corpus) of them.
 Usage: fuzz/make_seeds.py FOLDER
 """
 
