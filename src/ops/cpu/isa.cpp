@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LORRY_ONLY_SCALAR)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -28,7 +28,7 @@ const char* to_string(Isa isa) {
   return "?";
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LORRY_ONLY_SCALAR)
 namespace {
 
 // g++ 12 has no name for AMX in __builtin_cpu_supports. The system gives a process the tiles'

@@ -5,7 +5,7 @@
 // ones, which are added, and then added to the accumulator. So bf16 linears, and attention over
 // keys and values in bf16, have other bits than on the other instruction sets: the same ones for
 // every number of rows.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LORRY_ONLY_SCALAR)
 // clang-format off
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/vector_avx512.h"

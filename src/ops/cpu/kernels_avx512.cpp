@@ -1,6 +1,6 @@
 // The kernels for AVX-512 with BF16. Compiled with -mavx512...: nothing but kernels may be included
 // here, or the linker may keep this file's copy of some inline function for everyone.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LORRY_ONLY_SCALAR)
 // clang-format off
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/vector_avx512.h"
