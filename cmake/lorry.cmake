@@ -151,7 +151,7 @@ function(lorry_tests name)
   endif()
   set(filter "")
   if(LORRY_SANITIZE)
-    # All models in all modes take minutes: here one in all, and all in one. So do second seeds.
+    # All models in all modes take minutes: here one in all, and all in one; and one seed of two.
     if(name STREQUAL "engine")
       set(left_out ":All/SchedulerSim.*_2")
       foreach(model mixtral_sliding mixtral_v5_target_parameters dbrx_base)

@@ -29,7 +29,7 @@ namespace cuda {
 namespace {
 
 const Tensor& only(std::span<const Tensor> parts) {
-  LORRY_CHECK(parts.size() == 1, "{} parts: a device computes alone", parts.size());
+  LORRY_CHECK(parts.size() == 1, "{} parts: ranks with devices have added theirs up", parts.size());
   return parts.front();
 }
 
