@@ -249,4 +249,5 @@ def test_scaling_down_costs_no_request(fleet, alone):
         finally:
             done.set()
         assert all(job.result() > 0 for job in asked)
-    assert "shutting down: running requests have 5 s" in fleet.log()
+    # Ray brings the servers' lines here late.
+    wait_until(lambda: "shutting down: running requests have 5 s" in fleet.log(), "the server's line", pause=0.2)
