@@ -11,7 +11,8 @@
 
 namespace lorry {
 
-enum class Want : uint8_t { logits, hidden };
+// best: the place of each row's largest logit alone, where the logits themselves are not looked at.
+enum class Want : uint8_t { logits, hidden, best };
 
 struct ForwardInput {
   std::span<const int32_t> input_ids;     // [T], 0 <= id < V
@@ -31,7 +32,10 @@ struct ForwardInput {
 
 // Views into the model's own memory, valid until its next forward pass.
 struct ForwardOutput {
-  Tensor logits;  // [R, V] f32, or empty when hidden states were asked for
+  Tensor logits;  // [R, V] f32, when asked for
+  // [R] i32: the token with the largest logit of each row, the lowest on ties; -1 where a logit is
+  // NaN or +inf. Empty when hidden states were asked for.
+  Tensor best;
   Tensor hidden;  // [R, D] after the final norm, when asked for
   // [R, heads, V] f32: what the Medusa heads of each row's adapter guess, head i the token i + 2
   // places after the row; `heads` is the most that an adapter of these rows has. 0 for heads that

@@ -50,7 +50,7 @@ class BenchBatch {
   explicit BenchBatch(const BenchCase& c) : case_(c) {}
 
   // n new tokens for every sequence, from position `first`.
-  const ForwardInput& build(TokenSource& tokens, int32_t first, int32_t n) {
+  const ForwardInput& build(TokenSource& tokens, int32_t first, int32_t n, Want want) {
     for (auto* v : {&ids_, &positions_, &lens_, &slots_, &adapters_, &rows_, &tables_, &kv_}) {
       v->clear();
     }
@@ -69,8 +69,7 @@ class BenchBatch {
       adapters_.push_back(case_.adapters == 0 ? -1 : s % case_.adapters);
       for (int32_t b = 0; b < per; ++b) tables_.push_back(s * per + b);
     }
-    input_ = {ids_, positions_, lens_,     cu_,   kv_,         tables_,
-              per,  slots_,     adapters_, rows_, Want::logits};
+    input_ = {ids_, positions_, lens_, cu_, kv_, tables_, per, slots_, adapters_, rows_, want};
     return input_;
   }
 
@@ -268,8 +267,8 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
   BenchBatch batch(c);
   BenchResult result;
   result.what = c;
-  const auto forward = [&](int32_t first, int32_t n) {
-    return m.lm->forward(batch.build(tokens, first, n), m.layers, adapters.views);
+  const auto forward = [&](int32_t first, int32_t n, Want want) {
+    return m.lm->forward(batch.build(tokens, first, n, want), m.layers, adapters.views);
   };
   if (!prefill) fill_cache(m, c);
   std::vector<double> seconds, fractions;
@@ -283,7 +282,10 @@ BenchResult run_case(LoadedModel& m, const BenchCase& c, const OpTimes* times) {
     if (times != nullptr && rep == kWarmUps) op_ms = milliseconds(*times);
     least_of(*m.comm, 0);  // no rank is still at its probe
     const auto start = Clock::now();
-    const ForwardOutput out = prefill ? forward(0, longest(c)) : forward(c.context + rep, 1);
+    // Measured is what greedy requests need: their tokens.
+    const Want want = rep == 0 ? Want::logits : Want::best;
+    const ForwardOutput out =
+        prefill ? forward(0, longest(c), want) : forward(c.context + rep, 1, want);
     const double s = std::chrono::duration<double>(Clock::now() - start).count();
     if (rep == 0) result.logits_sha256 = hash_logits(out.logits);
     if (rep < kWarmUps) continue;

@@ -38,7 +38,7 @@ void BatchBuilder::add(const Chunk& chunk, const AdapterView& adapter) {
   entries_.push_back(entry);
 }
 
-const ForwardInput& BatchBuilder::build() {
+const ForwardInput& BatchBuilder::build(Want want) {
   LORRY_CHECK(!entries_.empty());
   for (auto* v : {&ids_, &positions_, &rope_lens_, &slots_, &kv_lens_, &adapters_, &logit_rows_}) {
     v->clear();
@@ -66,6 +66,7 @@ const ForwardInput& BatchBuilder::build() {
   input_.slots = slots_;
   input_.adapters = adapters_;
   input_.logit_rows = logit_rows_;
+  input_.want = want;
   return input_;
 }
 

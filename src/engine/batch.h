@@ -32,7 +32,7 @@ class BatchBuilder {
   // `adapter`: the sequence's loaded adapter, for rows from adapter_from on; without pairs: none.
   void add(const Chunk& chunk, const AdapterView& adapter);
   // Requires: at least one chunk.
-  const ForwardInput& build();
+  const ForwardInput& build(Want want = Want::logits);
 
   std::span<const BatchEntry> entries() const { return entries_; }
   std::span<const AdapterView> views() const { return views_; }

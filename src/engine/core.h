@@ -100,7 +100,7 @@ class EngineCore {
   // The rows of a sequence to choose tokens from.
   struct Choice {
     Active* active = nullptr;
-    Tensor logits;
+    ChosenRows rows;
     Tensor heads;  // [rows, heads, V]: of its adapter's Medusa heads
     Verified verified;
     std::vector<int32_t> guesses;  // of the heads, for the tokens behind verified.tokens
@@ -130,6 +130,7 @@ class EngineCore {
   // False: its adapter is not ready, or it is not its turn.
   bool schedule(Active& active);
   void run(const StepPlan& plan);
+  bool takes_best_alone(const StepPlan& plan) const;
   void deliver(const StepPlan& plan, const ForwardOutput& out);
   void deliver_prompt(Active& active, const BatchEntry& entry, const ForwardOutput& out);
   void score_prompts();

@@ -74,7 +74,7 @@ void write(WireWriter& to, const ForwardInput& in, std::span<const int32_t> cont
                           in.slots, in.adapters, in.logit_rows, contents}) {
     to.list(list);
   }
-  to.number(in.want == Want::hidden ? 1 : 0);
+  to.number(static_cast<int64_t>(in.want));
   to.number(in.max_blocks);
   const auto width = static_cast<size_t>(in.max_blocks);
   for (size_t s = 0; s < in.kv_lens.size(); ++s) {
@@ -89,7 +89,8 @@ void read(WireReader& from, OwnedInput& o) {
     from.list(*list);
   }
   ForwardInput& in = o.input;
-  in.want = from.number() != 0 ? Want::hidden : Want::logits;
+  in.want = static_cast<Want>(from.number());
+  LORRY_CHECK(in.want <= Want::best, "a pass that wants {}", static_cast<int>(in.want));
   in.max_blocks = static_cast<int32_t>(from.number());
   const auto width = static_cast<size_t>(in.max_blocks);
   o.tables.assign(o.kv_lens.size() * width, -1);

@@ -34,6 +34,9 @@ struct SamplingParams {
   // among the tokens that the grammar allows: the others have no probability.
   bool raw_logprobs = false;
 
+  // Whether the largest of the model's logits is all that the request wants of them, grammars
+  // apart.
+  bool takes_best() const { return !sample && !logprobs && !changes_scores(); }
   // Whether the scores differ from the model's logits before they are sampled from, a grammar's
   // mask apart.
   bool changes_scores() const {

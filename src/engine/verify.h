@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/sampler.h"
@@ -27,10 +28,15 @@ struct Verified {
   bool ended() const { return broken || dead_end || error.has_value(); }
 };
 
-// logits [1 + n_draft, V] f32: rows of the last certain token and of the drafts. One thread per
-// sampler; sequences are independent. `constraint`: null where anything is allowed, else in the
-// state after the certain tokens; afterwards, after those that the sequence got.
-Verified verify(Sampler& sampler, const SamplingParams& params, const Sequence& seq, Tensor logits,
-                Constraint* constraint);
+// Of the last certain token and of the drafts, as ForwardOutput has them.
+struct ChosenRows {
+  Tensor logits;                  // [1 + n_draft, V] f32; not looked at where the best are taken
+  std::span<const int32_t> best;  // [1 + n_draft]
+};
+
+// One thread per sampler; sequences are independent. `constraint`: null where anything is allowed,
+// else in the state after the certain tokens; afterwards, after those that the sequence got.
+Verified verify(Sampler& sampler, const SamplingParams& params, const Sequence& seq,
+                const ChosenRows& rows, Constraint* constraint);
 
 }  // namespace lorry

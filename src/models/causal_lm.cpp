@@ -151,6 +151,7 @@ size_t CausalLM::step_bytes(const ModelShare& share, const Ops& ops, const Forwa
   take(Dtype::f32, limits.max_logit_rows, spec.dim);
   take(ops.act(), limits.max_logit_rows, spec.dim);
   take(Dtype::f32, limits.max_logit_rows, spec.vocab);
+  take(Dtype::i32, 1, limits.max_logit_rows);
   MedusaBuffers::lay_out(spec, ops.act(), limits, take);
   const auto attention = ops.attention_scratch_bytes(limits.max_tokens, some_heads(spec.attention));
   return bytes + Arena::tensor_bytes(Dtype::u8, {static_cast<int64_t>(attention)});
@@ -170,6 +171,7 @@ void CausalLM::carve() {
   out_x_ = take(Dtype::f32, limits_.max_logit_rows, spec_.dim);
   out_h_ = take(ops_.act(), limits_.max_logit_rows, spec_.dim);
   logits_ = take(Dtype::f32, limits_.max_logit_rows, spec_.vocab);
+  best_ = take(Dtype::i32, 1, limits_.max_logit_rows);
   medusa_ = MedusaRunner(MedusaBuffers::lay_out(spec_, ops_.act(), limits_, take), limits_);
   const auto gathered = rows_to_gather(share_, limits_);
   whole_logits_ = gathered_.matrix(Dtype::f32, gathered[0], share_.whole.vocab);
@@ -280,8 +282,12 @@ ForwardOutput CausalLM::outputs(const ForwardInput& in, Step& step, Tensor logit
     return out;
   }
   const Tensor logits = rows(logits_, 0, r);
-  apply(step, logits, h, weights_.head, out_rows);
-  out.logits = gathered(on_host(logits, host_logits_), whole_logits_);
+  const Tensor best = view(best_.data, Dtype::i32, {r});
+  apply_best(step, best, logits, h, weights_.head, out_rows);
+  const bool want_logits = in.want == Want::logits;
+  const Tensor own = want_logits || comm_.size() > 1 ? on_host(logits, host_logits_) : Tensor{};
+  out.best = best_of_ranks(on_host(best, host_best_), own);
+  if (want_logits) out.logits = gathered(own, whole_logits_);
   out.speculative = medusa_.run(step, h, out_segments_, weights_.head);
   if (!out.speculative) return out;
   Tensor guesses = out.speculative;
@@ -313,6 +319,34 @@ std::span<const int32_t> CausalLM::own_ids(std::span<const int32_t> ids) {
     own_ids_.push_back(row >= 0 && row < own.count ? static_cast<int32_t>(row) : -1);
   }
   return own_ids_;
+}
+
+// Of each row, from the best of the ranks' parts of the vocabulary; for rank 0.
+Tensor CausalLM::best_of_ranks(Tensor best, Tensor logits) {
+  if (share_.is_whole()) return best;
+  constexpr int64_t kWords = sizeof(BestOfPart) / sizeof(float);
+  const auto n = static_cast<size_t>(best.shape.size());
+  const auto ranks = static_cast<size_t>(comm_.size());
+  auto* const places = best.row<int32_t>(0);
+  const auto as_words = [](std::vector<BestOfPart>& parts, size_t r, size_t cols) {
+    parts.resize(r * cols);
+    return view(parts.data(), Dtype::f32,
+                {static_cast<int64_t>(r), static_cast<int64_t>(cols) * kWords});
+  };
+  const Tensor part = as_words(own_best_, n, 1);
+  for (size_t r = 0; r < n; ++r) {
+    const auto* row = logits.row<const float>(static_cast<int64_t>(r));
+    own_best_[r] = best_of_part({row, static_cast<size_t>(logits.cols())}, places[r],
+                                share_.placement.vocab.first);
+  }
+  const std::vector<int64_t> widths(ranks, kWords);
+  if (comm_.rank() != 0) {
+    comm_.gather({}, part, widths);
+    return best;
+  }
+  comm_.gather(as_words(all_best_, n, ranks), part, widths);
+  for (size_t r = 0; r < n; ++r) places[r] = best_of({&all_best_[r * ranks], ranks});
+  return best;
 }
 
 // All columns on rank 0; elsewhere the rank's own stay what there is. In the processor's memory.

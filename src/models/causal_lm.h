@@ -10,6 +10,7 @@
 
 #include "base/memory.h"
 #include "lorry/forward.h"
+#include "models/best_of_part.h"
 #include "models/layer.h"
 #include "models/medusa.h"
 #include "models/rope.h"
@@ -60,6 +61,7 @@ class CausalLM {
   ForwardOutput outputs(const ForwardInput& in, Step& step, Tensor logit_rows);
   std::span<const int32_t> own_ids(std::span<const int32_t> ids);
   Tensor gathered(Tensor part, Tensor whole);
+  Tensor best_of_ranks(Tensor best, Tensor logits);
   Tensor on_host(const Tensor& t, PinnedBuffer& memory) const;
 
   const ModelShare share_;
@@ -72,12 +74,13 @@ class CausalLM {
   StepInputs inputs_;
   Arena sums_;  // what is summed over ranks
   Arena arena_;
-  Arena gathered_;                                             // what rank 0 puts together
-  PinnedBuffer host_logits_, host_hidden_, host_speculative_;  // a device's results
+  Arena gathered_;  // what rank 0 puts together
+  PinnedBuffer host_logits_, host_best_, host_hidden_, host_speculative_;  // a device's results
   StepBuffers full_;
-  Tensor out_x_, out_h_, logits_, attention_scratch_;
+  Tensor out_x_, out_h_, logits_, best_, attention_scratch_;
   Tensor whole_logits_, whole_speculative_;  // rank 0 of several
   std::vector<int64_t> vocab_widths_;        // of each rank
+  std::vector<BestOfPart> own_best_, all_best_;
   uint64_t routes_ = 0;
   MedusaRunner medusa_;
   // Plans of the current step; reserved for the limits.

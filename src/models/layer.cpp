@@ -17,6 +17,11 @@ void apply(Step& step, Tensor y, Tensor x, const Linear& linear, const Rows& row
   step.ops.apply(y, x, adapted(step, linear, rows));
 }
 
+void apply_best(Step& step, Tensor best, Tensor y, Tensor x, const Linear& linear,
+                const Rows& rows) {
+  step.ops.apply_best(best, y, x, adapted(step, linear, rows));
+}
+
 namespace {
 
 // y, the norm of x, anew for rows whose adapter has a weight of its own.

@@ -60,6 +60,9 @@ struct Step {
 
 // y = x W^T, changed as each row's adapter says.
 void apply(Step& step, Tensor y, Tensor x, const Linear& linear, const Rows& rows);
+// The same, and best: where each row of y has its largest value (Ops::apply_best).
+void apply_best(Step& step, Tensor best, Tensor y, Tensor x, const Linear& linear,
+                const Rows& rows);
 // y = norm(x), by the weight of each row's adapter where it has one.
 void apply(Step& step, Tensor y, Tensor x, const SiteNorm& norm, const Rows& rows);
 

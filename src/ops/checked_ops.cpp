@@ -141,6 +141,12 @@ class CheckedOps final : public Ops {
     ops_->apply(y, x, l);
   }
 
+  void apply_best(Tensor best, Tensor y, Tensor x, const AdaptedLinear& l) override {
+    check_vector("best", best, Dtype::i32, y.rows());
+    check_apply(y, x, l);
+    ops_->apply_best(best, y, x, l);
+  }
+
   void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
                  Activation activation) override {
     check_apply(both, x, l);

@@ -72,6 +72,9 @@ class TimedOps final : public Ops {
   void apply(Tensor y, Tensor x, const AdaptedLinear& l) override {
     time(OpTimes::linear, [&] { ops_->apply(y, x, l); });
   }
+  void apply_best(Tensor best, Tensor y, Tensor x, const AdaptedLinear& l) override {
+    time(OpTimes::linear, [&] { ops_->apply_best(best, y, x, l); });
+  }
   void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
                  Activation activation) override {
     time(OpTimes::linear, [&] { ops_->apply_glu(y, both, x, l, activation); });

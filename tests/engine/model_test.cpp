@@ -13,6 +13,7 @@
 
 #include "base/files.h"
 #include "engine/harness.h"
+#include "ops/scores.h"
 #include "weights/checkpoint.h"
 #include "weights/slice.h"
 
@@ -125,6 +126,32 @@ TEST(Model, adapters_of_either_generation_load_on_either_spelling) {
     EXPECT_EQ(want, logits_of(fused, kIds, fused.load_adapter(adapter))) << name;
     EXPECT_NE(want, logits_of(per_expert, kIds)) << name;
   }
+}
+
+TEST(Model, the_best_are_found_without_the_logits) {
+  Model model(golden("mixtral-base/model"), small());
+  const auto n = static_cast<int32_t>(kIds.size());
+  std::vector<int32_t> positions(kIds.size()), lens(kIds.size(), n);
+  std::iota(positions.begin(), positions.end(), 0);
+  const std::vector<int32_t> cu{0, n}, kv{n}, table{0}, adapters{-1};
+  ForwardInput in{kIds, positions, lens, cu, kv, table, 1, positions, adapters, positions};
+  const ForwardOutput all = model.forward(in);
+  std::vector<int32_t> expected;
+  for (int64_t r = 0; r < n; ++r) {
+    const float* row = all.logits.row<const float>(r);
+    expected.push_back(arg_max({row, static_cast<size_t>(all.logits.cols())}));
+  }
+  const auto best_of = [&](const ForwardOutput& out) {
+    const auto* best = out.best.row<const int32_t>(0);
+    return std::vector<int32_t>(best, best + out.best.cols());
+  };
+  EXPECT_EQ(best_of(all), expected);
+  in.want = Want::best;
+  const ForwardOutput alone = model.forward(in);
+  EXPECT_FALSE(alone.logits);
+  EXPECT_EQ(best_of(alone), expected);
+  in.want = Want::hidden;
+  EXPECT_FALSE(model.forward(in).best);
 }
 
 TEST(Model, hidden_states_are_what_the_head_reads) {

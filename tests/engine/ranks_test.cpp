@@ -9,6 +9,7 @@
 #include "engine/golden_cases.h"
 #include "engine/loaded_model.h"
 #include "engine/one_sequence.h"
+#include "ops/scores.h"
 
 namespace lorry::test {
 namespace {
@@ -198,6 +199,42 @@ TEST(FoldingOnRanks, what_needs_the_rows_of_the_folded_model_is_refused) {
   EXPECT_NE(std::string(got[0]->finish->error->what()).find("merged into the weights"),
             std::string::npos);
   EXPECT_EQ(got[1]->n_rows, 2);
+}
+
+TEST(BestOnRanks, is_the_largest_of_the_gathered_logits) {
+  std::vector<int32_t> ids(24);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 13 + 1);
+  const auto n = static_cast<int32_t>(ids.size());
+  std::vector<int32_t> order(ids.size());
+  std::iota(order.begin(), order.end(), 0);
+  const std::vector<int32_t> lens(ids.size(), n), cu{0, n}, kv{n}, table{0, 1}, which{-1};
+  const auto run_rank = [&](const std::shared_ptr<Comm>& comm) {
+    EngineOptions o = golden_options("mixtral-base", {});
+    o.threads = 1;
+    o.comm = comm;
+    Log log({LogLevel::error});
+    const auto model = load_model(o, log);
+    ForwardInput in{ids, order, lens, cu, kv, table, 2, order, which, order};
+    const ForwardOutput all = model->lm->forward(in, model->layers, {});
+    std::vector<int32_t> expected;
+    const auto check = [&](const Tensor& best) {
+      if (comm->rank() != 0) return;
+      ASSERT_EQ(best.cols(), n);
+      for (size_t r = 0; r < expected.size(); ++r) {
+        EXPECT_EQ(best.row<const int32_t>(0)[r], expected[r]) << "row " << r;
+      }
+    };
+    for (int64_t r = 0; comm->rank() == 0 && r < n; ++r) {
+      const float* row = all.logits.row<const float>(r);
+      expected.push_back(arg_max({row, static_cast<size_t>(all.logits.cols())}));
+    }
+    check(all.best);
+    in.want = Want::best;
+    const ForwardOutput alone = model->lm->forward(in, model->layers, {});
+    EXPECT_FALSE(alone.logits);
+    check(alone.best);
+  };
+  for (const int ranks : {1, 2, 3}) on_ranks(ranks, run_rank);
 }
 
 // Both kinds of heads: with output matrices of their own and through the model's.

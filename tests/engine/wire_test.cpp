@@ -88,7 +88,8 @@ TEST(Wire, a_decoding_step_is_short) {
     adapters.push_back(s % 3 - 1);
     rows.push_back(s);
   }
-  const ForwardInput in{ids, positions, positions, cu, kv, tables, kBlocks, slots, adapters, rows};
+  const ForwardInput in{ids,     positions, positions, cu,   kv,        tables,
+                        kBlocks, slots,     adapters,  rows, Want::best};
   const std::vector<int32_t> contents = {4, 9};
   WireWriter w;
   write(w, in, contents);
@@ -103,6 +104,7 @@ TEST(Wire, a_decoding_step_is_short) {
   EXPECT_EQ(got.slots, slots);
   EXPECT_EQ(got.adapters, adapters);
   EXPECT_EQ(got.contents, contents);
+  EXPECT_EQ(got.input.want, Want::best);
   EXPECT_EQ(got.input.max_blocks, kBlocks);
   EXPECT_EQ(got.input.logit_rows.size(), rows.size());
 }

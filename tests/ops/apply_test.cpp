@@ -1,5 +1,5 @@
-// apply and apply_glu of few rows, as in decode: what is done in one pass has the bits of linear,
-// adapt and glu, whichever rows have an adapter and whichever one they had before.
+// apply, apply_best and apply_glu of few rows, as in decode: what is done in one pass has the bits
+// of linear, adapt and glu, whichever rows have an adapter and whichever one they had before.
 #include <gtest/gtest.h>
 
 #include "ops/lora_support.h"
@@ -68,6 +68,7 @@ void check_dense(Dtype act, const std::vector<int32_t>& counts, const std::vecto
   const auto n_sites = static_cast<int64_t>(sites.size());
   const Matrix scratch(Dtype::f32, 1, Ops::lora_scratch_size(17, n_sites, 64));
   const Matrix expected(Dtype::f32, 17, out), y(Dtype::f32, 17, out, 4);
+  std::vector<int32_t> best(17);
   for (const Variant& v : variants()) {
     ThreadPool pool(2);
     const auto ops = checked_ops(act, pool, v);
@@ -88,6 +89,12 @@ void check_dense(Dtype act, const std::vector<int32_t>& counts, const std::vecto
         ops->apply(rows(y(), 0, n), rows(x(), 0, n), l);
         ASSERT_EQ(bytes_of(rows(y(), 0, n)), bytes_of(rows(expected(), 0, n)))
             << v.name << ", " << n << " rows";
+        const Matrix again(Dtype::f32, n, out, 1);
+        ops->apply_best(view(best.data(), Dtype::i32, {n}), again(), rows(x(), 0, n), l);
+        ASSERT_EQ(bytes_of(again()), bytes_of(rows(expected(), 0, n))) << v.name << ", " << n;
+        for (int64_t r = 0; r < n; ++r) {
+          ASSERT_EQ(best[static_cast<size_t>(r)], place_of_best(expected(), r)) << v.name << r;
+        }
       }
     }
   }

@@ -1,5 +1,6 @@
 // Operations that a backend may do in one pass: the bits are those of their parts, one after the
 // other.
+#include <cmath>
 #include <limits>
 
 #include <gtest/gtest.h>
@@ -180,6 +181,49 @@ TEST_P(PassesTest, apply_glu_of_few_rows_has_the_bits_of_linear_and_glu) {
       ops.apply_glu(y(), both(), x(), {w(), {begin}, {}, {}, {}, {}, {}}, Activation::silu);
       EXPECT_TRUE(bytes_of(y()) == bytes_of(expected())) << begin.back() << " rows";
     });
+  }
+}
+
+// Small whole numbers, so that several outputs have the largest value; rows that are broken, or 0.
+TEST_P(PassesTest, apply_best_finds_the_first_of_the_largest) {
+  constexpr int64_t kIn = 24;
+  const auto whole_numbers = [](const Tensor& t, double scale) {
+    for (int64_t r = 0; r < t.rows(); ++r) {
+      for (int64_t c = 0; c < t.cols(); ++c) set(t, r, c, std::rint(scale * get(t, r, c)));
+    }
+  };
+  for (const int64_t out : {5, 64, 130, 1000, 2300}) {
+    const Matrix weight = random_matrix(Dtype::f32, out, kIn, 8);
+    whole_numbers(weight(), 1.0);
+    for (const int32_t n : {1, 3, 12, 70, 400}) {
+      if (n > 100 && out > 200) continue;
+      const Matrix x = random_matrix(GetParam(), n, kIn, 9);
+      whole_numbers(x(), 1.5);
+      const std::vector<int32_t> begin{0, n};
+      if (n > 8) {
+        for (int64_t c = 0; c < kIn; ++c) set(x(), 2, c, 0.0);
+        set(x(), 4, 3, std::nan(""));
+        set(x(), 5, 7, HUGE_VAL);
+        set(x(), n - 1, 0, -HUGE_VAL);
+      }
+      with_each([&](Ops& ops) {
+        const PackedWeight w(ops, {weight()}, out, kIn);
+        const Matrix room(Dtype::u8, 1, static_cast<int64_t>(ops.linear_scratch_bytes(n, kIn)));
+        const Matrix expected(Dtype::f32, n, out);
+        const Matrix y(Dtype::f32, n, out, 3);
+        std::vector<int32_t> best(static_cast<size_t>(n), 77);
+        ops.linear(expected(), x(), w(), {begin}, room());
+        ops.apply_best(view(best.data(), Dtype::i32, {n}), y(), x(),
+                       {w(), {begin}, {}, {}, {}, room(), {}});
+        EXPECT_TRUE(bytes_of(y()) == bytes_of(expected())) << n << " rows of " << out;
+        for (int64_t r = 0; r < n; ++r) {
+          EXPECT_EQ(best[static_cast<size_t>(r)], place_of_best(expected(), r)) << r << " of " << n;
+        }
+        if (n <= 8) return;
+        EXPECT_EQ(best[2], 0) << "of " << out;
+        EXPECT_EQ(best[4], -1) << "of " << out;
+      });
+    }
   }
 }
 

@@ -83,6 +83,17 @@ inline Matrix random_matrix(Dtype dtype, int64_t rows, int64_t cols, unsigned se
   return m;
 }
 
+// Where row r has its largest value, the first on ties; -1 where one is NaN or +inf.
+inline int32_t place_of_best(const Tensor& scores, int64_t r) {
+  int32_t best = -1;
+  for (int32_t c = 0; c < scores.cols(); ++c) {
+    const double x = get(scores, r, c);
+    if (std::isnan(x) || x == HUGE_VAL) return -1;
+    if (x > (best < 0 ? -HUGE_VAL : get(scores, r, best))) best = c;
+  }
+  return best;
+}
+
 // The rows' bytes without what lies between them.
 inline Bytes bytes_of(const Tensor& t) {
   Bytes all;

@@ -1,6 +1,9 @@
-// apply, apply_glu: what follows a linear is done to a panel's results while they are in the cache.
-// First all shrinks; then each task of the linear adds the expands of its rows and outputs. What
-// adapters do beside their pairs goes through linear, adapt and glu, one after the other.
+// apply, apply_best, apply_glu: what follows a linear is done to a panel's results while they are
+// in the cache. First all shrinks; then each task of the linear adds the expands of its rows and
+// outputs. What adapters do beside their pairs goes through linear, adapt and glu, one after the
+// other.
+#include <limits>
+
 #include "ops/cpu/backend.h"
 
 namespace lorry::cpu {
@@ -96,6 +99,43 @@ void CpuOps::apply(Tensor y, Tensor x, const AdaptedLinear& l) {
   });
 }
 
+// Each thread keeps the best of its panels.
+void CpuOps::apply_best(Tensor best, Tensor y, Tensor x, const AdaptedLinear& l) {
+  const int64_t n = y.rows();
+  auto* const places = best.row<int32_t>(0);
+  if (!plan_pairs(l)) {
+    Ops::apply(y, x, l);
+    return parallel(n, [&](int64_t r, int) {
+      places[r] = static_cast<int32_t>(kernels_.arg_max(y.row<const float>(r), y.cols()));
+    });
+  }
+  const PairSums sums = shrink_all(x, l);
+  const LinearRows in = rows_of(x, l.w, l.groups, l.scratch);
+  constexpr int64_t kLine = 64 / sizeof(RowTop);  // threads do not share one
+  const int64_t pitch = round_up(n, kLine);
+  tops_.assign(static_cast<size_t>(pool_.size() * pitch),
+               {-std::numeric_limits<float>::infinity(), -1});
+  each_chunk_panel(l.w, l.groups, 1, [&](const PanelTask& t) {
+    const Tensor own = columns(rows(y, t.chunk.begin, t.chunk.rows), t.column, columns_of(t, l.w));
+    apply_panel(in, t, own, l, sums);
+    kernels_.tops({.y = own.row<const float>(0),
+                   .y_pitch = own.pitch,
+                   .rows = t.chunk.rows,
+                   .cols = static_cast<int32_t>(own.cols()),
+                   .column = static_cast<int32_t>(t.column),
+                   .tops = tops_.data() + t.thread * pitch + t.chunk.begin});
+  });
+  for (int64_t r = 0; r < n; ++r) {
+    RowTop first = tops_[static_cast<size_t>(r)];
+    for (int64_t thread = 1; thread < pool_.size(); ++thread) {
+      const RowTop& other = tops_[static_cast<size_t>(thread * pitch + r)];
+      const bool wins = other.top > first.top || (other.top == first.top && other.at < first.at);
+      if (wins) first = other;
+    }
+    places[r] = first.at;
+  }
+}
+
 void CpuOps::apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
                        Activation activation) {
   if (!plan_pairs(l)) return Ops::apply_glu(y, both, x, l, activation);
@@ -106,9 +146,9 @@ void CpuOps::apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
     alignas(64) std::array<float, size_t{kMostRows} * 2 * kPanel> memory;
     const Tensor tile = view(memory.data(), Dtype::f32, {t.chunk.rows, 2 * kPanel});
     const std::byte* up = t.panel + panel_bytes;
-    apply_panel(in, {t.chunk, t.column, t.panel, up}, columns(tile, 0, kPanel), l, sums);
-    apply_panel(in, {t.chunk, t.column + kPanel, up, t.next}, columns(tile, kPanel, kPanel), l,
-                sums);
+    apply_panel(in, {t.chunk, t.column, t.panel, up, t.thread}, columns(tile, 0, kPanel), l, sums);
+    apply_panel(in, {t.chunk, t.column + kPanel, up, t.next, t.thread},
+                columns(tile, kPanel, kPanel), l, sums);
     const int64_t first = t.column / 2;
     for (int64_t r = 0; r < t.chunk.rows; ++r) {
       act_kernels_.glu(y.data + ((t.chunk.begin + r) * y.pitch + first) * element(),

@@ -81,6 +81,7 @@ class CpuOps final : public Ops {
   void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
              std::span<const LoraSegment> segments, const LoraPlan& plan, Tensor scratch) override;
   void apply(Tensor y, Tensor x, const AdaptedLinear& l) override;
+  void apply_best(Tensor best, Tensor y, Tensor x, const AdaptedLinear& l) override;
   void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
                  Activation activation) override;
   void adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
@@ -111,6 +112,7 @@ class CpuOps final : public Ops {
     const Chunk& chunk;
     int64_t column;
     const std::byte *panel, *next;
+    int thread;
   };
   // The x of a linear as its kernel reads it.
   struct LinearRows {
@@ -235,9 +237,9 @@ class CpuOps final : public Ops {
       return w.data + c.group * w.group_bytes + task % tasks * step * bytes;
     };
     tasks_.deal_by_node(static_cast<int64_t>(chunks_.size()), tasks);
-    work_ahead([&](int64_t task, int64_t next, int) {
+    work_ahead([&](int64_t task, int64_t next, int thread) {
       f(PanelTask{chunks_[static_cast<size_t>(task / tasks)], task % tasks * step * kPanel,
-                  panel_of(task), next < 0 ? nullptr : panel_of(next)});
+                  panel_of(task), next < 0 ? nullptr : panel_of(next), thread});
     });
   }
 
@@ -262,6 +264,7 @@ class CpuOps final : public Ops {
   std::vector<LoraTask> lora_tasks_, panel_tasks_, change_tasks_;
   std::vector<AttentionTile> tiles_;
   std::vector<int32_t> counts_, order_;
+  std::vector<RowTop> tops_;
 };
 
 }  // namespace lorry::cpu

@@ -75,6 +75,20 @@ struct ExpandArgs {
   bool next = true;  // the panel behind this one is read next: prefetch it
 };
 
+// The largest of a row of scores so far, and its place; of equal ones the first. A value that is
+// NaN or +inf: top stays +inf, at -1.
+struct RowTop {
+  float top;
+  int32_t at;
+};
+// Scores [rows, cols] from place `column` on, cols <= 64.
+struct TopsArgs {
+  const float* y;
+  int64_t y_pitch;
+  int32_t rows, cols, column;
+  RowTop* tops;  // [rows]
+};
+
 constexpr int32_t kSplitBlocks = 16;  // KV blocks of one attention split
 constexpr int32_t kBlocksAhead = 4;
 
@@ -156,6 +170,7 @@ struct Kernels {
   // Of a row of scores; see ops/scores.h. Need no flushed denormals.
   int64_t (*arg_max)(const float* x, int64_t n);
   double (*sum_exp)(const float* x, float top, int64_t n);
+  void (*tops)(const TopsArgs&);
   // Adds a split (max, sum, o) to the running state of one row.
   void (*merge)(float* state_max_sum, float* state_o, const float* max_sum, const float* o,
                 int64_t d);

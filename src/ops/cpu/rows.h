@@ -252,6 +252,28 @@ int64_t arg_max_row(const float* x, int64_t size) {
   return at;
 }
 
+void tops_of_panel(const TopsArgs& a) {
+  const V16 infinity = set1(kInfinity);
+  for (int32_t r = 0; r < a.rows; ++r) {
+    const float* y = a.y + r * a.y_pitch;
+    V16 most = set1(-kInfinity);
+    for (int32_t c = 0; c < a.cols; c += 16) {
+      const int n = a.cols - c < 16 ? a.cols - c : 16;
+      const V16 v = n == 16 ? load(y + c) : load_some(y + c, n);
+      const V16 good = select_lt(v, infinity, v, infinity);
+      most = max(n == 16 ? good : select_bits((1U << n) - 1U, good, most), most);
+    }
+    const float top = reduce_max(most);
+    RowTop& known = a.tops[r];
+    if (top < known.top || top == -kInfinity || (top == known.top && a.column > known.at)) continue;
+    known = {top, -1};
+    if (top == kInfinity) continue;
+    int32_t at = 0;
+    while (y[at] != top) ++at;
+    known.at = a.column + at;
+  }
+}
+
 // The sum of e^(x - top) over x [n], top being the largest and finite.
 double sum_exp_row(const float* x, float top, int64_t size) {
   constexpr int64_t kPart = 1024;  // a sum of so few in f32 loses nothing that counts

@@ -56,6 +56,7 @@ constexpr Kernels table(const Probes& probes, bool wide) {
           .softmax = softmax_row,
           .arg_max = arg_max_row,
           .sum_exp = sum_exp_row,
+          .tops = tops_of_panel,
           .merge = merge,
           .spin = probes.spin,
           .spin_flops = probes.spin_flops,

@@ -139,6 +139,7 @@ class CudaOps final : public Ops {
   void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
               Tensor scratch) override;
   void apply(Tensor y, Tensor x, const AdaptedLinear& l) override;
+  void apply_best(Tensor best, Tensor y, Tensor x, const AdaptedLinear& l) override;
   void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
                  Activation activation) override;
   void adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,

@@ -99,6 +99,15 @@ struct AddSiluArgs {
 };
 void add_silu(Stream s, const AddSiluArgs& a, bool bf16);
 
+// ---- scores.cu ----
+
+struct BestArgs {
+  int32_t* best;
+  const float* scores;
+  int64_t pitch, rows, cols;
+};
+void find_best(Stream s, const BestArgs& a);
+
 // ---- heads.cu ----
 
 struct ClampArgs {

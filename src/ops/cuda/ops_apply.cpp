@@ -1,5 +1,6 @@
-// apply, apply_glu: what follows a linear is done by its own kernel where it has one for that. What
-// adapters do beside their pairs goes through linear, adapt and glu, one after the other.
+// apply, apply_best, apply_glu: what follows a linear is done by its own kernel where it has one
+// for that. What adapters do beside their pairs goes through linear, adapt and glu, one after the
+// other.
 #include "ops/cuda/backend.h"
 
 namespace lorry::cuda {
@@ -46,6 +47,13 @@ void CudaOps::apply(Tensor y, Tensor x, const AdaptedLinear& l) {
   a.linear.y_pitch = y.pitch;
   a.adapt = pairs_of(call, a.linear, l);
   linear_adapted(call.stream(), a);
+}
+
+void CudaOps::apply_best(Tensor best, Tensor y, Tensor x, const AdaptedLinear& l) {
+  apply(y, x, l);
+  Call call(memory_, staging_);
+  find_best(call.stream(),
+            {call.out<int32_t>(best), call.in<float>(y), y.pitch, y.rows(), y.cols()});
 }
 
 void CudaOps::apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
