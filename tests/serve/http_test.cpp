@@ -2,6 +2,7 @@
 #include <thread>
 
 #include "serve/http_head.h"
+#include "serve/http_parser.h"
 #include "serve/server_test_base.h"
 
 namespace lorry {
@@ -80,6 +81,29 @@ TEST_F(Http, chunked_bodies_are_read) {
   client.send("0\r\n\r\n");
   EXPECT_EQ(client.read_reply().status, 200);
   EXPECT_EQ(client.get("/health").status, 200);
+}
+
+// A byte at a time, as the last chunk reaches a parser that asserts how much of it there is.
+TEST(Parser, takes_chunks_in_pieces_of_any_size) {
+  const std::string head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+  for (const std::string data : {"", "1\r\n0\r\n", "3\r\n0\r\n\r\n"}) {
+    for (const std::string end : {"0\r\n\r\n", "0\r\na: b\r\n\r\n", "000\r\n\r\n"}) {
+      for (const size_t piece : {1, 2, 3, 4, 5, 6, 100}) {
+        RequestParser parser({});
+        size_t used = 0;
+        ASSERT_EQ(parser.take_head(head, &used).status, 0);
+        std::string waiting;
+        const std::string all = data + end;
+        for (size_t at = 0; at < all.size(); at += piece) {
+          waiting += all.substr(at, piece);
+          ASSERT_EQ(parser.take_body(waiting, &used).status, 0) << all << " by " << piece;
+          waiting.erase(0, used);
+          EXPECT_EQ(parser.done(), at + piece >= all.size()) << all << " by " << piece;
+        }
+        EXPECT_EQ(waiting, "");
+      }
+    }
+  }
 }
 
 TEST_F(Http, expect_100_continue_is_answered) {
