@@ -1,5 +1,7 @@
 #include "cli/signals.h"
 
+#include <csignal>
+
 namespace lorry {
 
 namespace {
@@ -25,6 +27,8 @@ Signals::~Signals() {
   stopping_ = true;
   pthread_kill(thread_.native_handle(), SIGTERM);
   thread_.join();
+  // One that comes while the process ends must not change how: it is ending as it was told to.
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, SIG_IGN);
   pthread_sigmask(SIG_SETMASK, &before_, nullptr);
 }
 

@@ -1,6 +1,6 @@
 // Signals: calls back on every SIGINT, SIGTERM and SIGUSR1, from a thread of its own, where
 // anything may be done. Made before other threads are: they inherit that these signals are not for
-// them. Made and destroyed by one thread, for which they are as before afterwards.
+// them. Made and destroyed by one thread, at the end of a command: from then on they are ignored.
 #pragma once
 #include <atomic>
 #include <csignal>
