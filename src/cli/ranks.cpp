@@ -20,6 +20,7 @@
 #include "base/numa.h"
 #include "base/system.h"
 #include "cli/environment.h"
+#include "cli/signals.h"
 #include "cli/values.h"
 #include "engine/follower.h"
 #include "parallel/mpi.h"
@@ -48,13 +49,6 @@ std::vector<std::string> own_arguments() {
 std::string how_it_ended(int status) {
   if (WIFSIGNALED(status)) return fmt::format("was killed by signal {}", WTERMSIG(status));
   return fmt::format("ended with status {}", WEXITSTATUS(status));
-}
-
-// Rank 0 decides when all end: what stops a whole terminal or group is for it alone.
-void leave_signals_to_rank_0() {
-  std::signal(SIGINT, SIG_IGN);
-  std::signal(SIGTERM, SIG_IGN);
-  std::signal(SIGUSR1, SIG_IGN);
 }
 
 void complain(const std::string& text) { std::fputs(text.c_str(), stderr); }
@@ -122,7 +116,8 @@ Ranks::Ranks(const RankFlags& f, std::function<void()> on_lost)
     : expert_parallel_(f.expert_parallel),
       nccl_library_(f.nccl_library),
       on_lost_(std::move(on_lost)) {
-  if (is_follower(f)) leave_signals_to_rank_0();
+  // Rank 0 decides when all end: what stops a whole terminal or group is for it alone.
+  if (is_follower(f)) ignore_signals();
   if (!f.join.empty()) {
     int descriptor = -1, rank = -1;
     if (std::sscanf(f.join.c_str(), "%d:%d", &descriptor, &rank) != 2) {

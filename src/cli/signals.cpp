@@ -1,21 +1,26 @@
 #include "cli/signals.h"
 
-#include <csignal>
+#include <array>
 
 namespace lorry {
 
 namespace {
 
+// SIGUSR1: what mpirun hands on at once, unlike the others.
+constexpr std::array kOurs{SIGINT, SIGTERM, SIGUSR1};
+
 sigset_t signals_of_ours() {
   sigset_t set;
   sigemptyset(&set);
-  sigaddset(&set, SIGINT);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGUSR1);  // what mpirun hands on at once, unlike the others
+  for (const int signal : kOurs) sigaddset(&set, signal);
   return set;
 }
 
 }  // namespace
+
+void ignore_signals() {
+  for (const int signal : kOurs) std::signal(signal, SIG_IGN);
+}
 
 Signals::Signals(std::function<void()> on_signal) : on_signal_(std::move(on_signal)) {
   const sigset_t set = signals_of_ours();
@@ -28,7 +33,7 @@ Signals::~Signals() {
   pthread_kill(thread_.native_handle(), SIGTERM);
   thread_.join();
   // One that comes while the process ends must not change how: it is ending as it was told to.
-  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, SIG_IGN);
+  ignore_signals();
   pthread_sigmask(SIG_SETMASK, &before_, nullptr);
 }
 

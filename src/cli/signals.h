@@ -9,6 +9,9 @@
 
 namespace lorry {
 
+// From now on these three do nothing to the process.
+void ignore_signals();
+
 class Signals {
  public:
   explicit Signals(std::function<void()> on_signal);
