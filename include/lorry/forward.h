@@ -34,7 +34,7 @@ struct ForwardInput {
 struct ForwardOutput {
   Tensor logits;  // [R, V] f32, when asked for
   // [R] i32: the token with the largest logit of each row, the lowest on ties; -1 where a logit is
-  // NaN or +inf. Empty when hidden states were asked for.
+  // NaN or +inf, or none is above -inf. Empty when hidden states were asked for.
   Tensor best;
   Tensor hidden;  // [R, D] after the final norm, when asked for
   // [R, heads, V] f32: what the Medusa heads of each row's adapter guess, head i the token i + 2

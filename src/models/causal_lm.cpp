@@ -69,6 +69,8 @@ AttentionSpec some_heads(AttentionSpec s) {
   return s;
 }
 
+constexpr int64_t kBestWords = sizeof(BestOfPart) / sizeof(float);
+
 // Maximal runs of equal adapters, rows without one left out.
 void find_segments(std::span<const int32_t> row_adapter, std::vector<LoraSegment>& out) {
   out.clear();
@@ -125,6 +127,7 @@ CausalLM::CausalLM(const ModelShare& share, ModelWeights weights, Ops& ops, Comm
               share.placement.rank, share.placement.ranks);
   for (int r = 0; r < comm.size(); ++r) {
     vocab_widths_.push_back(vocab_of(shape_of(share_.whole), r, comm.size()).count);
+    best_widths_.push_back(kBestWords);
   }
   own_ids_.reserve(tokens);
   row_adapter_.reserve(tokens);
@@ -324,14 +327,13 @@ std::span<const int32_t> CausalLM::own_ids(std::span<const int32_t> ids) {
 // Of each row, from the best of the ranks' parts of the vocabulary; for rank 0.
 Tensor CausalLM::best_of_ranks(Tensor best, Tensor logits) {
   if (share_.is_whole()) return best;
-  constexpr int64_t kWords = sizeof(BestOfPart) / sizeof(float);
   const auto n = static_cast<size_t>(best.shape.size());
   const auto ranks = static_cast<size_t>(comm_.size());
   auto* const places = best.row<int32_t>(0);
   const auto as_words = [](std::vector<BestOfPart>& parts, size_t r, size_t cols) {
     parts.resize(r * cols);
     return view(parts.data(), Dtype::f32,
-                {static_cast<int64_t>(r), static_cast<int64_t>(cols) * kWords});
+                {static_cast<int64_t>(r), static_cast<int64_t>(cols) * kBestWords});
   };
   const Tensor part = as_words(own_best_, n, 1);
   for (size_t r = 0; r < n; ++r) {
@@ -339,12 +341,11 @@ Tensor CausalLM::best_of_ranks(Tensor best, Tensor logits) {
     own_best_[r] = best_of_part({row, static_cast<size_t>(logits.cols())}, places[r],
                                 share_.placement.vocab.first);
   }
-  const std::vector<int64_t> widths(ranks, kWords);
   if (comm_.rank() != 0) {
-    comm_.gather({}, part, widths);
+    comm_.gather({}, part, best_widths_);
     return best;
   }
-  comm_.gather(as_words(all_best_, n, ranks), part, widths);
+  comm_.gather(as_words(all_best_, n, ranks), part, best_widths_);
   for (size_t r = 0; r < n; ++r) places[r] = best_of({&all_best_[r * ranks], ranks});
   return best;
 }

@@ -78,8 +78,8 @@ class CausalLM {
   PinnedBuffer host_logits_, host_best_, host_hidden_, host_speculative_;  // a device's results
   StepBuffers full_;
   Tensor out_x_, out_h_, logits_, best_, attention_scratch_;
-  Tensor whole_logits_, whole_speculative_;  // rank 0 of several
-  std::vector<int64_t> vocab_widths_;        // of each rank
+  Tensor whole_logits_, whole_speculative_;          // rank 0 of several
+  std::vector<int64_t> vocab_widths_, best_widths_;  // f32 that each rank gives of a row
   std::vector<BestOfPart> own_best_, all_best_;
   uint64_t routes_ = 0;
   MedusaRunner medusa_;

@@ -1,16 +1,7 @@
 // Operations that are made of others, where a backend does not do them in one pass.
 #include "ops/ops.h"
 
-#include "ops/scores.h"
-
 namespace lorry {
-
-void Ops::apply_best(Tensor best, Tensor y, Tensor x, const AdaptedLinear& l) {
-  apply(y, x, l);
-  for (int64_t r = 0; r < y.rows(); ++r) {
-    best.row<int32_t>(0)[r] = arg_max({y.row<const float>(r), static_cast<size_t>(y.cols())});
-  }
-}
 
 void Ops::rope_write(const KvLayer& kv, Tensor qkv, float limit, Tensor cos, Tensor sin,
                      Tensor slots, const AttentionSpec& spec) {

@@ -246,8 +246,8 @@ class Ops {
     if (!l.segments.empty()) adapt(y, x, l.sites, l.segments, l.plan, l.lora_scratch);
   }
   // apply(), and best [T] i32 <- the place of each row's largest value, as arg_max (scores.h) finds
-  // it: perhaps in one pass.
-  virtual void apply_best(Tensor best, Tensor y, Tensor x, const AdaptedLinear& l);
+  // it.
+  virtual void apply_best(Tensor best, Tensor y, Tensor x, const AdaptedLinear& l) = 0;
   // y [n, F] act <- glu() of what apply() makes. both: memory for that, f32 [n, l.w.out]; what it
   // holds afterwards is the backend's business.
   virtual void apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,

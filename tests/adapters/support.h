@@ -98,6 +98,7 @@ class PackOps : public Ops {
              const LoraPlan&, Tensor) override {
     unused<int>();
   }
+  void apply_best(Tensor, Tensor, Tensor, const AdaptedLinear&) override { unused<int>(); }
   void adapt_embedding(Tensor, Tensor, const LoraSite&, std::span<const LoraSegment>,
                        const LoraPlan&, Tensor) override {
     unused<int>();

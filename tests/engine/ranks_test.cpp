@@ -215,7 +215,9 @@ TEST(BestOnRanks, is_the_largest_of_the_gathered_logits) {
     Log log({LogLevel::error});
     const auto model = load_model(o, log);
     ForwardInput in{ids, order, lens, cu, kv, table, 2, order, which, order};
+    const int64_t before = comm->bytes_sent();
     const ForwardOutput all = model->lm->forward(in, model->layers, {});
+    const int64_t with_logits = comm->bytes_sent() - before;
     std::vector<int32_t> expected;
     const auto check = [&](const Tensor& best) {
       if (comm->rank() != 0) return;
@@ -233,6 +235,9 @@ TEST(BestOnRanks, is_the_largest_of_the_gathered_logits) {
     const ForwardOutput alone = model->lm->forward(in, model->layers, {});
     EXPECT_FALSE(alone.logits);
     check(alone.best);
+    // docs/scaling.md: what is not sent.
+    const int64_t vocab = comm->rank() == 0 ? 0 : all.logits.cols();
+    EXPECT_EQ(with_logits - (comm->bytes_sent() - before - with_logits), 4 * vocab * n);
   };
   for (const int ranks : {1, 2, 3}) on_ranks(ranks, run_rank);
 }
