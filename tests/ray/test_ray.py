@@ -48,8 +48,11 @@ class Fleet:
             "RAY_TMPDIR": self._temporary, "RAY_USAGE_STATS_ENABLED": "0", "NO_PROXY": "127.0.0.1",
             "PYTHONPATH": str(ROOT / "deploy/ray"), "PYTHONDONTWRITEBYTECODE": "1"}
         with open(self._log, "wb") as log:
-            self._process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                             env=self._environment, cwd=folder, start_new_session=True)
+            # A shell lets what it runs in the background ignore interrupts, by which this one is ended.
+            self._process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment,
+                cwd=folder, start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         try:
             wait_until(self._is_up, "the fleet", seconds=150, pause=0.2)
         except BaseException:
