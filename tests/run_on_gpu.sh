@@ -58,18 +58,19 @@ if ! $bundle/lorry env --json | grep -q '"usable":true'; then
   echo "run_on_gpu: there is no GPU that these programs can use; nothing was run" >&2
   exit 3
 fi
-step ops 60 $bundle/test_ops_gpu --gtest_brief=1
-step golden 30 $bundle/test_engine_gpu --gtest_brief=1 --gtest_filter='*Golden*'
-step engine 30 $bundle/test_engine_gpu --gtest_brief=1 --gtest_filter='-*Golden*:*nvarian*'
+step ops 90 $bundle/test_ops_gpu --gtest_brief=1
+step golden 40 $bundle/test_engine_gpu --gtest_brief=1 --gtest_filter='*Golden*'
+step engine 40 $bundle/test_engine_gpu --gtest_brief=1 --gtest_filter='-*Golden*:*nvarian*'
 # Random weights in the shapes of the published models; what the card has no room for says so.
 mixtral=(--model synthetic:mixtral-8x7b)
 bench mixtral-bf16 60 "${mixtral[@]}" --kind decode --batch 1 16 64
 bench mixtral-bf16-prompt 30 "${mixtral[@]}" --kind prefill --batch 1 8 --tokens 2048
 bench mixtral-bf16-adapters 60 "${mixtral[@]}" --kind all --batch 16 --adapters 0 16 --tokens 2048
 bench mixtral-bf16-context 30 "${mixtral[@]}" --kind decode --batch 1 16 --context 4096
+bench mixtral-f16 40 "${mixtral[@]}" --dtype float16 --kind all --batch 1 16 --tokens 2048
 bench mixtral-int8 40 "${mixtral[@]}" --quantize int8 --kind all --batch 1 16 --tokens 2048
 bench dbrx-int4 40 --model synthetic:dbrx --quantize int4 --kind all --batch 1 16 --tokens 2048
-step invariance 100 $bundle/test_engine_gpu --gtest_brief=1 --gtest_filter='*nvarian*'
+step invariance 120 $bundle/test_engine_gpu --gtest_brief=1 --gtest_filter='*nvarian*'
 {
   cat "$out/gpu.txt" 2>/dev/null
   printf '%s\n' "${rows[@]}"

@@ -68,7 +68,7 @@ void drop_base_copies(CheckedFolder& f, const AdapterTarget& target, int64_t max
   const auto whole = [](const MappedPatch& p) { return p.weight >= 0; };
   if (std::none_of(patches.begin(), patches.end(), whole)) return;
   const auto content = open_tensors(f.tensors->path(), max_bytes);
-  content->load();
+  content->load(target.ops->act());
   if (!std::equal(content->tensors().begin(), content->tensors().end(),
                   f.tensors->tensors().begin(), f.tensors->tensors().end(), same_header)) {
     changed(content->path());
@@ -117,7 +117,7 @@ CheckedFolder CheckedFolder::open(const std::string& folder, const std::string& 
 }
 
 void CheckedFolder::load(const AdapterTarget& target) {
-  tensors->load();
+  tensors->load(target.ops->act());
   for (const Copy& copy : copies) {
     if (!is_base(*tensors, copy, target)) changed(tensors->path());
   }

@@ -210,7 +210,7 @@ size_t MedusaFolder::packed_bytes(int rank) const {
 }
 
 MedusaView MedusaFolder::read(std::byte* memory) {
-  tensors_->load();
+  tensors_->load(ops_->act());
   const MedusaShape own = shape_of(rank_);
   const Range vocab = vocab_[static_cast<size_t>(rank_)];
   const MedusaLayout layout(*ops_, own);

@@ -42,14 +42,14 @@ Tensor MergedTensors::tensor(const TensorInfo& info) const {
   return view(memory_.data() + info.begin, *info.dtype, info.shape);
 }
 
-void MergedTensors::load() {
+void MergedTensors::load(Dtype act) {
   LORRY_CHECK(!sources_.empty(), "{} is loaded already", label_);
   for (MergeSource& s : sources_) s.folder.load(target_);
   memory_ = Buffer(static_cast<size_t>(plan_.tensors.back().end));
   const size_t n = plan_.recipes.size();
   for (size_t i = 0; i < n; ++i) compute(plan_.recipes[i], tensor(plan_.tensors[i]));
   sources_.clear();
-  check_values();
+  check_values(act);
 }
 
 void MergedTensors::compute(const MergePlan::Recipe& recipe, Tensor out) const {

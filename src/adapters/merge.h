@@ -83,7 +83,7 @@ class MergedTensors final : public TensorSet {
 
   const std::string& path() const override { return label_; }
   const std::vector<TensorInfo>& tensors() const override { return plan_.tensors; }
-  void load() override;
+  void load(Dtype act) override;
   Tensor tensor(const TensorInfo& info) const override;
 
  private:

@@ -81,10 +81,12 @@ void pack_piece(std::byte* to, LoraPiece::Form form, const Tensor& dense, const 
 
 void round_piece(const Tensor& y, const Tensor& t, LoraPiece::Form form, Dtype act) {
   copy(y, t);
-  if (act != Dtype::bf16 || form == LoraPiece::Form::vector) return;
+  if (act == Dtype::f32 || form == LoraPiece::Form::vector) return;
   for (int64_t r = 0; r < y.rows(); ++r) {
     float* x = y.row<float>(r);
-    for (int64_t c = 0; c < y.cols(); ++c) x[c] = to_float(to_bf16(x[c]));
+    for (int64_t c = 0; c < y.cols(); ++c) {
+      x[c] = act == Dtype::bf16 ? to_float(to_bf16(x[c])) : to_float(to_f16(x[c]));
+    }
   }
 }
 

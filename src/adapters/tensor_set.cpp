@@ -15,8 +15,8 @@ namespace lorry {
 
 namespace {
 
-// The largest finite bf16: what lies beyond would be infinite once packed.
-constexpr float kLargest = 0x1.fep127F;
+// The largest finite value: what lies beyond would be infinite once packed.
+float largest_of(Dtype act) { return act == Dtype::f16 ? 65504.0F : 0x1.fep127F; }
 
 float element(const Tensor& t, int64_t i) {
   switch (t.dtype) {
@@ -47,16 +47,17 @@ int64_t first_suspect(const Bits* x, int64_t n, Bits largest) {
   return i;
 }
 
-int64_t first_suspect(const Tensor& t) {
+int64_t first_suspect(const Tensor& t, float largest) {
   const int64_t n = t.shape.size();
   switch (t.dtype) {
     case Dtype::f32:
       return first_suspect(reinterpret_cast<const uint32_t*>(t.data), n,
-                           std::bit_cast<uint32_t>(kLargest));
+                           std::bit_cast<uint32_t>(largest));
     case Dtype::f16:
       return first_suspect(reinterpret_cast<const uint16_t*>(t.data), n, uint16_t{0x7bff});
     default:
-      return first_suspect(reinterpret_cast<const uint16_t*>(t.data), n, uint16_t{0x7f7f});
+      return first_suspect(reinterpret_cast<const uint16_t*>(t.data), n,
+                           static_cast<uint16_t>(std::bit_cast<uint32_t>(largest) >> 16));
   }
 }
 
@@ -69,13 +70,13 @@ class FileTensors final : public TensorSet {
   const std::vector<TensorInfo>& tensors() const override { return file_.tensors(); }
   Tensor tensor(const TensorInfo& info) const override { return file_.tensor(info); }
 
-  void load() override {
+  void load(Dtype act) override {
     SafetensorsFile now = SafetensorsFile::open(path(), Access::read, max_bytes_);
     if (now.header_digest() != file_.header_digest()) {
       fail(Code::bad_file, "{}: the file changed while it was loaded; load it again", path());
     }
     file_ = std::move(now);
-    check_values();
+    check_values(act);
   }
 
  private:
@@ -90,7 +91,7 @@ class NoTensors final : public TensorSet {
   const std::string& path() const override { return path_; }
   const std::vector<TensorInfo>& tensors() const override { return none_; }
   Tensor tensor(const TensorInfo&) const override { return {}; }
-  void load() override {}
+  void load(Dtype) override {}
 
  private:
   std::string path_;
@@ -115,15 +116,16 @@ void TensorSet::hash(Sha256& to, std::vector<const TensorInfo*> of) const {
   }
 }
 
-void TensorSet::check_values() const {
+void TensorSet::check_values(Dtype act) const {
+  const float largest = largest_of(act);
   for (const TensorInfo& info : tensors()) {
     const Tensor t = tensor(info);
     const int64_t n = t.shape.size();
-    for (int64_t i = first_suspect(t); i < n; ++i) {
+    for (int64_t i = first_suspect(t, largest); i < n; ++i) {
       const float x = element(t, i);
-      if (std::abs(x) <= kLargest) continue;
-      fail(Code::bad_file, "{}: tensor {}: element {} is {}; expected finite numbers (bf16 range)",
-           path(), info.name, i, x);
+      if (std::abs(x) <= largest) continue;
+      fail(Code::bad_file, "{}: tensor {}: element {} is {}; expected finite numbers ({} range)",
+           path(), info.name, i, x, act == Dtype::f16 ? "float16" : "bf16");
     }
   }
 }

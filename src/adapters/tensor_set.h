@@ -22,9 +22,9 @@ class TensorSet {
   // load() may move the entries, but keeps their number, order and values.
   virtual const std::vector<TensorInfo>& tensors() const = 0;
   // Puts the contents into own memory. Throws Error(bad_file) when the file is no longer the one
-  // that was opened, and for a value that is NaN, infinite or out of bf16's range, naming its
-  // tensor. Called once. Requires: every tensor is f32, f16 or bf16.
-  virtual void load() = 0;
+  // that was opened, and for a value that is NaN, infinite or would be infinite in `act` (f32: in
+  // bf16), naming its tensor. Called once. Requires: every tensor is f32, f16 or bf16.
+  virtual void load(Dtype act) = 0;
   // A dense view. Requires: load() has returned; info is one of tensors().
   virtual Tensor tensor(const TensorInfo& info) const = 0;
 
@@ -36,7 +36,7 @@ class TensorSet {
 
  protected:
   // What load() promises of the values.
-  void check_values() const;
+  void check_values(Dtype act) const;
 };
 
 // The tensors of a safetensors file; reads its header. Throws as SafetensorsFile::open.

@@ -170,7 +170,7 @@ BenchWork count_work(const Spec& s, const Ops& ops, const BenchCase& c) {
     w.bytes +=
         count * panels * static_cast<double>(ops.weight_layout(1, kPanel, in, format).group_bytes);
     const bool whole_numbers =
-        ops.act() == Dtype::bf16 &&
+        ops.act() != Dtype::f32 &&
         (format.kind == WeightFormat::Kind::int8 || format.kind == WeightFormat::Kind::int4);
     (whole_numbers ? w.int8 : w.flops) += 2 * used * n * values;
   };

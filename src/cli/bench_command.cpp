@@ -63,7 +63,7 @@ EngineOptions options_for(const BenchFlags& f, const std::string& folder,
                           const std::vector<BenchCase>& cases) {
   EngineOptions o;
   o.model = folder;
-  o.dtype = f.dtype == "float32" ? Dtype::f32 : Dtype::bf16;
+  o.dtype = parse_dtype(f.dtype);
   o.formats = parse_quantize(f.quantize, o.format_note);
   o.kv_format = parse_kv_format(f.kv_dtype, o.dtype);
   o.map_weights = f.map_weights;
@@ -245,7 +245,7 @@ Command add_bench(CLI::App& lorry) {
       ->group(group)
       ->type_name(kModel);
   app.add_option("--dtype", flags->dtype, "Weights and activations (default: bfloat16)")
-      ->check(CLI::IsMember({"bfloat16", "float32"}).description(""))
+      ->check(CLI::IsMember({"bfloat16", "float16", "float32"}).description(""))
       ->group(group)
       ->type_name(kDtypes);
   add_quantize_flags(app, flags->quantize, group);

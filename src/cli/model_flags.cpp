@@ -132,7 +132,9 @@ void add_model_flags(CLI::App& app, ModelFlags& f, bool required) {
       ->group(group)
       ->type_name(kFolder);
   app.add_option("--dtype", f.dtype,
-                 "Weights and activations; float32: exact, slower (default: bfloat16)")
+                 "Weights and activations; float16: finer, but nothing beyond 65,504; float32: "
+                 "exact, slower "
+                 "(default: bfloat16)")
       ->group(group)
       ->type_name(kDtypes);
   add_quantize_flags(app, f.quantize, group);

@@ -101,21 +101,21 @@ void add_kv_dtype_flag(CLI::App& app, std::string& text, const char* group) {
                  "Store keys and values as int8: about half the memory, and faster over long texts "
                  "(default: auto, in --dtype)")
       ->group(group)
-      ->type_name("auto|bf16|int8");
+      ->type_name("auto|bf16|fp16|int8");
 }
 
 KvFormat parse_kv_format(const std::string& text, Dtype act) {
   const std::string name = lower_case(text);
   if (name.empty() || name == "auto") return KvFormat::act;
   if (name == "int8") return KvFormat::int8;
-  if (name == "bf16" || name == "bfloat16") {
-    if (act == Dtype::bf16) return KvFormat::act;
+  if (name == "bf16" || name == "bfloat16" || name == "fp16" || name == "float16") {
+    if (act == (name.starts_with('b') ? Dtype::bf16 : Dtype::f16)) return KvFormat::act;
     fail(Code::invalid_argument,
-         "--kv-cache-dtype {} with --dtype float32: expected auto (keys and values in float32) or "
-         "int8",
-         name);
+         "--kv-cache-dtype {} with --dtype {}: expected auto (keys and values in {}) or int8", name,
+         dtype_name(act), dtype_name(act));
   }
-  fail(Code::invalid_argument, "--kv-cache-dtype {}: expected auto, bf16 or int8", quote(text));
+  fail(Code::invalid_argument, "--kv-cache-dtype {}: expected auto, bf16, fp16 or int8",
+       quote(text));
 }
 
 std::string format_name(const WeightFormat& f, Dtype act) {

@@ -104,11 +104,14 @@ std::string read_flag_file(const std::string& flag, const std::string& path, siz
 Dtype parse_dtype(const std::string& text) {
   const std::string name = lower_case(text);
   if (name == "bfloat16" || name == "bf16") return Dtype::bf16;
+  if (name == "float16" || name == "fp16" || name == "f16" || name == "half") return Dtype::f16;
   if (name == "float32" || name == "fp32" || name == "f32") return Dtype::f32;
-  fail(Code::invalid_argument, "--dtype {}: expected bfloat16 or float32", quote(text));
+  fail(Code::invalid_argument, "--dtype {}: expected bfloat16, float16 or float32", quote(text));
 }
 
-const char* dtype_name(Dtype dtype) { return dtype == Dtype::f32 ? "float32" : "bfloat16"; }
+const char* dtype_name(Dtype dtype) {
+  return dtype == Dtype::f32 ? "float32" : dtype == Dtype::f16 ? "float16" : "bfloat16";
+}
 
 Topology parse_numa(const std::string& text) {
   if (text != "auto" && text != "off") {

@@ -22,7 +22,7 @@ inline constexpr const char* kFolder = "FOLDER";
 inline constexpr const char* kFile = "FILE";
 inline constexpr const char* kModel = "MODEL";
 inline constexpr const char* kNamedFolder = "NAME=FOLDER";
-inline constexpr const char* kDtypes = "bfloat16|float32";
+inline constexpr const char* kDtypes = "bfloat16|float16|float32";
 inline constexpr const char* kDevices = "auto|cpu|cuda";
 inline constexpr const char* kNuma = "auto|off";
 inline constexpr const char* kIsas = "amx|avx512_fma|avx512|avx2|scalar";
@@ -49,7 +49,8 @@ NamedPath parse_name_or_path(const std::string& text);
 // The file that a flag names. Throws Error as read_file does, with the flag before it.
 std::string read_flag_file(const std::string& flag, const std::string& path, size_t max_bytes);
 
-// "bfloat16", "bf16", "float32", "fp32", "f32". Throws Error(invalid_argument).
+// "bfloat16", "bf16", "float16", "fp16", "f16", "half", "float32", "fp32", "f32". Throws
+// Error(invalid_argument).
 Dtype parse_dtype(const std::string& text);
 // As --dtype spells it.
 const char* dtype_name(Dtype dtype);

@@ -86,8 +86,9 @@ void check_options(const EngineOptions& o) {
     fail(Code::invalid_argument, "--adapter-cycle-time-s {}: expected 0 to {}",
          o.adapter_cycle_seconds, kLongestCycle);
   }
-  if (o.dtype != Dtype::bf16 && o.dtype != Dtype::f32) {
-    fail(Code::invalid_argument, "--dtype {}: expected bfloat16 or float32", to_string(o.dtype));
+  if (!is_act(o.dtype)) {
+    fail(Code::invalid_argument, "--dtype {}: expected bfloat16, float16 or float32",
+         to_string(o.dtype));
   }
 }
 

@@ -111,15 +111,20 @@ class Folder {
     ops_.pack(w, group, 0, matrix.tensor);
   }
 
+  template <class T>
+  static void set_unit(T* x, int64_t n, int64_t at, T one) {
+    std::fill_n(x, n, T{});
+    x[at] = one;
+  }
   // Row i is the unit vector first + i.
   static void set_units(const Tensor& x, int64_t first) {
     for (int64_t i = 0; i < x.shape[0]; ++i) {
       if (x.dtype == Dtype::bf16) {
-        std::fill_n(x.row<bf16>(i), x.shape[1], bf16{0});
-        x.row<bf16>(i)[first + i] = to_bf16(1.0F);
+        set_unit(x.row<bf16>(i), x.shape[1], first + i, to_bf16(1.0F));
+      } else if (x.dtype == Dtype::f16) {
+        set_unit(x.row<f16>(i), x.shape[1], first + i, to_f16(1.0F));
       } else {
-        std::fill_n(x.row<float>(i), x.shape[1], 0.0F);
-        x.row<float>(i)[first + i] = 1.0F;
+        set_unit(x.row<float>(i), x.shape[1], first + i, 1.0F);
       }
     }
   }

@@ -2,9 +2,9 @@
 // A call allocates nothing and keeps no state: scratch is passed in, plans are made once per step.
 //
 // Shapes: T rows of the batch, D model dim, H query heads, K key/value heads, d head dim, E
-// experts, k experts per token, F expert width. "act" is the type that linears read: bf16, or f32
-// in exactness mode; every plain weight, the KV cache in KvFormat::act and every act tensor of a
-// model have the same type.
+// experts, k experts per token, F expert width. "act" is the type that linears read: bf16, f16, or
+// f32 in exactness mode; every plain weight, the KV cache in KvFormat::act and every act tensor of
+// a model have the same type.
 //
 // Bits: an output element depends on its own row and the weights alone, never on the other rows of
 // the call, the number of threads or the instruction set. Each is one accumulator summed in order
@@ -26,6 +26,8 @@
 #include "ops/lora.h"
 
 namespace lorry {
+
+constexpr bool is_act(Dtype t) { return t == Dtype::bf16 || t == Dtype::f16 || t == Dtype::f32; }
 
 struct Norm {
   Tensor weight;  // [D] f32
@@ -52,7 +54,7 @@ struct WeightFormat {
 // ...), both padded with zero rows to a multiple of 64, so that out = 2 * round_up(F, 64).
 struct Weight {
   std::byte* data = nullptr;
-  Dtype dtype = Dtype::bf16;  // of the x it is multiplied by: bf16 or f32
+  Dtype dtype = Dtype::bf16;  // of the x it is multiplied by: act
   WeightFormat format;
   int64_t groups = 1;
   int64_t out = 0, in = 0;
@@ -170,7 +172,7 @@ class Ops {
   virtual ~Ops() = default;
 
   // ---- load time; const members may be called from any thread ----
-  virtual Dtype act() const = 0;  // bf16 or f32
+  virtual Dtype act() const = 0;
   // Where weights, images, caches and step buffers lie; null: in the processor's memory.
   virtual DeviceMemory* memory() const { return nullptr; }
   // Describes the packed form of `groups` Linears [out, in]; data is null.
@@ -228,10 +230,10 @@ class Ops {
   // y [T, out] f32 <- x [T, in] act times W of each row's group, transposed. scratch: u8,
   // linear_scratch_bytes; a plain weight is multiplied without it too, to the same bits, but
   // perhaps more slowly.
-  // int8, int4 with act bf16: row r of x becomes xq = rint(x * (127 / max|x|)), s = max|x| / 127;
-  // sums over the inputs of one scale are exact; f = fma(sum_g, scale_g, f) in order of g; y = f s.
-  // A row that is not finite gives NaN. fp8, and everything with act f32: the values are widened
-  // and multiplied as those of a plain weight are; fp8 is scaled at the end.
+  // int8, int4 with act bf16 or f16: row r of x becomes xq = rint(x * (127 / max|x|)), s = max|x| /
+  // 127; sums over the inputs of one scale are exact; f = fma(sum_g, scale_g, f) in order of g; y =
+  // f s. A row that is not finite gives NaN. fp8, and everything with act f32: the values are
+  // widened and multiplied as those of a plain weight are; fp8 is scaled at the end.
   virtual void linear(Tensor y, Tensor x, const Weight& w, const RowGroups& groups,
                       Tensor scratch) = 0;
   // y [T, *] f32 <- what the patch of each segment's adapter makes of it, for the rows of the

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "adapters/support.h"
+#include "base/float16.h"
 
 namespace lorry {
 namespace {
@@ -158,6 +159,39 @@ TEST_F(AdapterLoad, F4_not_a_number) {
     draft.pair(q0_, 2, 8, 8);
     draft.tensors["base_model.model." + q0_ + ".lora_B.weight"].second[5] = x;
     refused(Code::bad_file, {q0_ + ".lora_B.weight", "element 5 is", "finite"}, draft);
+  }
+}
+
+// What would be infinite once it is rounded to float16, in each type that a file may have.
+TEST_F(AdapterLoad, F4_beyond_the_range_of_float16) {
+  const test::PackOps f16(Dtype::f16);
+  for (const float x : {65504.0F, 65505.0F, 65536.0F, -1e9F}) {
+    Draft draft;
+    draft.pair(q0_, 2, 8, 8);
+    draft.tensors["base_model.model." + q0_ + ".lora_B.weight"].second[5] = x;
+    const std::string folder = draft.write(temp_.path() + "/a");
+    const auto load = [&](const Ops& ops) { load_adapter(folder, {&table_, &ops}); };
+    load(ops_);
+    if (x == 65504.0F) {
+      load(f16);
+    } else {
+      test::expect_error(Code::bad_file, {"lora_B.weight", "element 5 is", "float16 range"},
+                         [&] { load(f16); });
+    }
+  }
+  for (const float x : {65280.0F, 65536.0F}) {  // neighbours in bf16
+    std::vector<bf16> a(16, to_bf16(1.0F)), b(16, to_bf16(x));
+    const std::string folder = Draft{}.pair(q0_, 2, 8, 8).write(temp_.path() + "/b");
+    write_safetensors(
+        folder + "/adapter_model.safetensors",
+        {{"base_model.model." + q0_ + ".lora_A.weight", view(a.data(), Dtype::bf16, {2, 8})},
+         {"base_model.model." + q0_ + ".lora_B.weight", view(b.data(), Dtype::bf16, {8, 2})}});
+    const auto load = [&] { load_adapter(folder, {&table_, &f16}); };
+    if (x < 65504.0F) {
+      load();
+    } else {
+      test::expect_error(Code::bad_file, {"lora_B.weight", "element 0 is 65536"}, load);
+    }
   }
 }
 

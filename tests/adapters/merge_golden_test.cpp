@@ -83,7 +83,7 @@ void compare(const Case& c, const json::object& merge, const SafetensorsFile& go
   EXPECT_EQ(plan.rank, config.at("lora_alpha").to_number<int32_t>());
   EXPECT_EQ(plan.use_rslora, config.at("use_rslora").as_bool());
   MergedTensors merged("merged", std::move(sources), spec, std::move(plan), target);
-  merged.load();
+  merged.load(ops.act());
   const std::string prefix = test::text(merge.at("key")) + ".base_model.";
   int compared = 0;
   for (const TensorInfo& info : golden.tensors()) {

@@ -42,10 +42,11 @@ void expect_error(Code code, const std::vector<std::string>& parts, F&& f) {
 }
 
 // Packs A [rank, in] and B [out, rank] as dense f32. Only the packing calls may be used. A gate
-// that is shut makes loader threads wait inside pack_lora_a.
+// that is shut makes loader threads wait inside pack_lora_a. It says that it computes in `act`.
 class PackOps : public Ops {
  public:
-  Dtype act() const override { return Dtype::f32; }
+  explicit PackOps(Dtype act = Dtype::f32) : act_(act) {}
+  Dtype act() const override { return act_; }
   size_t lora_a_bytes(int64_t rank, int64_t in) const override { return bytes(rank, in); }
   size_t lora_b_bytes(int64_t out, int64_t rank) const override { return bytes(out, rank); }
   void pack_lora_a(std::byte* dst, Tensor a) const override {
@@ -121,6 +122,7 @@ class PackOps : public Ops {
   void add_silu(Tensor, Tensor, Tensor, Tensor) override { unused<int>(); }
 
  private:
+  Dtype act_;
   template <class T>
   static T unused() {
     check_failed(__FILE__, __LINE__, "unused", "loading an adapter calls packing alone");

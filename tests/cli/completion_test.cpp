@@ -88,10 +88,11 @@ TEST_F(Bash, CompletesCommandsAndFlags) {
 
 TEST_F(Bash, CompletesTheValuesOfFlags) {
   EXPECT_THAT(offers({"lorry", "serve", "--dtype", ""}),
-              UnorderedElementsAre("bfloat16", "float32"));
-  EXPECT_THAT(offers({"lorry", "serve", "--dtype", "=", "f"}), ElementsAre("float32"));
+              UnorderedElementsAre("bfloat16", "float16", "float32"));
+  EXPECT_THAT(offers({"lorry", "serve", "--dtype", "=", "f"}),
+              UnorderedElementsAre("float16", "float32"));
   EXPECT_THAT(offers({"lorry", "serve", "--dtype", "="}),
-              UnorderedElementsAre("bfloat16", "float32"));
+              UnorderedElementsAre("bfloat16", "float16", "float32"));
   EXPECT_THAT(offers({"lorry", "quantize", "x", "--to", "int"}),
               UnorderedElementsAre("int8", "int4"));
   EXPECT_THAT(offers({"lorry", "completion", "f"}), ElementsAre("fish"));
@@ -131,7 +132,8 @@ TEST_F(Completion, OfFishCompletes) {
     return words;
   };
   EXPECT_THAT(offers("lorry ser"), ElementsAre("serve"));
-  EXPECT_THAT(offers("lorry serve --dtype "), UnorderedElementsAre("bfloat16", "float32"));
+  EXPECT_THAT(offers("lorry serve --dtype "),
+              UnorderedElementsAre("bfloat16", "float16", "float32"));
   EXPECT_THAT(offers("lorry serve --max-num-s"), ElementsAre("--max-num-seqs"));
   EXPECT_THAT(offers("lorry serve --adapter-root mo"), ElementsAre("models/"));
   EXPECT_THAT(offers("lorry serve --config oth"), ElementsAre("other.yaml"));

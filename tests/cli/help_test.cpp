@@ -66,7 +66,7 @@ TEST_F(CommandLine, HelpIsShortAndHelpAllIsWhole) {
   const CLI::App* serve = app_.get_subcommand("serve");
   const std::string few = serve->help("lorry", CLI::AppFormatMode::Normal);
   EXPECT_THAT(few, HasSubstr("--port N"));
-  EXPECT_THAT(few, HasSubstr("--dtype bfloat16|float32"));
+  EXPECT_THAT(few, HasSubstr("--dtype bfloat16|float16|float32"));
   EXPECT_THAT(few, Not(HasSubstr("--watchdog-timeout")));
   EXPECT_THAT(few, HasSubstr("lorry serve --help-all lists all"));
   EXPECT_LT(std::count(few.begin(), few.end(), '\n'), 90);

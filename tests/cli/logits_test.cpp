@@ -56,7 +56,7 @@ struct Fixture {
 TEST(Logits, MixedBatchEqualsOneByOneBitForBit) {
   const Fixture f;
   ASSERT_GE(f.golden_names.size(), 6U);
-  for (const char* dtype : {"bfloat16", "float32"}) {
+  for (const char* dtype : {"bfloat16", "float16", "float32"}) {
     const std::string mixed = f.bytes("mixed", {"--dtype", dtype});
     EXPECT_TRUE(mixed == f.bytes("single", {"--dtype", dtype, "--one-by-one"})) << dtype;
     EXPECT_TRUE(mixed == f.bytes("chunks", {"--dtype", dtype, "--prefill-chunk", "3"})) << dtype;

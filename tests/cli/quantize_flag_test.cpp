@@ -55,19 +55,24 @@ TEST(QuantizeFlag, other_names_are_refused_with_those_there_are) {
   }
 }
 
-TEST(KvDtypeFlag, auto_and_bf16_are_the_type_that_is_computed_in) {
+TEST(KvDtypeFlag, auto_bf16_and_fp16_are_the_type_that_is_computed_in) {
   for (const char* name : {"", "auto", "bf16", "BFloat16"}) {
     EXPECT_EQ(parse_kv_format(name, Dtype::bf16), KvFormat::act) << name;
+  }
+  for (const char* name : {"auto", "fp16", "Float16"}) {
+    EXPECT_EQ(parse_kv_format(name, Dtype::f16), KvFormat::act) << name;
   }
   EXPECT_EQ(parse_kv_format("auto", Dtype::f32), KvFormat::act);
   EXPECT_EQ(parse_kv_format("int8", Dtype::bf16), KvFormat::int8);
   EXPECT_EQ(parse_kv_format("INT8", Dtype::f32), KvFormat::int8);
 }
 
-TEST(KvDtypeFlag, other_names_and_bf16_beside_float32_are_refused) {
+TEST(KvDtypeFlag, other_names_and_types_that_are_not_computed_in_are_refused) {
   for (const auto& [name, act, text] :
-       {std::tuple{"fp8_e4m3", Dtype::bf16, "\"fp8_e4m3\": expected auto, bf16 or int8"},
-        {"bf16", Dtype::f32, "expected auto (keys and values in float32) or int8"}}) {
+       {std::tuple{"fp8_e4m3", Dtype::bf16, "\"fp8_e4m3\": expected auto, bf16, fp16 or int8"},
+        {"bf16", Dtype::f32, "expected auto (keys and values in float32) or int8"},
+        {"bf16", Dtype::f16, "expected auto (keys and values in float16) or int8"},
+        {"fp16", Dtype::bf16, "expected auto (keys and values in bfloat16) or int8"}}) {
     try {
       parse_kv_format(name, act);
       FAIL() << name;

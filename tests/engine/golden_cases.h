@@ -87,6 +87,7 @@ struct GoldenMode {
 inline const std::vector<GoldenMode> kGoldenModes = {
     {"f32", Dtype::f32, KvFormat::act, 0},
     {"bf16", Dtype::bf16, KvFormat::act, 0.02},
+    {"f16", Dtype::f16, KvFormat::act, 0.003},
     {"f32_kv_int8", Dtype::f32, KvFormat::int8, 0.02},
     {"bf16_kv_int8", Dtype::bf16, KvFormat::int8, 0.025}};
 inline const GoldenMode& kGoldenF32 = kGoldenModes.front();

@@ -57,6 +57,7 @@ struct Mode {
 const std::vector<Mode> kModes = {
     {"F32", Dtype::f32, {}},
     {"BF16", Dtype::bf16, {}},
+    {"F16", Dtype::f16, {}},
     {"int8", Dtype::bf16, {WeightFormat::Kind::int8, 0, false}},
     {"int4", Dtype::bf16, {WeightFormat::Kind::int4, 32, false}},
     {"fp8", Dtype::bf16, {WeightFormat::Kind::fp8, 0, false}},

@@ -68,7 +68,7 @@ TEST_P(Packed, logits_are_those_of_quantising_the_original_bit_for_bit) {
     for (const bool head : {false, true}) {
       const WeightFormats formats{format, head ? format : WeightFormat{}};
       const PackedFolder folder(c.model, formats);
-      for (const Dtype dtype : {Dtype::bf16, Dtype::f32}) {
+      for (const Dtype dtype : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
         EngineOptions o = options_of(c.model, dtype);
         o.formats = formats;
         const auto want = all_logits(o, adapters);

@@ -152,7 +152,7 @@ class Batch {
         for (int32_t j = low; j <= p; ++j) {
           expected += e[static_cast<size_t>(j - low)] / sum * values[at(j, kv + i)];
         }
-        ASSERT_NEAR(get(o, row, h * d + i), expected, o.dtype == Dtype::bf16 ? 2e-2 : 1e-5)
+        ASSERT_NEAR(get(o, row, h * d + i), expected, std::max(1e-5, 5 * rounding(o.dtype)))
             << "sequence " << s << " position " << p << " head " << h << " dimension " << i;
       }
     }
@@ -325,7 +325,7 @@ TEST_P(AttentionTest, slots_below_zero_are_not_stored) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Act, AttentionTest,
-                         testing::Combine(testing::Values(Dtype::bf16, Dtype::f32),
+                         testing::Combine(testing::ValuesIn(kActs),
                                           testing::Values(KvFormat::act, KvFormat::int8)),
                          [](const auto& test) {
                            const bool int8 = std::get<1>(test.param) == KvFormat::int8;

@@ -227,7 +227,7 @@ TEST(CheckedLinear, wrong_shapes_abort) {
                "expected 1 of 2");
 }
 
-INSTANTIATE_TEST_SUITE_P(Act, LinearTest, testing::Values(Dtype::bf16, Dtype::f32),
+INSTANTIATE_TEST_SUITE_P(Act, LinearTest, testing::ValuesIn(kActs),
                          [](const auto& test) { return to_string(test.param); });
 
 }  // namespace

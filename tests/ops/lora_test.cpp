@@ -251,7 +251,7 @@ TEST_P(LoraTest, apply_glu_has_the_bits_of_linear_adapt_and_glu) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Act, LoraTest, testing::Values(Dtype::bf16, Dtype::f32),
+INSTANTIATE_TEST_SUITE_P(Act, LoraTest, testing::ValuesIn(kActs),
                          [](const auto& test) { return to_string(test.param); });
 
 }  // namespace

@@ -161,7 +161,7 @@ Bytes results(const Numa& n, Dtype act, const WeightFormat& format, int64_t out,
 TEST(NumaWeights, ResultsAreThoseOfOneNodeInEveryFormat) {
   const std::array all{WeightFormat{}, WeightFormat{Kind::int8, 0, false},
                        WeightFormat{Kind::int4, 32, true}, WeightFormat{Kind::fp8, 0, false}};
-  for (const Dtype act : {Dtype::bf16, Dtype::f32}) {
+  for (const Dtype act : kActs) {
     for (const WeightFormat& format : all) {
       for (const int64_t out : {1, 130, 500}) {
         const Bytes of_one = results({2, 1}, act, format, out, 70);

@@ -227,7 +227,7 @@ TEST_P(PassesTest, apply_best_finds_the_first_of_the_largest) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Act, PassesTest, testing::Values(Dtype::bf16, Dtype::f32),
+INSTANTIATE_TEST_SUITE_P(Act, PassesTest, testing::ValuesIn(kActs),
                          [](const auto& test) { return to_string(test.param); });
 
 }  // namespace

@@ -319,7 +319,7 @@ TEST_P(PatchTest, embeddings_of_an_adapter) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Act, PatchTest, testing::Values(Dtype::bf16, Dtype::f32),
+INSTANTIATE_TEST_SUITE_P(Act, PatchTest, testing::ValuesIn(kActs),
                          [](const auto& test) { return to_string(test.param); });
 
 }  // namespace

@@ -29,7 +29,7 @@ TEST_P(QuantPackTest, unpack_gives_what_was_packed_in_the_order_of_x) {
   constexpr int64_t kOut = 130;
   constexpr int64_t kIn = 203;
   ThreadPool pool(2);
-  for (const Dtype act : {Dtype::bf16, Dtype::f32}) {
+  for (const Dtype act : kActs) {
     const auto ops = checked_ops(act, pool);
     std::vector<int32_t> order(2 * kIn);
     for (int64_t g = 0; g < 2; ++g) {
@@ -97,7 +97,7 @@ TEST_P(QuantPackTest, rows_of_zeros_stay_zero) {
 
 TEST_P(QuantPackTest, a_weight_that_is_not_finite_makes_its_output_nan) {
   ThreadPool pool(2);
-  for (const Dtype act : {Dtype::bf16, Dtype::f32}) {
+  for (const Dtype act : kActs) {
     for (const Variant& v : variants()) {
       const auto ops = checked_ops(act, pool, v);
       const Matrix w = random_matrix(Dtype::f32, 70, 100, 1);

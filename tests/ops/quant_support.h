@@ -163,7 +163,7 @@ inline Matrix in_order(const Tensor& x, const std::vector<int32_t>& order) {
 // y [T, out] of the rows x, inputs in packed order. Not whole numbers: through a plain weight.
 inline Matrix expected_linear(Ops& ops, const Tensor& x, const QuantValues& w) {
   Matrix y(Dtype::f32, x.rows(), w.out());
-  if (x.dtype == Dtype::bf16 && w.format.kind != Kind::fp8) {
+  if (x.dtype != Dtype::f32 && w.format.kind != Kind::fp8) {
     for (int64_t r = 0; r < x.rows(); ++r) {
       std::vector<float> values;
       for (int64_t k = 0; k < x.cols(); ++k) values.push_back(static_cast<float>(get(x, r, k)));

@@ -2,6 +2,7 @@
 // call with every variant of the backend and several numbers of threads, whose results must be
 // equal.
 #pragma once
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -57,15 +58,26 @@ inline void set(const Tensor& t, int64_t r, int64_t c, double x) {
     t.row<float>(r)[c] = static_cast<float>(x);
   } else if (t.dtype == Dtype::bf16) {
     t.row<bf16>(r)[c] = to_bf16(static_cast<float>(x));
+  } else if (t.dtype == Dtype::f16) {
+    t.row<f16>(r)[c] = to_f16(static_cast<float>(x));
   } else {
     t.row<int32_t>(r)[c] = static_cast<int32_t>(x);
   }
 }
 
+inline constexpr std::array kActs{Dtype::bf16, Dtype::f16, Dtype::f32};
+
+// A bound for the relative error of a number that is stored as act; f16: one that is not denormal.
+inline double rounding(Dtype act) {
+  return act == Dtype::bf16 ? 0x1p-8 : act == Dtype::f16 ? 0x1p-11 : 0x1p-24;
+}
+
 // What x becomes when it is stored as act.
 inline double rounded(Dtype act, double x) {
   const auto f = static_cast<float>(x);
-  return double{act == Dtype::bf16 ? to_float(to_bf16(f)) : f};
+  return double{act == Dtype::bf16  ? to_float(to_bf16(f))
+                : act == Dtype::f16 ? to_float(to_f16(f))
+                                    : f};
 }
 
 inline void fill(const Tensor& t, unsigned seed, double scale = 1.0) {

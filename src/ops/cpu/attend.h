@@ -65,6 +65,17 @@ struct KvBf16Wide : KvF32 {
   static LORRY_INLINE void put(float* p, const V16& e) { store(p, round_to_bf16(e)); }
 };
 
+// X is widened already.
+struct KvF16 : KvF32 {
+  using Stored = uint16_t;
+
+  template <int>
+  static LORRY_INLINE V16 load_part(const uint16_t* p) {
+    return load_f16(p);
+  }
+  static LORRY_INLINE void put(float* p, const V16& e) { store(p, round_to_f16(e)); }
+};
+
 // Whole numbers; behind a block's values are the scales of its 16 tokens. Those of keys multiply
 // the scores, those of values the probabilities.
 struct KvInt8 : KvF32 {

@@ -77,13 +77,14 @@ Splits splits_of(const AttentionTile& t, const AttentionSpec& s) {
 
 // A copy of a V block in which tokens outside [from, to] are 0: they may hold another request's
 // NaN, which a probability of 0 would not stop.
-void copy_block(std::byte* to, const std::byte* v, int64_t d, int64_t element,
+void copy_block(std::byte* to, const std::byte* v, int64_t d, Dtype dtype,
                 std::pair<int32_t, int32_t> tokens) {
-  std::memcpy(to, v, static_cast<size_t>(kBlockTokens * d * element));
+  const int64_t row = d * size_of(dtype);
+  std::memcpy(to, v, static_cast<size_t>(kBlockTokens * row));
   for (int32_t t = 0; t < kBlockTokens; ++t) {
     if (t >= tokens.first && t <= tokens.second) continue;
-    if (element == 4) {
-      std::memset(to + t * d * 4, 0, static_cast<size_t>(d) * 4);
+    if (dtype != Dtype::bf16) {
+      std::memset(to + t * row, 0, static_cast<size_t>(row));
     } else {
       auto* pair = reinterpret_cast<uint16_t*>(to) + t / 2 * 2 * d + t % 2;
       for (int64_t i = 0; i < d; ++i) pair[2 * i] = 0;
@@ -134,7 +135,7 @@ struct CpuOps::Attend {
     return (int64_t{table[block]} * spec.kv_heads + t.kv_head) * block_bytes;
   }
 
-  // The split's values. bf16, f32: blocks with tokens that no row sees are copied.
+  // The split's values. Not int8: blocks with tokens that no row sees are copied.
   void find_values(const AttentionTile& t, Blocks in, const TileScratch& s, const void** v) const {
     const int32_t low = first_key(t.position, spec);
     const int32_t high = t.position + t.positions - 1;
@@ -146,7 +147,7 @@ struct CpuOps::Attend {
       const int32_t to = high - b * kBlockTokens;
       const bool whole = from <= 0 && to >= kBlockTokens - 1;
       if (whole || spec.kv == KvFormat::int8) continue;
-      copy_block(edge, block, spec.head_dim, element, {from, to});
+      copy_block(edge, block, spec.head_dim, kv.v.dtype, {from, to});
       v[b - in.first] = edge;
       edge += line(block_bytes);
     }

@@ -53,7 +53,9 @@ class CpuOps final : public Ops {
         pool_(pool),
         tasks_(pool),
         kernels_(kernels),
-        act_kernels_(act == Dtype::bf16 ? kernels.bf16 : kernels.f32) {}
+        act_kernels_(act == Dtype::bf16  ? kernels.bf16
+                     : act == Dtype::f16 ? kernels.f16
+                                         : kernels.f32) {}
 
   Dtype act() const override { return act_; }
   Weight weight_layout(int64_t groups, int64_t out, int64_t in, WeightFormat format) const override;
@@ -132,8 +134,8 @@ class CpuOps final : public Ops {
   int64_t element() const { return size_of(act_); }
   void norm_row(Tensor y, Tensor x, const Norm& n, int64_t r) const;
   void add_row(Tensor x, std::span<const Tensor> parts, int64_t r) const;
-  // k of a packed row: bf16 pairs are complete.
-  int64_t padded(int64_t in) const { return act_ == Dtype::bf16 ? round_up(in, 2) : in; }
+  // k of a packed row: pairs of bf16 and f16 are complete.
+  int64_t padded(int64_t in) const { return element() == 2 ? round_up(in, 2) : in; }
   int64_t panel_bytes(int64_t in) const { return padded(in) * kPanel * element(); }
   void pack_panel(std::byte* panel, Tensor src, int64_t column, bool last) const;
   void plan_linear(const RowGroups& groups);

@@ -21,7 +21,7 @@ constexpr bool portable(Isa isa) { return isa != Isa::amx; }
 Isa best_isa();
 std::vector<Isa> usable_isas();
 
-// act: bf16 or f32. The pool must outlive the result. Requires: isa is usable.
+// act: bf16, f16 or f32. The pool must outlive the result. Requires: isa is usable.
 std::unique_ptr<Ops> make_cpu_ops(Dtype act, ThreadPool& pool, Isa isa = best_isa());
 
 }  // namespace lorry

@@ -17,7 +17,7 @@ constexpr int32_t kMostRows = 288;  // of one call of matmul, quant or quant_wid
 struct MatmulArgs {
   const void* x;
   int64_t x_pitch;
-  const void* panel;  // bf16 [ceil(in / 2)][64][2], f32 [in][64]
+  const void* panel;  // bf16 [ceil(in / 2)][64][2], f16 [ceil(in / 2)][2][64], f32 [in][64]
   const void* next;   // the panel that this thread reads after this one, to prefetch; or null
   float* y;
   int64_t y_pitch;
@@ -43,7 +43,7 @@ struct QuantArgs {
 
 // One row of x to s8.
 struct QuantiseArgs {
-  const void* x;         // bf16 [in]
+  const void* x;         // bf16 or f16 [in]
   const int32_t* order;  // [in] or null: input k is x[order[k]]
   int64_t in, group;     // group: inputs of one sum
   int8_t* y;             // [y_size], a multiple of 64: zeros behind the inputs
@@ -56,7 +56,7 @@ struct QuantiseArgs {
 struct ShrinkArgs {
   const void* x;
   int64_t x_pitch;
-  const void* a;  // bf16 [ceil(in / 2)][width][2], f32 [in][width]
+  const void* a;  // bf16 [ceil(in / 2)][width][2], f16 and f32 [in][width]
   int64_t in;
   int32_t width, rows;
   float scale;
@@ -95,9 +95,11 @@ constexpr int32_t kBlocksAhead = 4;
 // One split for query rows of one KV head. Row r sees keys lo[r] ... hi[r], counted from the first
 // key of block 0; a row that sees none of the split's keys gets sum 0 and max -inf.
 struct AttendArgs {
-  const void* q;         // [rows, d], from load_q
-  const void* const* k;  // [blocks]: bf16 [d / 2][16][2], f32 [d][16], int8 [d][16] and f32 [16]
-  const void* const* v;  // [blocks]: bf16 [8][d][2], f32 [16][d], int8 [16][d] and f32 [16]
+  const void* q;  // [rows, d], from load_q
+  // [blocks]: bf16 [d / 2][16][2], f16 and f32 [d][16], int8 [d][16] and f32 [16]
+  const void* const* k;
+  // [blocks]: bf16 [8][d][2], f16 and f32 [16][d], int8 [16][d] and f32 [16]
+  const void* const* v;
   // [2 * blocks]: what is read kBlocksAhead after k[b], and after v[b], to prefetch.
   const void* const* ahead;
   const int32_t* lo;
@@ -112,8 +114,8 @@ struct AttendArgs {
 // Of one way to store keys and values.
 struct AttendKernels {
   void (*split)(const AttendArgs&);
-  // Rows of q, each n values, to what `split` multiplies by: rounded to bf16 where the keys are, in
-  // bf16 or wider. y: up to 4 bytes a value.
+  // Rows of q, each n values, to what `split` multiplies by: rounded to bf16 or f16 where the keys
+  // are, and stored so or wider. y: up to 4 bytes a value.
   void (*load_q)(void* y, const float* q, int64_t q_pitch, int64_t rows, int64_t n);
 };
 
@@ -129,8 +131,9 @@ struct NormArgs {
 // What depends on the type that linears read.
 struct ActKernels {
   void (*matmul)(const MatmulArgs&);
-  // Weights of any format, widened to act (bf16: fp8 alone).
+  // Weights of any format, widened to act (bf16 and f16: fp8 alone).
   void (*quant_wide)(const QuantArgs&);
+  void (*quantise)(const QuantiseArgs&);  // for `quant`; f32: null
   void (*shrink)(const ShrinkArgs&);
   void (*expand)(const ExpandArgs&);
   AttendKernels attend;
@@ -145,11 +148,10 @@ struct ActKernels {
 };
 
 struct Kernels {
-  ActKernels bf16, f32;
+  ActKernels bf16, f16, f32;
   int32_t tile_rows;   // linears are fastest with a multiple of so many rows
   int32_t block_rows;  // and with about so many that share each panel; up to kMostRows * 2 / 3
   // int8 and int4 in whole numbers.
-  void (*quantise)(const QuantiseArgs&);
   void (*quant)(const QuantArgs&);
   // What packing such weights takes; see quant_fit.h.
   void (*weight_range)(const float* w, int64_t n, float* range);

@@ -39,16 +39,14 @@ struct Pass {
 template <class A, int MR, int NV, bool Last = false>
 LORRY_INLINE void multiply(V16* c, const typename A::X* x, int64_t pitch,
                            const typename A::Element* panel) {
-  constexpr int kVector = 16 * A::kStep;
+  constexpr int kVector = A::kVector;
   if constexpr (A::kWide) {
-    // The odd elements first, as vdpbf16ps does.
-    unroll<2>([&](auto even) LORRY_UNROLLED {
+    unroll<2>([&](auto turn) LORRY_UNROLLED {
+      constexpr int kOf = A::k_of(turn);
       V16 b[NV];
-      unroll<NV>([&](auto j) LORRY_UNROLLED {
-        b[j] = even ? load_even(panel + j * kVector) : load_odd(panel + j * kVector);
-      });
+      unroll<NV>([&](auto j) LORRY_UNROLLED { b[j] = A::weights(panel + j * kVector, kOf); });
       unroll<MR>([&](auto i) LORRY_UNROLLED {
-        const V16 a = set1(x[i * pitch + 1 - even]);
+        const V16 a = set1(x[i * pitch + kOf]);
         unroll<NV>([&](auto j) LORRY_UNROLLED { accumulate(c[i * NV + j], a, b[j]); });
       });
     });
@@ -67,7 +65,7 @@ LORRY_INLINE void multiply(V16* c, const typename A::X* x, int64_t pitch,
 template <class A, int MR, int NV, int PF>
 LORRY_INLINE void tile(const Pass<A>& p, int first) {
   constexpr int64_t kElements = kStepBytes / sizeof(typename A::Element);
-  constexpr int kVector = 16 * A::kStep;
+  constexpr int kVector = A::kVector;
   V16 c[MR * NV];
   const bool whole = p.cols - 16 * first >= 16 * NV;
   unroll<MR>([&](auto i) LORRY_UNROLLED {
@@ -185,7 +183,9 @@ void matmul(const MatmulArgs& m) {
   }
 }
 
-// As matmul<Bf16>, bit for bit: a part of x at a time is widened into a buffer that stays in L1.
+// A: Bf16Wide, as matmul<Bf16> bit for bit, or F16Wide. A part of x at a time is widened into a
+// buffer that stays in L1. Rows of x may end in the middle of a step; panels do not.
+template <class A>
 void matmul_wide(const MatmulArgs& m) {
   constexpr int64_t kSteps = 64;  // a part of the panel (16 KiB) stays in L1 as well
   alignas(64) float wide[kMaxRows * 2 * kSteps];
@@ -197,19 +197,20 @@ void matmul_wide(const MatmulArgs& m) {
     const char* here = static_cast<const char*>(m.panel) + k * kStepBytes;
     const char* next = end < steps ? here + kSteps * kStepBytes : static_cast<const char*>(m.next);
     const uint16_t* x = static_cast<const uint16_t*>(m.x) + 2 * k;
-    Pass<Bf16Wide> p{wide,  2 * kSteps,         reinterpret_cast<const uint16_t*>(here),
-                     m.y,   m.y_pitch,          end - k,
-                     false, k != 0 || m.resume, m.cols,
-                     {}};
+    Pass<A> p{wide,  2 * kSteps,         reinterpret_cast<const uint16_t*>(here),
+              m.y,   m.y_pitch,          end - k,
+              false, k != 0 || m.resume, m.cols,
+              {}};
     for (int pass = 0; pass < passes; ++pass) {
       const int rows = m.rows / passes + (pass < m.rows % passes ? 1 : 0);
       for (int r = 0; r < rows; ++r, x += m.x_pitch) {
         float* to = wide + r * 2 * kSteps;
-        for_vectors(elements, [&](int64_t i, int n)
-                                  LORRY_UNROLLED { store(to + i, widen_some<Bf16>(x + i, n)); });
+        for_vectors(elements, [&](int64_t i, int n) LORRY_UNROLLED {
+          store(to + i, widen_some<typename A::Narrow>(x + i, n));
+        });
       }
       const int64_t lines = plan_ahead(p.ahead, pass, passes, end - k, here, next);
-      pass_rows<Bf16Wide, kMaxRows>(p, rows, lines);
+      pass_rows<A, kMaxRows>(p, rows, lines);
       p.y += rows * m.y_pitch;
     }
   }

@@ -9,7 +9,7 @@
 namespace lorry {
 
 std::unique_ptr<Ops> make_cpu_ops(Dtype act, ThreadPool& pool, Isa isa) {
-  LORRY_CHECK(act == Dtype::bf16 || act == Dtype::f32, "{}", to_string(act));
+  LORRY_CHECK(is_act(act), "{}", to_string(act));
   return std::make_unique<cpu::CpuOps>(act, pool, cpu::kernels_of(isa));
 }
 
@@ -26,6 +26,8 @@ To convert(From x) {
     return x;
   } else if constexpr (std::is_same_v<To, bf16>) {
     return to_bf16(as_float(x));
+  } else if constexpr (std::is_same_v<To, f16>) {
+    return to_f16(as_float(x));
   } else {
     return as_float(x);
   }
@@ -47,15 +49,21 @@ void with_source(Dtype dtype, F&& f) {
 }
 template <class F>
 void with_act(Dtype dtype, F&& f) {
-  dtype == Dtype::bf16 ? f(static_cast<bf16*>(nullptr)) : f(static_cast<float*>(nullptr));
+  if (dtype == Dtype::bf16) return f(static_cast<bf16*>(nullptr));
+  if (dtype == Dtype::f16) return f(static_cast<f16*>(nullptr));
+  f(static_cast<float*>(nullptr));
 }
 
+// k that lie together in a column of a panel.
+template <class T>
+constexpr int64_t kStepOf = std::is_same_v<T, bf16> ? 2 : 1;
+
 // Rows [from, to) of src [n, in] to columns column, column + 1 ... of a panel `width` wide:
-// [in / 2][width][2] for bf16, [in][width] for f32.
+// [in / 2][width][2] for bf16, [in][width] for f16 and f32.
 template <class To, class From>
 void pack_columns(To* panel, int64_t width, int64_t column, Tensor src, int64_t from, int64_t to) {
   const int64_t in = src.cols();
-  constexpr int64_t kStep = std::is_same_v<To, bf16> ? 2 : 1;
+  constexpr int64_t kStep = kStepOf<To>;
   // Parts of a row that fit a cache line or two, so that each line of the source is read once.
   constexpr int64_t kPart = 64;
   for (int64_t part = 0; part < in; part += kPart) {
@@ -80,7 +88,7 @@ void pack_columns(To* panel, int64_t width, int64_t column, Tensor src, int64_t 
 // Rows [first, first + n) of group data packed so, to y.
 template <class From>
 void unpack_rows(Tensor y, const std::byte* data, int64_t panel_bytes, int64_t first) {
-  constexpr int64_t kStep = std::is_same_v<From, bf16> ? 2 : 1;
+  constexpr int64_t kStep = kStepOf<From>;
   for (int64_t r = 0; r < y.rows(); ++r) {
     const int64_t row = first + r;
     const auto* panel = reinterpret_cast<const From*>(data + row / kPanel * panel_bytes);
@@ -93,8 +101,9 @@ void unpack_rows(Tensor y, const std::byte* data, int64_t panel_bytes, int64_t f
 
 template <class To>
 void zero_columns(To* panel, int64_t from, int64_t to, int64_t in) {
-  constexpr int64_t kStep = std::is_same_v<To, bf16> ? 2 : 1;
-  for (int64_t k = 0; k < in; k += kStep) {
+  constexpr int64_t kStep = kStepOf<To>;
+  const int64_t end = sizeof(To) == 2 ? round_up(in, 2) : in;  // pairs are complete
+  for (int64_t k = 0; k < end; k += kStep) {
     for (int64_t i = from * kStep; i < to * kStep; ++i) panel[k * kPanel + i] = To{0};
   }
 }
@@ -127,6 +136,9 @@ void CpuOps::pack_panel(std::byte* data, Tensor src, int64_t column, bool last) 
       using From = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
       auto* panel = reinterpret_cast<To*>(data);
       pack_columns<To, From>(panel, kPanel, column, src, 0, src.rows());
+      if (std::is_same_v<To, f16> && src.cols() % 2 != 0) {  // the pair's other k
+        std::fill_n(panel + src.cols() * kPanel + column, src.rows(), To{});
+      }
       if (last) zero_columns(panel, column + src.rows(), kPanel, src.cols());
     });
   });
@@ -203,8 +215,8 @@ void CpuOps::pack_lora_b(std::byte* dst, Tensor b) const {
   });
 }
 
-// K of a block and head: bf16 [d / 2][16][2], f32 [d][16], int8 [d][16]; V: bf16 [8][d][2], f32
-// [16][d], int8 [16][d]. Behind those in int8 stand the f32 scales of the 16 tokens.
+// K of a block and head: bf16 [d / 2][16][2], f16, f32 and int8 [d][16]; V: bf16 [8][d][2], f16,
+// f32 and int8 [16][d]. Behind those in int8 stand the f32 scales of the 16 tokens.
 Tensor CpuOps::kv_layout(int64_t blocks, const AttentionSpec& spec) const {
   if (spec.kv == KvFormat::int8) {
     return view(nullptr, Dtype::i8, {blocks, spec.kv_heads, kBlockTokens * (spec.head_dim + 4)});

@@ -20,11 +20,11 @@ QuantLayout layout_of(const WeightFormat& f, int64_t in) {
 
 size_t CpuOps::linear_scratch_bytes(int64_t n, int64_t in) const {
   const int64_t row =
-      act_ == Dtype::bf16 ? s8_pitch(in) + 4 + 4 * ceil_div(in, kLeastGroup) : in * element();
+      element() == 2 ? s8_pitch(in) + 4 + 4 * ceil_div(in, kLeastGroup) : in * element();
   return static_cast<size_t>(n * row + 64);
 }
 
-// For act bf16, int8 and int4. Fills in what `q` has for all rows.
+// For int8 and int4 with act bf16 or f16. Fills in what `q` has for all rows.
 void CpuOps::quantise_rows(QuantArgs& q, Tensor x, const Weight& w, const RowGroups& groups,
                            Tensor scratch) {
   const int64_t pitch = s8_pitch(w.in);
@@ -35,14 +35,14 @@ void CpuOps::quantise_rows(QuantArgs& q, Tensor x, const Weight& w, const RowGro
   auto* scales = reinterpret_cast<float*>(values + x.rows() * pitch);
   auto* sums = reinterpret_cast<int32_t*>(scales + x.rows());
   parallel_rows(x.rows(), w.in, [&](int64_t r) {
-    kernels_.quantise({.x = x.data + r * x.pitch * element(),
-                       .order = order_of(w, groups, r),
-                       .in = w.in,
-                       .group = q.layout.group,
-                       .y = values + r * pitch,
-                       .y_size = round_up(w.in, 64),
-                       .scale = scales + r,
-                       .sum = sums + r * n_scales});
+    act_kernels_.quantise({.x = x.data + r * x.pitch * element(),
+                           .order = order_of(w, groups, r),
+                           .in = w.in,
+                           .group = q.layout.group,
+                           .y = values + r * pitch,
+                           .y_size = round_up(w.in, 64),
+                           .scale = scales + r,
+                           .sum = sums + r * n_scales});
   });
   q.x = values;
   q.x_pitch = pitch;
@@ -70,7 +70,7 @@ const int32_t* CpuOps::order_of(const Weight& w, const RowGroups& groups, int64_
 void CpuOps::read_quantised(LinearRows& in, Tensor x, const RowGroups& groups, Tensor scratch) {
   QuantArgs& q = in.quant;
   q.layout = layout_of(in.w.format, in.w.in);
-  if (act_ == Dtype::bf16 && q.layout.kind != QuantKind::fp8) {
+  if (act_kernels_.quantise != nullptr && q.layout.kind != QuantKind::fp8) {
     in.quant_kernel = kernels_.quant;
     quantise_rows(q, x, in.w, groups, scratch);
     in.row_bytes = q.x_pitch;

@@ -7,9 +7,17 @@
 namespace lorry::cpu {
 namespace {
 
-// 64 outputs of one step of fp8 (two inputs) to [64][2] bf16.
-LORRY_INLINE void widen_pairs(uint16_t* to, const uint8_t* step) {
+// 64 outputs of one step of fp8 (two inputs) as a panel of bf16, or of f16, has them.
+LORRY_INLINE void widen_pairs(Bf16, uint16_t* to, const uint8_t* step) {
   unroll<4>([&](auto j) LORRY_UNROLLED { widen_e4m3(to + 32 * j, step + 32 * j); });
+}
+LORRY_INLINE void widen_pairs(F16, uint16_t* to, const uint8_t* step) {
+  alignas(64) uint16_t pairs[128];
+  widen_pairs(Bf16{}, pairs, step);
+  unroll<4>([&](auto j) LORRY_UNROLLED {
+    store_f16(to + 16 * j, load_even(pairs + 32 * j));
+    store_f16(to + 64 + 16 * j, load_odd(pairs + 32 * j));
+  });
 }
 
 // A step of the panel to [step_inputs][64] f32.
@@ -17,7 +25,7 @@ LORRY_INLINE void widen_step(float* to, const QuantLayout& l, const uint8_t* ste
                              const uint8_t* scales) {
   if (l.kind == QuantKind::fp8) {
     alignas(64) uint16_t pairs[128];
-    widen_pairs(pairs, step);
+    widen_pairs(Bf16{}, pairs, step);
     for (int j = 0; j < 64; j += 16) {
       store(to + j, load_even(pairs + 2 * j));
       store(to + 64 + j, load_odd(pairs + 2 * j));
@@ -53,11 +61,11 @@ LORRY_INLINE void widen_inputs(typename A::Element* to, const QuantArgs& m, int6
   const QuantLayout& l = m.layout;
   const auto* panel = static_cast<const uint8_t*>(m.panel);
   const int64_t size = quant_panel_bytes(l);
-  if constexpr (A::kStep == 2) {
+  if constexpr (sizeof(typename A::Element) == 2) {
     for (int64_t k = begin; k < end; k += 2, to += 128) {
       prefetch_ahead(m, size, 64 * k);
       prefetch_ahead(m, size, 64 * k + 64);
-      widen_pairs(to, panel + 64 * k);
+      widen_pairs(A{}, to, panel + 64 * k);
     }
   } else {
     const int64_t inputs = step_inputs(l.kind);

@@ -48,6 +48,10 @@ void write_token(float* k, float* v, const float* k_row, const float* v_row, int
   for (int64_t i = 0; i < d; ++i) k[i * 16 + t] = k_row[i];
   std::memcpy(v + t * d, v_row, static_cast<size_t>(d) * sizeof(float));
 }
+void write_token(f16* k, f16* v, const float* k_row, const float* v_row, int64_t d, int64_t t) {
+  for (int64_t i = 0; i < d; ++i) k[i * 16 + t] = to_f16(k_row[i]);
+  for (int64_t i = 0; i < d; ++i) v[t * d + i] = to_f16(v_row[i]);
+}
 void write_token(bf16* k, bf16* v, const float* k_row, const float* v_row, int64_t d, int64_t t) {
   for (int64_t i = 0; i < d; ++i) k[i / 2 * 32 + 2 * t + i % 2] = to_bf16(k_row[i]);
   for (int64_t i = 0; i < d; ++i) v[t / 2 * 2 * d + 2 * i + t % 2] = to_bf16(v_row[i]);
@@ -84,6 +88,8 @@ void CpuOps::kv_write(const KvLayer& kv, Tensor k, Tensor v, Tensor slots,
         quantise(to_v, t * d, 1, v_row, t);
       } else if (act_ == Dtype::bf16) {
         write_token(block_as<bf16>(to_k), block_as<bf16>(to_v), k_row, v_row, d, t);
+      } else if (act_ == Dtype::f16) {
+        write_token(block_as<f16>(to_k), block_as<f16>(to_v), k_row, v_row, d, t);
       } else {
         write_token(block_as<float>(to_k), block_as<float>(to_v), k_row, v_row, d, t);
       }

@@ -6,10 +6,11 @@ namespace lorry::cpu {
 namespace {
 
 // A: of linears and rows; Kv: of attention.
-template <class A, class Kv>
+template <class A, class Kv, void (*Matmul)(const MatmulArgs&)>
 constexpr ActKernels act_table() {
-  return {.matmul = matmul<A>,
-          .quant_wide = widened_matmul<A, matmul<A>>,
+  return {.matmul = Matmul,
+          .quant_wide = widened_matmul<A, Matmul>,
+          .quantise = nullptr,
           .shrink = shrink<A>,
           .expand = expand<A>,
           .attend = attend_kernels<Kv>(),
@@ -30,17 +31,16 @@ struct Probes {
 };
 
 constexpr Kernels table(const Probes& probes, bool wide) {
-  ActKernels bf16 = act_table<Bf16, KvBf16>();
-  if (wide) {
-    bf16.matmul = matmul_wide;
-    bf16.quant_wide = widened_matmul<Bf16, matmul_wide>;
-    bf16.attend = attend_kernels<KvBf16Wide>();
-  }
+  ActKernels bf16 = act_table<Bf16, KvBf16, matmul<Bf16>>();
+  if (wide) bf16 = act_table<Bf16, KvBf16Wide, matmul_wide<Bf16Wide>>();
+  bf16.quantise = quantise_row<Bf16>;
+  ActKernels f16 = act_table<F16, KvF16, matmul_wide<F16Wide>>();
+  f16.quantise = quantise_row<F16>;
   return {.bf16 = bf16,
-          .f32 = act_table<F32, KvF32>(),
+          .f16 = f16,
+          .f32 = act_table<F32, KvF32, matmul<F32>>(),
           .tile_rows = 6,
           .block_rows = 96,  // of 2048 bf16: 384 KiB
-          .quantise = quantise_row,
           .quant = quant_matmul,
           .weight_range = weight_range,
           .round_weights = round_weights,

@@ -229,6 +229,25 @@ LORRY_INLINE V16 load_f16(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
+LORRY_INLINE V16 load_f16_n(const uint16_t* p, int n) {
+  uint16_t tail[16] = {};
+  for (int i = 0; i < 16 && i < n; ++i) tail[i] = p[i];
+  return load_f16(tail);
+}
+LORRY_INLINE V16 set1_f16(uint16_t x) {
+  const __m256 all = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(x)));
+  return {all, all};
+}
+LORRY_INLINE void store_f16(uint16_t* p, V16 a) {
+  auto* to = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(to, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(to + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+LORRY_INLINE void store_f16_n(uint16_t* p, V16 a, int n) {
+  uint16_t all[16];
+  store_f16(all, a);
+  for (int i = 0; i < 16 && i < n; ++i) p[i] = all[i];
+}
 LORRY_INLINE void store_low_bytes(void* p, V16 a) {
   const __m256i low = _mm256_set1_epi32(0xff);
   const __m256i words = _mm256_permute4x64_epi64(

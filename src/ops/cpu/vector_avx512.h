@@ -156,6 +156,19 @@ LORRY_INLINE V16 load_field(const uint8_t* p, int shift, int width) {
 LORRY_INLINE V16 load_f16(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+LORRY_INLINE V16 load_f16_n(const uint16_t* p, int n) {
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p))};
+}
+LORRY_INLINE V16 set1_f16(uint16_t x) {
+  return {_mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(x)))};
+}
+LORRY_INLINE void store_f16(uint16_t* p, V16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+LORRY_INLINE void store_f16_n(uint16_t* p, V16 a, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
 LORRY_INLINE void store_low_bytes(void* p, V16 a) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(a.v)));
 }

@@ -1,5 +1,5 @@
 // What the algorithms share, over V16 and P16: unrolling, fixed-order sums, the exponential, and
-// the two element types (Bf16, F32) as policies. Included after one of the vector_*.h files.
+// the element types (Bf16, F16, F32) as policies. Included after one of the vector_*.h files.
 #pragma once
 #include <utility>  // integer_sequence: a type, no code
 
@@ -54,6 +54,11 @@ LORRY_INLINE V16 round_to_bf16(const V16& a) {
   narrow(t, a);
   return widen(t);
 }
+LORRY_INLINE V16 round_to_f16(const V16& a) {
+  uint16_t t[16];
+  store_f16(t, a);
+  return load_f16(t);
+}
 
 // e^x to 2 ulp; 0 below -87, where the result would be denormal, and e^88 above 88.
 // x = n ln 2 + r with |r| <= ln 2 / 2; e^r by the polynomial of Cephes' expf.
@@ -77,7 +82,8 @@ struct Bf16 {
   using Element = uint16_t;
   using X = uint16_t;
   using Step = P16;
-  static constexpr int kStep = 2;  // k of one multiplication step
+  static constexpr int kStep = 2;     // k of one multiplication step
+  static constexpr int kVector = 32;  // elements of a panel from 16 columns to the next
   static constexpr bool kWide = false;
 
   static LORRY_INLINE P16 steps(const uint16_t* p) { return load_pairs(p); }
@@ -98,13 +104,53 @@ struct Bf16 {
   static LORRY_INLINE void narrow_n(uint16_t* p, const V16& a, int n) { cpu::narrow_n(p, a, n); }
 };
 
-// Weights as Bf16, x already widened: each pair is two FMA. For processors without vdpbf16ps, and
-// for those whose vdpbf16ps takes longer than two FMA.
+// Weights as Bf16, x already widened: each pair is two FMA, the odd element first, as vdpbf16ps has
+// it. For processors without vdpbf16ps, and for those whose vdpbf16ps takes longer than two FMA.
 struct Bf16Wide {
   using Element = uint16_t;
   using X = float;
+  using Narrow = Bf16;  // x as it is given
   static constexpr int kStep = 2;
+  static constexpr int kVector = 32;
   static constexpr bool kWide = true;
+
+  // Which k of a step is multiplied in turn 0 and 1, and its weights of 16 columns.
+  static constexpr int k_of(int turn) { return 1 - turn; }
+  static LORRY_INLINE V16 weights(const uint16_t* p, int k) {
+    return k == 1 ? load_odd(p) : load_even(p);
+  }
+};
+
+struct F16 {
+  using Element = uint16_t;
+  using X = uint16_t;
+  using Step = V16;
+  static constexpr int kStep = 1;
+  static constexpr int kVector = 16;
+  static constexpr bool kWide = false;
+
+  static LORRY_INLINE V16 steps(const uint16_t* p) { return load_f16(p); }
+  static LORRY_INLINE V16 steps_n(const uint16_t* p, int n) { return load_f16_n(p, n); }
+  static LORRY_INLINE V16 broadcast(const uint16_t* x) { return set1_f16(*x); }
+  static LORRY_INLINE V16 broadcast_last(const uint16_t* x) { return set1_f16(*x); }
+  static LORRY_INLINE V16 dot(const V16& a, const V16& b, const V16& c) { return fma(a, b, c); }
+  static LORRY_INLINE V16 widen(const uint16_t* p) { return load_f16(p); }
+  static LORRY_INLINE V16 widen_n(const uint16_t* p, int n) { return load_f16_n(p, n); }
+  static LORRY_INLINE void narrow(uint16_t* p, const V16& a) { store_f16(p, a); }
+  static LORRY_INLINE void narrow_n(uint16_t* p, const V16& a, int n) { store_f16_n(p, a, n); }
+};
+
+// Weights as F16, x already widened; a step is 64 columns of one k, then of the next.
+struct F16Wide {
+  using Element = uint16_t;
+  using X = float;
+  using Narrow = F16;
+  static constexpr int kStep = 2;
+  static constexpr int kVector = 16;
+  static constexpr bool kWide = true;
+
+  static constexpr int k_of(int turn) { return turn; }
+  static LORRY_INLINE V16 weights(const uint16_t* p, int k) { return load_f16(p + 64 * k); }
 };
 
 struct F32 {
@@ -112,6 +158,7 @@ struct F32 {
   using X = float;
   using Step = V16;
   static constexpr int kStep = 1;
+  static constexpr int kVector = 16;
   static constexpr bool kWide = false;
 
   static LORRY_INLINE V16 steps(const float* p) { return load(p); }

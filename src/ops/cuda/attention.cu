@@ -1,4 +1,4 @@
-// attention over keys and values in bf16, on the tensor cores.
+// attention over keys and values in bf16 or f16, on the tensor cores.
 //
 // A warp has a tile: up to 16 query rows of one KV head, which are some positions times the heads
 // that share it. It goes through the keys by units of kUnitKeys: scores, softmax and values of a
@@ -53,7 +53,7 @@ template <int kC>
 LORRY_DEVICE void copy_unit(unsigned char* to, const AttentionArgs& a, const Place& p, int unit,
                             int low, int high) {
   using Unit = SharedUnit<kC>;
-  const auto width = static_cast<int>(head_width(true, a.head_dim));
+  const auto width = static_cast<int>(head_width(a.head_dim));
   const auto thread = static_cast<int>(threadIdx.x);
   const auto block = [&](int token) { return block_of(a, p, unit * kUnitKeys + token, low, high); };
   for (int i = thread; i < kUnitKeys * 4 * kC; i += 32 * kWarps) {
@@ -76,7 +76,7 @@ LORRY_DEVICE void copy_unit(unsigned char* to, const AttentionArgs& a, const Pla
 // Prompts: a warp a tile, all of one sequence, so that the block reads its keys and values once.
 // Tiles without units fill up the last block of a sequence. grid: tiles by kWarps, (KV head, head
 // tile).
-template <int kC>
+template <class T, int kC>
 LORRY_KERNEL(32 * kWarps)
 prompt_kernel(AttentionArgs a) {
   begin_kernel();
@@ -99,7 +99,7 @@ prompt_kernel(AttentionArgs a) {
     high = position > high ? position : high;
   }
   Query<kC> query;
-  load_query<kC>(query, a, p);
+  load_query<T, kC>(query, a, p);
   copy_unit<kC>(shared, a, p, begin, low, high);
   Result<kC> all;
   for (int u = begin; u < end; ++u) {
@@ -112,19 +112,19 @@ prompt_kernel(AttentionArgs a) {
     const CachedUnit seen = cached_unit(a, p, u);
     const SharedUnit<kC> unit{a, p, seen.first, seen.low, seen.high, here};
     Result<kC> part;
-    attend_unit<kC>(part, query, unit);
+    attend_unit<T, kC>(part, query, unit);
     if (u == tile.unit) {
       all = part;
     } else {
       merge_into<kC>(all, part);
     }
   }
-  if (tile.n_units > 0) store_rows<kC>(all, a, p);
+  if (tile.n_units > 0) store_rows<T, kC>(all, a, p);
 }
 
 // By the block's warps: each makes a part of the scores, and from all of them a part of the
 // columns.
-template <int kC>
+template <class T, int kC>
 LORRY_DEVICE void attend_together(const Query<kC>& query, const AttentionArgs& a, const Place& p,
                                   int unit, int slot) {
   constexpr int kOwnTiles = kKeyTiles / kWarps;
@@ -134,7 +134,7 @@ LORRY_DEVICE void attend_together(const Query<kC>& query, const AttentionArgs& a
   LORRY_UNROLL
   for (int i = 0; i < kOwnTiles; ++i) {
     const int j = warp_index() * kOwnTiles + i;
-    shared[j * 32 + lane_index()] = score<kC>(query, cached, j);
+    shared[j * 32 + lane_index()] = score<T, kC>(query, cached, j);
   }
   sync_threads();
   Float4 s[kKeyTiles];
@@ -146,16 +146,17 @@ LORRY_DEVICE void attend_together(const Query<kC>& query, const AttentionArgs& a
     Float4 o[4] = {};
     LORRY_UNROLL
     for (int b = 0; b < kUnitKeys / kTokens; ++b) {
-      add_values<false>(o, pack_block(s, b), cached, b, c);
+      add_values<T, false>(o, pack_block<T>(s, b), cached, b, c);
     }
     store_part(o, state, a, p, slot, c);
   }
 }
 
 // Row `row` of a tile from its units' results, by a warp.
+template <class T>
 LORRY_DEVICE void merge_row(const AttentionArgs& a, const Place& p, int row) {
   constexpr int kAhead = 4;  // units loaded together
-  const auto width = static_cast<int>(head_width(true, a.head_dim));
+  const auto width = static_cast<int>(head_width(a.head_dim));
   const int n = p.tile.n_units;
   for (int i = lane_index(); i < a.head_dim; i += 32) {
     RowState state{};
@@ -181,7 +182,7 @@ LORRY_DEVICE void merge_row(const AttentionArgs& a, const Place& p, int row) {
         o = m(o, values[u]);
       }
     }
-    output_row(a, p, row)[i] = to_bf16(o / state.sum);
+    output_row(a, p, row)[i] = T::to(o / state.sum);
   }
 }
 
@@ -218,7 +219,7 @@ LORRY_DEVICE void prefetch_unit(const AttentionArgs& a, const Place& p) {
 }
 
 // A block a unit; the last one of a tile merges them. grid: units, (KV head, head tile).
-template <int kC>
+template <class T, int kC>
 LORRY_KERNEL(32 * kWarps)
 unit_kernel(AttentionArgs a) {
   let_next_start();
@@ -227,35 +228,40 @@ unit_kernel(AttentionArgs a) {
   prefetch_unit(a, p);
   wait_for_previous();
   Query<kC> query;
-  load_query<kC>(query, a, p);
+  load_query<T, kC>(query, a, p);
   const int slot = tile.unit - lowest_key(a, tile.position) / kUnitKeys;
-  attend_together<kC>(query, a, p, tile.unit, slot);
+  attend_together<T, kC>(query, a, p, tile.unit, slot);
   if (!is_last(a, p)) return;
-  for (int row = warp_index(); row < p.rows; row += kWarps) merge_row(a, p, row);
+  for (int row = warp_index(); row < p.rows; row += kWarps) merge_row<T>(a, p, row);
 }
 
-template <int kC>
+template <class T, int kC>
 void attend(Stream s, const AttentionArgs& a, bool by_units) {
   const int64_t heads = int64_t{a.kv_heads} * a.head_tiles;
   constexpr int kThreads = 32 * kWarps;
   if (by_units) {
     constexpr size_t kScores = sizeof(Float4) * kKeyTiles * 32;
-    return start<AttentionArgs, unit_kernel<kC>>("attention", {a.n_tiles, heads}, kThreads, kScores,
+    return start<AttentionArgs, unit_kernel<T, kC>>("attention", {a.n_tiles, heads}, kThreads, kScores,
                                                  s, a);
   }
   constexpr size_t kUnits = size_t{2} * SharedUnit<kC>::kBytes;
-  start<AttentionArgs, prompt_kernel<kC>>("attention", {ceil_div(a.n_tiles, kWarps), heads},
+  start<AttentionArgs, prompt_kernel<T, kC>>("attention", {ceil_div(a.n_tiles, kWarps), heads},
                                           kThreads, kUnits, s, a);
+}
+
+template <class T>
+void attend_as(Stream s, const AttentionArgs& a, bool by_units) {
+  if (a.head_dim <= 32) return attend<T, 1>(s, a, by_units);
+  if (a.head_dim <= 64) return attend<T, 2>(s, a, by_units);
+  if (a.head_dim <= 96) return attend<T, 3>(s, a, by_units);
+  if (a.head_dim <= 128) return attend<T, 4>(s, a, by_units);
+  attend<T, 8>(s, a, by_units);
 }
 
 }  // namespace
 
-void attention_bf16(Stream s, const AttentionArgs& a, bool by_units) {
-  if (a.head_dim <= 32) return attend<1>(s, a, by_units);
-  if (a.head_dim <= 64) return attend<2>(s, a, by_units);
-  if (a.head_dim <= 96) return attend<3>(s, a, by_units);
-  if (a.head_dim <= 128) return attend<4>(s, a, by_units);
-  attend<8>(s, a, by_units);
+void attention_mma(Stream s, const AttentionArgs& a, Act act, bool by_units) {
+  act == Act::bf16 ? attend_as<Bf16>(s, a, by_units) : attend_as<F16>(s, a, by_units);
 }
 
 }  // namespace lorry::cuda

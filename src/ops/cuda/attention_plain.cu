@@ -3,6 +3,7 @@
 #include "ops/cuda/attend.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/numbers.h"
 
 namespace lorry::cuda {
 
@@ -82,20 +83,19 @@ attention_plain_kernel(AttentionArgs a) {
 
 }  // namespace
 
-void attention_plain(Stream s, const AttentionArgs& a, KvType type, bool bf16) {
+void attention_plain(Stream s, const AttentionArgs& a, KvType type, Act act) {
   const Grid grid{a.n_tiles, ceil_div(a.heads, kWarps)};
   constexpr int kThreads = 32 * kWarps;
   const size_t shared = sizeof(float) * kWarps * static_cast<size_t>(a.head_dim + 32);
   const char* name = "attention";
-  if (type == KvType::int8 && bf16) {
-    return start<AttentionArgs, attention_plain_kernel<int8_t, Bf16>>(name, grid, kThreads, shared,
+  if (type == KvType::f32) {
+    return start<AttentionArgs, attention_plain_kernel<float, float>>(name, grid, kThreads, shared,
                                                                       s, a);
   }
-  if (type == KvType::int8) {
-    return start<AttentionArgs, attention_plain_kernel<int8_t, float>>(name, grid, kThreads, shared,
-                                                                       s, a);
-  }
-  start<AttentionArgs, attention_plain_kernel<float, float>>(name, grid, kThreads, shared, s, a);
+  with_act(act, [&](auto o) {
+    start<AttentionArgs, attention_plain_kernel<int8_t, decltype(o)>>(name, grid, kThreads, shared,
+                                                                      s, a);
+  });
 }
 
 }  // namespace lorry::cuda

@@ -3,6 +3,7 @@
 #pragma once
 #include "ops/cuda/attend.h"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/mma.h"
 
 namespace lorry::cuda {
 
@@ -51,7 +52,8 @@ LORRY_DEVICE const float* query_row(const AttentionArgs& a, const Place& p, int 
          int64_t{p.first_head + row % p.heads} * a.head_dim;
 }
 
-// Elements i ... i + 7 as pairs of bf16; zeros beyond the head.
+// Elements i ... i + 7 as pairs of T; zeros beyond the head.
+template <class T>
 LORRY_DEVICE Word4 query_pairs(const AttentionArgs& a, const float* q, int i) {
   float v[8];
   if (i + 8 <= a.head_dim && reinterpret_cast<uintptr_t>(q + i) % 16 == 0) {
@@ -68,8 +70,7 @@ LORRY_DEVICE Word4 query_pairs(const AttentionArgs& a, const float* q, int i) {
     LORRY_UNROLL
     for (int e = 0; e < 8; ++e) v[e] = i + e < a.head_dim ? q[i + e] : 0.0F;
   }
-  return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-          pack_bf16(v[6], v[7])};
+  return {T::pack(v[0], v[1]), T::pack(v[2], v[3]), T::pack(v[4], v[5]), T::pack(v[6], v[7])};
 }
 
 // The block of the cache that holds key `key` of the tile's sequence; where no row of the tile sees
@@ -85,14 +86,14 @@ struct Query {
   Word4 t[kC][2];
 };
 
-template <int kC>
+template <class T, int kC>
 LORRY_DEVICE void load_query(Query<kC>& query, const AttentionArgs& a, const Place& p) {
   const float* first = query_row(a, p, p.g);
   const float* second = query_row(a, p, p.g + 8);
   LORRY_UNROLL
   for (int c = 0; c < kC; ++c) {
-    const Word4 left = query_pairs(a, first, 32 * c + 8 * p.q);
-    const Word4 right = query_pairs(a, second, 32 * c + 8 * p.q);
+    const Word4 left = query_pairs<T>(a, first, 32 * c + 8 * p.q);
+    const Word4 right = query_pairs<T>(a, second, 32 * c + 8 * p.q);
     query.t[c][0] = {left.x, right.x, left.y, right.y};
     query.t[c][1] = {left.z, right.z, left.w, right.w};
   }
@@ -106,7 +107,7 @@ struct CachedUnit {
 
   // Key 8 j + g, parts 4 c + q.
   LORRY_DEVICE Word4 key(int j, int c) const {
-    const auto width = static_cast<int>(head_width(true, a.head_dim));
+    const auto width = static_cast<int>(head_width(a.head_dim));
     const unsigned char* block = a.k + block_of(a, p, first + j / 2 * kTokens, low, high);
     const int i = 32 * c + 8 * p.q;
     const auto* key = reinterpret_cast<const uint16_t*>(block) + (j % 2 * 8 + p.g) * width;
@@ -115,7 +116,7 @@ struct CachedUnit {
   }
   // Tokens 2 pair, 2 pair + 1 of block b, columns 32 c + 4 g ... + 3.
   LORRY_DEVICE Word4 values(int b, int pair, int c) const {
-    const auto width = static_cast<int>(head_width(true, a.head_dim));
+    const auto width = static_cast<int>(head_width(a.head_dim));
     const unsigned char* block = a.v + block_of(a, p, first + b * kTokens, low, high);
     const int i = 32 * c + 4 * p.g;
     const auto* v = reinterpret_cast<const uint16_t*>(block) + pair * 2 * width;
@@ -130,7 +131,7 @@ LORRY_DEVICE CachedUnit cached_unit(const AttentionArgs& a, const Place& p, int 
 }
 
 // Scores of rows g, g + 8 with keys 8 j + 2 q, + 1 of a unit.
-template <int kC, class Unit>
+template <class T, int kC, class Unit>
 LORRY_DEVICE Float4 score(const Query<kC>& query, const Unit& unit, int j) {
   Float4 s{};
   Word4 k[kC];
@@ -138,8 +139,8 @@ LORRY_DEVICE Float4 score(const Query<kC>& query, const Unit& unit, int j) {
   for (int c = 0; c < kC; ++c) k[c] = unit.key(j, c);
   LORRY_UNROLL
   for (int c = 0; c < kC; ++c) {
-    mma_bf16(s, query.t[c][0], k[c].x, k[c].y);
-    mma_bf16(s, query.t[c][1], k[c].z, k[c].w);
+    mma<T>(s, query.t[c][0], k[c].x, k[c].y);
+    mma<T>(s, query.t[c][1], k[c].z, k[c].w);
   }
   return s;
 }
@@ -201,16 +202,17 @@ LORRY_DEVICE Word4 seen_values(const Word4& w, int token, int low, int high) {
 }
 
 // Probabilities of the 16 keys of block b of a unit as an a operand.
+template <class T>
 LORRY_DEVICE Word4 pack_block(const Float4 (&s)[kKeyTiles], int b) {
   const Float4& left = s[2 * b];
   const Float4& right = s[2 * b + 1];
-  return {pack_bf16(left.v[0], left.v[1]), pack_bf16(left.v[2], left.v[3]),
-          pack_bf16(right.v[0], right.v[1]), pack_bf16(right.v[2], right.v[3])};
+  return {T::pack(left.v[0], left.v[1]), T::pack(left.v[2], left.v[3]),
+          T::pack(right.v[0], right.v[1]), T::pack(right.v[2], right.v[3])};
 }
 
 // o[j] += probabilities times values of block b: rows g, g + 8, columns 32 c + 4 (2 q), 4 (2 q +
 // 1), + j. kAll: some row sees each of the values.
-template <bool kAll, class Unit>
+template <class T, bool kAll, class Unit>
 LORRY_DEVICE void add_values(Float4 (&o)[4], const Word4& prob, const Unit& unit, int b, int c) {
   const int q = unit.p.q;
   const int key = unit.first + b * kTokens + 2 * q;
@@ -220,10 +222,10 @@ LORRY_DEVICE void add_values(Float4 (&o)[4], const Word4& prob, const Unit& unit
     v0 = seen_values(v0, key, unit.low, unit.high);
     v1 = seen_values(v1, key + 8, unit.low, unit.high);
   }
-  mma_bf16(o[0], prob, v0.x, v1.x);
-  mma_bf16(o[1], prob, v0.y, v1.y);
-  mma_bf16(o[2], prob, v0.z, v1.z);
-  mma_bf16(o[3], prob, v0.w, v1.w);
+  mma<T>(o[0], prob, v0.x, v1.x);
+  mma<T>(o[1], prob, v0.y, v1.y);
+  mma<T>(o[2], prob, v0.z, v1.z);
+  mma<T>(o[3], prob, v0.w, v1.w);
 }
 
 // The column of v[2 h + i] of o[c][j].
@@ -238,12 +240,12 @@ struct Result {
 };
 
 // By one warp.
-template <bool kAll, int kC, class Unit>
+template <class T, bool kAll, int kC, class Unit>
 LORRY_DEVICE void attend_keys(Result<kC>& r, const Query<kC>& query, const Unit& unit) {
   const float scale = 1.0F / sqrtf(static_cast<float>(unit.a.head_dim));
   Float4 s[kKeyTiles];
   LORRY_UNROLL
-  for (int j = 0; j < kKeyTiles; ++j) s[j] = score<kC>(query, unit, j);
+  for (int j = 0; j < kKeyTiles; ++j) s[j] = score<T, kC>(query, unit, j);
   r.state[0] = soften<kAll>(s, unit.a, unit.p, 0, unit.first, scale);
   r.state[1] = soften<kAll>(s, unit.a, unit.p, 1, unit.first, scale);
   LORRY_UNROLL
@@ -253,20 +255,20 @@ LORRY_DEVICE void attend_keys(Result<kC>& r, const Query<kC>& query, const Unit&
   }
   LORRY_UNROLL
   for (int b = 0; b < kUnitKeys / kTokens; ++b) {
-    const Word4 prob = pack_block(s, b);
+    const Word4 prob = pack_block<T>(s, b);
     LORRY_UNROLL
-    for (int c = 0; c < kC; ++c) add_values<kAll>(r.o[c], prob, unit, b, c);
+    for (int c = 0; c < kC; ++c) add_values<T, kAll>(r.o[c], prob, unit, b, c);
   }
 }
-template <int kC, class Unit>
+template <class T, int kC, class Unit>
 LORRY_DEVICE void attend_unit(Result<kC>& r, const Query<kC>& query, const Unit& unit) {
-  if (sees_all(unit.a, unit.p, unit.first)) return attend_keys<true, kC>(r, query, unit);
-  attend_keys<false, kC>(r, query, unit);
+  if (sees_all(unit.a, unit.p, unit.first)) return attend_keys<T, true, kC>(r, query, unit);
+  attend_keys<T, false, kC>(r, query, unit);
 }
 
 // Where a unit's result of row `row` lies: o [width], largest score, sum.
 LORRY_DEVICE float* result_row(const AttentionArgs& a, const Place& p, int unit, int row) {
-  const int64_t width = head_width(true, a.head_dim) + 2;
+  const int64_t width = head_width(a.head_dim) + 2;
   const int64_t slot = p.tile.first_slot + unit;
   return a.results + ((slot * a.kv_heads * a.head_tiles + p.index) * 16 + row) * width;
 }
@@ -284,7 +286,7 @@ LORRY_DEVICE void store_part(const Float4 (&o)[4], const RowState (&state)[2],
     const int row = p.g + 8 * h;
     if (row >= p.rows) continue;
     float* to = result_row(a, p, unit, row);
-    const auto width = static_cast<int>(head_width(true, a.head_dim));
+    const auto width = static_cast<int>(head_width(a.head_dim));
     LORRY_UNROLL
     for (int j = 0; j < 8; ++j) {
       const int column = column_of(p, c, j % 4, j / 4);
@@ -313,7 +315,7 @@ LORRY_DEVICE void merge_into(Result<kC>& all, const Result<kC>& unit) {
   }
 }
 
-template <int kC>
+template <class T, int kC>
 LORRY_DEVICE void store_rows(const Result<kC>& r, const AttentionArgs& a, const Place& p) {
   LORRY_UNROLL
   for (int h = 0; h < 2; ++h) {
@@ -326,7 +328,7 @@ LORRY_DEVICE void store_rows(const Result<kC>& r, const AttentionArgs& a, const 
       for (int j = 0; j < 8; ++j) {
         const int column = column_of(p, c, j % 4, j / 4);
         if (column < a.head_dim) {
-          to[column] = to_bf16(r.o[c][j % 4].v[2 * h + j / 4] / r.state[h].sum);
+          to[column] = T::to(r.o[c][j % 4].v[2 * h + j / 4] / r.state[h].sum);
         }
       }
     }

@@ -169,9 +169,15 @@ class CudaOps final : public Ops {
   void add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) override;
 
  private:
-  bool bf16() const { return act_ == Dtype::bf16; }
+  Act type() const {
+    return act_ == Dtype::bf16 ? Act::bf16 : act_ == Dtype::f16 ? Act::f16 : Act::f32;
+  }
+  bool half() const { return size_of(act_) == 2; }
   KvType kv_type(const AttentionSpec& spec) const {
-    return spec.kv == KvFormat::int8 ? KvType::int8 : bf16() ? KvType::bf16 : KvType::f32;
+    return spec.kv == KvFormat::int8 ? KvType::int8
+           : act_ == Dtype::bf16     ? KvType::bf16
+           : act_ == Dtype::f16      ? KvType::f16
+                                     : KvType::f32;
   }
   // Writes to `dst`, wherever it is.
   void put(std::byte* dst, const std::byte* from, size_t bytes) const;
@@ -206,7 +212,7 @@ class CudaOps final : public Ops {
   LinearArgs linear_shape(const Tensor& x, const Weight& w) const;
   LinearArgs linear_args(Call& call, const Tensor& x, const Weight& w, const RowGroups& groups,
                          const Tensor& scratch) const;
-  // Of weights in int8 and int4, with x in bf16.
+  // Of weights in int8 and int4, with x of 16 bits.
   QuantArgs quant_args(Call& call, const LinearArgs& a, const Tensor& scratch) const;
   // Whether linear_wide multiplies them.
   bool is_wide(const LinearArgs& a, const Tensor& scratch) const;

@@ -25,7 +25,7 @@ LORRY_DEVICE int64_t target_of(const Patch& patch, const PatchSite& site, int64_
 }
 
 // grid: tiles of rows, sites x row blocks, segments of a tile.
-template <bool kSingle>
+template <class T, bool kSingle>
 LORRY_KERNEL(32 * kSlices)
 replace_kernel(AdaptArgs a) {
   begin_kernel();
@@ -41,8 +41,8 @@ replace_kernel(AdaptArgs a) {
   const int chunks = (site.in + kChunk - 1) / kChunk;
   const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, site.in);
   float sum[1][8 / kStoredRows];
-  const RowBlocks<1> blocks{to.w + block * chunks * LoadBf16::kBytes, 0, chunks};
-  multiply_by_slices<LoadBf16, 1>(sum, shared, blocks, x);
+  const RowBlocks<1> blocks{to.w + block * chunks * LoadPlain<T>::kBytes, 0, chunks};
+  multiply_by_slices<LoadPlain<T>, 1>(sum, shared, blocks, x);
   const int64_t o = block * kRowBlock + threadIdx.x % kRowBlock;
   if (o >= to.out) return;
   const int64_t first = rows.begin + static_cast<int32_t>(threadIdx.x) / kRowBlock;
@@ -102,20 +102,19 @@ Grid grid_of(const AdaptArgs& a, int64_t parts) {
 
 }  // namespace
 
-void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, bool bf16) {
+void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, Act act) {
   const Grid grid = grid_of(a, ceil_div(tokens ? a.max_tokens : a.max_out, kRowBlock));
-  constexpr int kThreads = 32 * kSlices;
-  constexpr size_t kShared = slices_shared<LoadBf16, 1, 1>();
-  if (bf16 && tokens) {
-    return start<AdaptArgs, replace_kernel<true>>("replace", grid, kThreads, kShared, s, a);
+  if (act == Act::f32) {
+    return tokens ? start<AdaptArgs, replace_f32_kernel<true>>("replace", grid, kPlainThreads, 0, s, a)
+                  : start<AdaptArgs, replace_f32_kernel<false>>("replace", grid, kPlainThreads, 0, s, a);
   }
-  if (bf16) {
-    return start<AdaptArgs, replace_kernel<false>>("replace", grid, kThreads, kShared, s, a);
-  }
-  if (tokens) {
-    return start<AdaptArgs, replace_f32_kernel<true>>("replace", grid, kPlainThreads, 0, s, a);
-  }
-  start<AdaptArgs, replace_f32_kernel<false>>("replace", grid, kPlainThreads, 0, s, a);
+  with_half(act, [&](auto x) {
+    using T = decltype(x);
+    constexpr int kThreads = 32 * kSlices;
+    constexpr size_t kShared = slices_shared<LoadPlain<T>, 1, 1>();
+    tokens ? start<AdaptArgs, replace_kernel<T, true>>("replace", grid, kThreads, kShared, s, a)
+           : start<AdaptArgs, replace_kernel<T, false>>("replace", grid, kThreads, kShared, s, a);
+  });
 }
 
 void scale_outputs(Stream s, const AdaptArgs& a) {

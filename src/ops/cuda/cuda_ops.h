@@ -26,7 +26,7 @@ struct CudaStatus {
 };
 CudaStatus cuda_status();
 
-// act: bf16 or f32. The pool, which packs weights, must outlive the result. Throws
+// act: bf16, f16 or f32. The pool, which packs weights, must outlive the result. Throws
 // Error(unsupported) where cuda_status().usable is false.
 std::unique_ptr<Ops> make_cuda_ops(Dtype act, ThreadPool& pool);
 

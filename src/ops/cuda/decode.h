@@ -102,14 +102,14 @@ LORRY_DEVICE void decode_glu_block(const LinearArgs& a, Wait&& wait, Finish&& fi
   });
 }
 
-template <int kN>
+template <class T, int kN>
 LORRY_DEVICE void store_glu(const GluOut& glu, const float (&v)[2][kThreadRows<kN>], int64_t column,
                             Rows rows) {
   auto* y = static_cast<uint16_t*>(glu.y) + column;
   LORRY_UNROLL
   for (int j = 0; j < kThreadRows<kN>; ++j) {
     const int32_t row = rows.begin + kStoredRows * j;
-    if (row < rows.end) y[row * glu.pitch] = to_bf16(gated(glu.activation, v[0][j], v[1][j]));
+    if (row < rows.end) y[row * glu.pitch] = T::to(gated(glu.activation, v[0][j], v[1][j]));
   }
 }
 
@@ -135,7 +135,7 @@ LORRY_DEVICE void thin_block(const LinearArgs& a, Wait&& wait, Finish&& finish) 
        first += step) {
     const XRows<1> x(a.x, a.x_pitch, first, rows.end, a.plan.in);
     constexpr int kAhead = Load::kBytes >= 1024 ? 8 : 6;  // as many as registers hold
-    const float total = sum_by_parts<kThinWarps, kAhead>(
+    const float total = sum_by_parts<typename Load::Act, kThinWarps, kAhead>(
         shared, [&](int chunk) { return Load::load(w + int64_t{chunk} * Load::kBytes); }, x,
         static_cast<int>(a.plan.chunks()), wait);
     const auto at = static_cast<int32_t>(threadIdx.x);

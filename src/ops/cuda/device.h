@@ -53,58 +53,6 @@ LORRY_DEVICE uint32_t and_xor(uint32_t x, uint32_t mask, uint32_t flip) {
 #endif
 }
 
-// Two bf16 as they lie in memory, the first in the low half.
-LORRY_DEVICE float low_bf16(uint32_t pair) { return as_float(pair << 16); }
-LORRY_DEVICE float high_bf16(uint32_t pair) { return as_float(pair & 0xffff0000U); }
-LORRY_DEVICE float from_bf16(uint16_t x) { return as_float(static_cast<uint32_t>(x) << 16); }
-LORRY_DEVICE uint16_t to_bf16(float x) {
-  const uint32_t u = as_bits(x);
-  if ((u & 0x7fffffffU) > 0x7f800000U) return static_cast<uint16_t>((u >> 16) | 0x40U);
-  return static_cast<uint16_t>((u + 0x7fffU + ((u >> 16) & 1U)) >> 16);
-}
-LORRY_DEVICE uint32_t pack_bf16(float low, float high) {
-  return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16;
-}
-
-#ifdef __CUDACC__
-LORRY_DEVICE float from_f16(uint16_t x) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x));
-  return f;
-}
-#else
-LORRY_DEVICE float from_f16(uint16_t x) {
-  const uint32_t sign = static_cast<uint32_t>(x & 0x8000U) << 16;
-  const uint32_t exponent = (x >> 10) & 0x1fU;
-  const uint32_t mantissa = x & 0x3ffU;
-  if (exponent == 0) {
-    return as_float(as_bits(static_cast<float>(mantissa) * 0x1p-24F) | sign);
-  }
-  return as_float(sign | (exponent == 31 ? 0xffU : exponent + 112U) << 23 | mantissa << 13);
-}
-#endif
-
-// e4m3: exponent bias 7, no infinity, 0x7f is NaN.
-LORRY_DEVICE float from_e4m3(uint32_t x) {
-  const uint32_t magnitude = x & 0x7fU;
-  const uint32_t sign = (x & 0x80U) << 24;
-  if (magnitude == 0x7fU) return as_float(sign | 0x7fc00000U);
-  const float value = magnitude < 8U ? static_cast<float>(magnitude) * 0x1p-9F
-                                     : as_float((magnitude << 20) + (120U << 23));
-  return as_float(as_bits(value) | sign);
-}
-
-// ---- activations as the kernels read and write them ----
-
-struct Bf16 {
-  uint16_t bits;
-};
-LORRY_DEVICE float widen(float x) { return x; }
-LORRY_DEVICE float widen(Bf16 x) { return from_bf16(x.bits); }
-LORRY_DEVICE float widen(int8_t x) { return static_cast<float>(x); }
-LORRY_DEVICE void narrow(float& to, float x) { to = x; }
-LORRY_DEVICE void narrow(Bf16& to, float x) { to.bits = to_bf16(x); }
-
 // Loads of 16 and 8 bytes; aligned as wide as they are.
 struct alignas(16) Word4 {
   uint32_t x, y, z, w;
@@ -327,72 +275,6 @@ LORRY_DEVICE float block_sum(float x, float* shared) {
   float sum = shared[0];
   for (int w = 1; w < kThreads / 32; ++w) sum += shared[w];
   return sum;
-}
-
-// ---- tensor cores ----
-// Lane l = 4 g + q, g = l / 4.
-
-struct Float4 {
-  float v[4];
-};
-struct Int4 {
-  int v[4];
-};
-
-// c [16, 8] += a [16, 16] b [16, 8], bf16, sums in f32.
-//   a: words of two neighbours in k: (row g, k 2q), (g + 8, 2q), (g, 2q + 8), (g + 8, 2q + 8);
-//   b: (k 2q, column g), (2q + 8, g);  c: (row g, columns 2q, 2q + 1), (g + 8, the same).
-LORRY_DEVICE void mma_bf16(Float4& c, const Word4& a, uint32_t b0, uint32_t b1) {
-#ifdef __CUDACC__
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-#else
-  const simt::Slot* all = simt::exchange({{a.x, a.y, a.z, a.w, b0, b1}});
-  const int g = simt::lane() / 4;
-  const int q = simt::lane() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int column = 2 * q + i % 2;
-    float sum = c.v[i];
-    for (int pair = 0; pair < 8; ++pair) {
-      const uint32_t left = all[4 * g + pair % 4].word[i / 2 + pair / 4 * 2];
-      const uint32_t right = all[4 * column + pair % 4].word[4 + pair / 4];
-      sum = fmaf(low_bf16(left), low_bf16(right), sum);
-      sum = fmaf(high_bf16(left), high_bf16(right), sum);
-    }
-    c.v[i] = sum;
-  }
-#endif
-}
-
-// c [16, 8] += a [16, 32] b [32, 8], s8, sums in s32.
-//   a: words of four neighbours in k: (row g, k 4q), (g + 8, 4q), (g, 4q + 16), (g + 8, 4q + 16);
-//   b: (k 4q, column g), (4q + 16, g);  c as above.
-LORRY_DEVICE void mma_s8(Int4& c, const Word4& a, uint32_t b0, uint32_t b1) {
-#ifdef __CUDACC__
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(c.v[0]), "+r"(c.v[1]), "+r"(c.v[2]), "+r"(c.v[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-#else
-  const simt::Slot* all = simt::exchange({{a.x, a.y, a.z, a.w, b0, b1}});
-  const int g = simt::lane() / 4;
-  const int q = simt::lane() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int column = 2 * q + i % 2;
-    for (int word = 0; word < 8; ++word) {
-      const uint32_t left = all[4 * g + word % 4].word[i / 2 + word / 4 * 2];
-      const uint32_t right = all[4 * column + word % 4].word[4 + word / 4];
-      for (int byte = 0; byte < 4; ++byte) {
-        c.v[i] +=
-            static_cast<int8_t>(left >> (8 * byte)) * static_cast<int8_t>(right >> (8 * byte));
-      }
-    }
-  }
-#endif
 }
 
 }  // namespace lorry::cuda

@@ -1,6 +1,7 @@
 // What becomes of queries, keys and values before attention: limits, rotation, and the cache.
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/numbers.h"
 
 namespace lorry::cuda {
 
@@ -47,16 +48,18 @@ LORRY_KERNEL(kThreads) rope_kernel(RopeArgs a) {
 }
 
 // One token of one head by a warp; t: its place in the block.
-LORRY_DEVICE void write_key(uint16_t* k, const float* x, int d, int t) {
-  const auto width = static_cast<int>(head_width(true, d));
+template <class T>
+LORRY_DEVICE void write_key(T* k, const float* x, int d, int t) {
+  const auto width = static_cast<int>(head_width(d));
   for (int i = lane_index(); i < width; i += 32) {
-    k[t * width + i] = i < d ? to_bf16(x[i]) : uint16_t{0};
+    k[t * width + i].bits = i < d ? T::to(x[i]) : uint16_t{0};
   }
 }
-LORRY_DEVICE void write_value(uint16_t* v, const float* x, int d, int t) {
-  const auto width = static_cast<int>(head_width(true, d));
+template <class T>
+LORRY_DEVICE void write_value(T* v, const float* x, int d, int t) {
+  const auto width = static_cast<int>(head_width(d));
   for (int i = lane_index(); i < width; i += 32) {
-    v[place_in_v(width, t, i)] = i < d ? to_bf16(x[i]) : uint16_t{0};
+    v[place_in_v(width, t, i)].bits = i < d ? T::to(x[i]) : uint16_t{0};
   }
 }
 LORRY_DEVICE void write_key(float* k, const float* x, int d, int t) {
@@ -167,7 +170,8 @@ void rope(Stream s, const RopeArgs& a) {
 
 void kv_write(Stream s, const KvWriteArgs& a, KvType type) {
   switch (type) {
-    case KvType::bf16: return kv_write_as<uint16_t>(s, a);
+    case KvType::bf16: return kv_write_as<Bf16>(s, a);
+    case KvType::f16: return kv_write_as<F16>(s, a);
     case KvType::f32: return kv_write_as<float>(s, a);
     case KvType::int8: return kv_write_as<int8_t>(s, a);
   }
@@ -175,7 +179,8 @@ void kv_write(Stream s, const KvWriteArgs& a, KvType type) {
 
 void rope_write(Stream s, const RopeWriteArgs& a, KvType type) {
   switch (type) {
-    case KvType::bf16: return rope_write_as<uint16_t>(s, a);
+    case KvType::bf16: return rope_write_as<Bf16>(s, a);
+    case KvType::f16: return rope_write_as<F16>(s, a);
     case KvType::f32: return rope_write_as<float>(s, a);
     case KvType::int8: return rope_write_as<int8_t>(s, a);
   }

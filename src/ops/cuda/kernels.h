@@ -10,6 +10,9 @@ namespace lorry::cuda {
 
 using Stream = void*;
 
+// The type of activations: what linears read.
+enum class Act : uint8_t { bf16, f16, f32 };
+
 // ---- rows.cu ----
 
 struct EmbedArgs {
@@ -20,7 +23,7 @@ struct EmbedArgs {
   const int32_t* ids;
   int64_t rows, cols;
 };
-void embed(Stream s, const EmbedArgs& a, bool bf16);
+void embed(Stream s, const EmbedArgs& a, Act act);
 
 struct CombineArgs {
   float* y;
@@ -50,7 +53,7 @@ struct NormArgs {
   float eps;
   bool centered;
 };
-void norm(Stream s, const NormArgs& a, bool bf16);
+void norm(Stream s, const NormArgs& a, Act act);
 
 struct GatherArgs {
   unsigned char* y;
@@ -68,7 +71,7 @@ struct GluArgs {
   int64_t gu_pitch, rows, cols;
   int activation;  // as lorry::Activation
 };
-void glu(Stream s, const GluArgs& a, bool bf16);
+void glu(Stream s, const GluArgs& a, Act act);
 
 struct AddArgs {
   float* x;
@@ -97,7 +100,7 @@ struct AddSiluArgs {
   const float* bias;
   int64_t rows, cols;
 };
-void add_silu(Stream s, const AddSiluArgs& a, bool bf16);
+void add_silu(Stream s, const AddSiluArgs& a, Act act);
 
 // ---- scores.cu ----
 
@@ -127,7 +130,7 @@ struct RopeArgs {
 };
 void rope(Stream s, const RopeArgs& a);
 
-enum class KvType : uint8_t { bf16, f32, int8 };
+enum class KvType : uint8_t { bf16, f16, f32, int8 };
 struct KvWriteArgs {
   unsigned char* k;
   unsigned char* v;
@@ -202,13 +205,15 @@ void randomise(Stream s, const RandomArgs& a);
 
 // ---- linear*.cu, quantise.cu, quant*.cu ----
 
-// Where gate(x) * up(x) goes, in bf16, in place of both of them (outputs interleaved by 64).
+// Where gate(x) * up(x) goes, in the type of x, in place of both of them (outputs interleaved by
+// 64).
 struct GluOut {
   void* y;  // null: nowhere, the linear's outputs are wanted
   int64_t pitch, cols;
   int activation;  // as lorry::Activation
 };
 struct LinearArgs {
+  Act act;  // of x
   float* y;
   int64_t y_pitch;
   const void* x;
@@ -228,28 +233,29 @@ struct LinearArgs {
 constexpr int64_t expected_rows(const LinearArgs& a) {
   return a.groups == 1 ? a.rows : 2 * ((int64_t{a.rows} + a.groups - 1) / a.groups);
 }
-constexpr bool is_bf16_or_fp8(const LinearArgs& a) {
-  return a.plan.values == Values::bf16 || a.plan.values == Values::fp8;
+// Whether the tensor cores multiply values and x as they are, once fp8 is widened.
+constexpr bool is_plain_or_fp8(const LinearArgs& a) {
+  return is_16_bits(a.plan.values) || a.plan.values == Values::fp8;
 }
-// Rows of x in decode; with more the wide kernels are faster. With so few linear_bf16 does glu too.
+// Rows of x in decode; with more the wide kernels are faster. With so few linear_mma does glu too.
 constexpr int64_t kFewRows = 16;
 constexpr bool has_few_rows(const LinearArgs& a) {
-  return is_bf16_or_fp8(a) && expected_rows(a) <= kFewRows;
+  return is_plain_or_fp8(a) && expected_rows(a) <= kFewRows;
 }
 // Groups that may have rows.
 constexpr int64_t groups_with_rows(const LinearArgs& a) {
   return a.groups < a.rows ? a.groups : a.rows;
 }
-// x bf16, values bf16 or fp8. Both give the same bits; wide: for many rows, on Hopper.
-void linear_bf16(Stream s, const LinearArgs& a);
+// x of 16 bits, values of its type or fp8. Both give the same bits; wide: for many rows, on Hopper.
+void linear_mma(Stream s, const LinearArgs& a);
 void linear_wide(Stream s, const LinearArgs& a);
 // The part of linear_wide that multiplies more than 64 rows, arranged ones.
-void linear_prompt_bf16(Stream s, const LinearArgs& a);
+void linear_prompt(Stream s, const LinearArgs& a);
 void linear_prompt_fp8(Stream s, const LinearArgs& a);
 // The same for few outputs, as a router has: however many rows, always this one, since its bits are
 // others.
 constexpr int32_t kThinOutputs = 64;
-constexpr bool is_thin(const LinearArgs& a) { return is_bf16_or_fp8(a) && a.out <= kThinOutputs; }
+constexpr bool is_thin(const LinearArgs& a) { return is_plain_or_fp8(a) && a.out <= kThinOutputs; }
 void linear_thin(Stream s, const LinearArgs& a);
 // x f32, any values.
 void linear_f32(Stream s, const LinearArgs& a);
@@ -257,7 +263,7 @@ void linear_f32(Stream s, const LinearArgs& a);
 // Rows of xq end with zeros at a multiple of so many inputs.
 constexpr int64_t kQuantised = 4 * kChunk;
 struct QuantArgs {
-  LinearArgs linear;  // x bf16, values s8 or s4
+  LinearArgs linear;  // x of 16 bits, values s8 or s4
   int8_t* xq;         // [rows, quantised_pitch], where place_in_xq says
   float* scale;       // [rows]
   int32_t* sums;      // [scales, rows], where there are zero points
@@ -318,13 +324,13 @@ struct AdaptArgs {
   uint32_t* ready;  // becomes `turn`, another number each time, as soon as x can be read
   uint32_t turn;
 };
-void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, bool bf16);
+void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, Act act);
 // t = scale * A x, and pairs.
-void shrink(Stream s, const AdaptArgs& a, bool bf16);
-void add_pairs(Stream s, const AdaptArgs& a, bool bf16);
+void shrink(Stream s, const AdaptArgs& a, Act act);
+void add_pairs(Stream s, const AdaptArgs& a, Act act);
 void scale_outputs(Stream s, const AdaptArgs& a);
 
-// Of few rows linear_bf16, or linear_thin, and the pairs of its rows, to the bits of add_pairs: two
+// Of few rows linear_mma, or linear_thin, and the pairs of its rows, to the bits of add_pairs: two
 // kernels that run side by side. The one sums t and says which pair a row has; the other begins
 // with the weights when the first says that x is there, and waits for its end before it adds.
 struct AdaptedLinearArgs {
@@ -338,7 +344,7 @@ struct AdaptEmbeddingArgs {
   AdaptArgs adapt;  // x: none
   const int32_t* ids;
 };
-void adapt_embedding(Stream s, const AdaptEmbeddingArgs& a, bool bf16);
+void adapt_embedding(Stream s, const AdaptEmbeddingArgs& a, Act act);
 
 // ---- attention.cu, attention_plain.cu ----
 
@@ -374,10 +380,10 @@ struct AttentionArgs {
   float* results;                  // by units: [slots, kv_heads * head_tiles, 16, head width + 2]
   int32_t* counts;                 // by units: [slots, kv_heads * head_tiles], zeros, and left so
 };
-// Keys and values in bf16, head_dim <= 256. by_units: one unit a block; else each
+// Keys, values and o in `act`, of 16 bits; head_dim <= 256. by_units: one unit a block; else each
 // kTilesOfBlock tiles are of one sequence, some perhaps without units and positions.
-void attention_bf16(Stream s, const AttentionArgs& a, bool by_units);
+void attention_mma(Stream s, const AttentionArgs& a, Act act, bool by_units);
 // Keys and values in f32 or int8, o as act; tiles of one row.
-void attention_plain(Stream s, const AttentionArgs& a, KvType type, bool bf16);
+void attention_plain(Stream s, const AttentionArgs& a, KvType type, Act act);
 
 }  // namespace lorry::cuda

@@ -16,9 +16,8 @@ constexpr int kRowBlock = 16;  // outputs of a row block
 constexpr int kChunk = 32;     // inputs of a chunk
 constexpr int kChunkValues = kRowBlock * kChunk;
 
-// bf16, f32, fp8: place of (row, k) of a chunk. Tile t, the first or second mma, has inputs
-// 8 q + 4 t ... + 3 of each q. bf16: [tile][lane][8]; fp8: [lane][tile][8], in another order
-// within.
+// bf16, f16, f32, fp8: place of (row, k) of a chunk. Tile t, the first or second mma, has inputs
+// 8 q + 4 t ... + 3 of each q. [tile][lane][8]; fp8: [lane][tile][8], in another order within.
 constexpr int place_of(int row, int k) {
   const int lane = row % 8 * 4 + k / 8;
   const int tile = k % 8 / 4;
@@ -47,13 +46,14 @@ constexpr int place_in_xq(int k, bool wide) {
               : k / 64 * 64 + lane * 16 + k % 64 / 32 * 8 + k % 8;
 }
 
-enum class Values : uint8_t { f32, bf16, fp8, s8, s4 };
+enum class Values : uint8_t { f32, bf16, f16, fp8, s8, s4 };
+constexpr bool is_16_bits(Values v) { return v == Values::bf16 || v == Values::f16; }
 
 constexpr int64_t chunk_bytes(Values v) {
-  return v == Values::f32    ? kChunkValues * 4
-         : v == Values::bf16 ? kChunkValues * 2
-         : v == Values::s4   ? kChunkValues / 2
-                             : kChunkValues;
+  return v == Values::f32  ? kChunkValues * 4
+         : is_16_bits(v)   ? kChunkValues * 2
+         : v == Values::s4 ? kChunkValues / 2
+                           : kChunkValues;
 }
 
 // A linear's packed form; all row blocks are alike.
@@ -108,10 +108,10 @@ constexpr int place_in_a(int rank, int k) {
 // B [out, rank]: panels of 64 outputs, [rank][64].
 constexpr int kPanelB = 64;
 
-// A block of 16 tokens of one head. K [16][d]; V in bf16 [8][d][2], else [16][d]; bf16: d rounded
-// up to 8, the rest zeros; int8: behind the values the f32 scales of the 16 tokens.
+// A block of 16 tokens of one head. K [16][d]; V in bf16 and f16 [8][d][2], else [16][d]; 16 bits:
+// d rounded up to 8, the rest zeros; int8: behind the values the f32 scales of the 16 tokens.
 constexpr int kTokens = 16;
-constexpr int64_t head_width(bool bf16, int64_t d) { return bf16 ? (d + 7) / 8 * 8 : d; }
+constexpr int64_t head_width(int64_t d) { return (d + 7) / 8 * 8; }
 constexpr int64_t place_in_v(int64_t width, int64_t token, int64_t i) {
   return token / 2 * 2 * width + 2 * i + token % 2;
 }

@@ -1,4 +1,4 @@
-// linear with x in bf16, and weights in bf16 or fp8 (which are widened; their scale comes last).
+// linear with x in bf16 or f16, and weights in its type or fp8 (which are widened; their scale comes last).
 #include "ops/cuda/decode.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
@@ -29,7 +29,7 @@ decode_glu_kernel(LinearArgs a) {
   decode_glu_block<Load, kN>(
       a, [] { wait_for_previous(); },
       [&](const float(&v)[2][kThreadRows<kN>], int64_t column, Rows rows) {
-        store_glu<kN>(a.glu, v, column, rows);
+        store_glu<typename Load::Act, kN>(a.glu, v, column, rows);
       });
 }
 
@@ -125,9 +125,8 @@ void multiply_all(Stream s, const LinearArgs& a) {
 
 }  // namespace
 
-void linear_bf16(Stream s, const LinearArgs& a) {
-  if (a.plan.values == Values::fp8) return multiply_all<LoadFp8>(s, a);
-  multiply_all<LoadBf16>(s, a);
+void linear_mma(Stream s, const LinearArgs& a) {
+  with_load(a, [&](auto load) { multiply_all<decltype(load)>(s, a); });
 }
 
 }  // namespace lorry::cuda

@@ -42,7 +42,7 @@ LORRY_DEVICE Ranks ranks_of(const AdaptArgs& a, const Place& place, int32_t row,
 
 // v += B t, in order of the ranks, of which kAhead are loaded at once for all items: fewer
 // where there are many, since more registers would be fewer blocks.
-template <int kItems>
+template <class T, int kItems>
 LORRY_DEVICE void add_ranks(float (&v)[kItems], const Ranks (&ranks)[kItems]) {
   constexpr int kAhead = kItems > 4 ? 4 : kItems > 2 ? 8 : 16;
   int32_t most = 0;
@@ -72,7 +72,7 @@ LORRY_DEVICE void add_ranks(float (&v)[kItems], const Ranks (&ranks)[kItems]) {
                               : r % 4 == 1 ? four.y
                               : r % 4 == 2 ? four.z
                                            : four.w;
-        if (first + r < ranks[i].n) v[i] = fmaf(as_float(word), from_bf16(b[i][r]), v[i]);
+        if (first + r < ranks[i].n) v[i] = fmaf(as_float(word), T::from(b[i][r]), v[i]);
       }
     }
   }
@@ -97,7 +97,7 @@ adapted_kernel(AdaptedLinearArgs a) {
         for (int j = 0; j < kThreadRows<kN>; ++j) {
           ranks[j] = ranks_of(a.adapt, place, rows.begin + kStoredRows * j, rows.end);
         }
-        add_ranks(v, ranks);
+        add_ranks<typename Load::Act>(v, ranks);
         LORRY_UNROLL
         for (int j = 0; j < kThreadRows<kN>; ++j) {
           const int32_t row = rows.begin + kStoredRows * j;
@@ -127,10 +127,10 @@ adapted_glu_kernel(AdaptedLinearArgs a) {
                 ranks_of(a.adapt, place, rows.begin + kStoredRows * j, rows.end);
           }
         }
-        add_ranks(sum, ranks);
+        add_ranks<typename Load::Act>(sum, ranks);
         LORRY_UNROLL
         for (int i = 0; i < 2 * kRows; ++i) v[i / kRows][i % kRows] = sum[i];
-        store_glu<kN>(a.linear.glu, v, column, rows);
+        store_glu<typename Load::Act, kN>(a.linear.glu, v, column, rows);
       });
   wait_for_previous();
 }
@@ -144,7 +144,7 @@ adapted_thin_kernel(AdaptedLinearArgs a) {
         wait_for_previous();
         const Ranks ranks[1] = {ranks_of(a.adapt, place_of(a.adapt, column), row, a.linear.rows)};
         float sum[1] = {v};
-        add_ranks(sum, ranks);
+        add_ranks<typename Load::Act>(sum, ranks);
         a.linear.y[row * a.linear.y_pitch + column] = sum[0];
       });
   wait_for_previous();
@@ -175,9 +175,8 @@ void multiply(Stream s, const AdaptedLinearArgs& a) {
 }  // namespace
 
 void linear_adapted(Stream s, const AdaptedLinearArgs& a) {
-  shrink(s, a.adapt, true);
-  if (a.linear.plan.values == Values::fp8) return multiply<LoadFp8>(s, a);
-  multiply<LoadBf16>(s, a);
+  shrink(s, a.adapt, a.linear.act);
+  with_load(a.linear, [&](auto load) { multiply<decltype(load)>(s, a); });
 }
 
 }  // namespace lorry::cuda

@@ -3,6 +3,8 @@
 
 namespace lorry::cuda {
 
-void linear_prompt_fp8(Stream s, const LinearArgs& a) { multiply_prompt<LoadFp8>(s, a); }
+void linear_prompt_fp8(Stream s, const LinearArgs& a) {
+  a.act == Act::bf16 ? multiply_prompt<LoadFp8<Bf16>>(s, a) : multiply_prompt<LoadFp8<F16>>(s, a);
+}
 
 }  // namespace lorry::cuda

@@ -1,4 +1,4 @@
-// linear with x in bf16 for a handful of outputs.
+// linear with x in bf16 or f16 for a handful of outputs.
 #include "ops/cuda/decode.h"
 #include "ops/cuda/launch.h"
 
@@ -22,8 +22,7 @@ void multiply(Stream s, const LinearArgs& a) {
 }  // namespace
 
 void linear_thin(Stream s, const LinearArgs& a) {
-  if (a.plan.values == Values::fp8) return multiply<LoadFp8>(s, a);
-  multiply<LoadBf16>(s, a);
+  with_load(a, [&](auto load) { multiply<decltype(load)>(s, a); });
 }
 
 }  // namespace lorry::cuda

@@ -1,4 +1,4 @@
-// linear with x in bf16 for more rows than decoding usually has, on Hopper's wgmma. x is arranged
+// linear with x in bf16 or f16 for more rows than decoding usually has, on Hopper's wgmma. x is arranged
 // first; then prompts go to linear_prompt.cu, and this file multiplies up to 64 rows: weights and x
 // by way of shared memory, both slices of the inputs at the same time. The sums are in the order of
 // rows_times.h, so the bits are those of linear.cu.
@@ -146,7 +146,7 @@ LORRY_DEVICE void store(const LinearArgs& a, const Place& p, const float (&sum)[
 }
 
 // sums + the totals of the first slice, to where they belong.
-template <class S>
+template <class T, class S>
 LORRY_DEVICE void finish(const LinearArgs& a, const Place& p, float (&sum)[S::kN / 2],
                          float* totals, int32_t first) {
   const int team = static_cast<int>(threadIdx.x) / kTeam;
@@ -170,7 +170,7 @@ LORRY_DEVICE void finish(const LinearArgs& a, const Place& p, float (&sum)[S::kN
   each_sum<S>([&](int o, int r, int i) {
     if (column + o >= a.glu.cols || first + r >= p.end) return;
     static_cast<uint16_t*>(a.glu.y)[(first + r) * a.glu.pitch + column + o] =
-        to_bf16(gated(a.glu.activation, sum[i], own[i * kTeam + kTeam / 2]));
+        T::to(gated(a.glu.activation, sum[i], own[i * kTeam + kTeam / 2]));
   });
 }
 
@@ -224,15 +224,15 @@ LORRY_DEVICE void multiply_slices(const LinearArgs& a, const Place& p, int32_t r
     wgmma_fence();
     LORRY_UNROLL
     for (int c = 0; c < kChunksOfTile; ++c) {
-      wgmma<kN>(sum, w[c].t[0], tile_operand(x, c * 64), t > 0 || c > 0);
-      wgmma<kN>(sum, w[c].t[1], tile_operand(x, c * 64 + 32), true);
+      wgmma<typename Load::Act, kN>(sum, w[c].t[0], tile_operand(x, c * 64), t > 0 || c > 0);
+      wgmma<typename Load::Act, kN>(sum, w[c].t[1], tile_operand(x, c * 64 + 32), true);
     }
     wgmma_commit();
     wgmma_wait<0>();
     place = place + 1 == kStages ? 0 : place + 1;
   }
   let_next_start();
-  finish<S>(a, p, sum, reinterpret_cast<float*>(shared + S::kTiles), r);
+  finish<typename Load::Act, S>(a, p, sum, reinterpret_cast<float*>(shared + S::kTiles), r);
   sync_threads();  // the tiles and totals have been read
 }
 
@@ -264,9 +264,10 @@ void linear_wide(Stream s, const LinearArgs& a) {
   const Grid parts =
       elements(ceil_div(a.rows, kArrangeRows), arranged_inputs(a.plan.in) / 8, kArrangeThreads);
   start<LinearArgs, arrange_kernel>("arrange", parts, kArrangeThreads, 0, s, a);
-  const bool fp8 = a.plan.values == Values::fp8;
-  if (expected_rows(a) > 64) return fp8 ? linear_prompt_fp8(s, a) : linear_prompt_bf16(s, a);
-  fp8 ? multiply_split<LoadFp8>(s, a) : multiply_split<LoadBf16>(s, a);
+  if (expected_rows(a) > 64) {
+    return a.plan.values == Values::fp8 ? linear_prompt_fp8(s, a) : linear_prompt(s, a);
+  }
+  with_load(a, [&](auto load) { multiply_split<decltype(load)>(s, a); });
 }
 
 }  // namespace lorry::cuda

@@ -58,7 +58,7 @@ LORRY_DEVICE void prefetch_b(const Patch& patch, int out) {
 }
 
 // t of 16 ranks at a site. wait(): from there on x can be read, and t written.
-template <class Wait>
+template <class T, class Wait>
 LORRY_DEVICE void shrink_rows(const AdaptArgs& a, const TileRows& rows, int site, int rank,
                               Wait&& wait) {
   constexpr int kAhead = 8;
@@ -71,7 +71,7 @@ LORRY_DEVICE void shrink_rows(const AdaptArgs& a, const TileRows& rows, int site
       static_cast<const unsigned char*>(patch.a) + rank / kRankBlock * block_bytes;
   const bool second = rank + kRankBlock < patch.rank;
   const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, a.site[site].in);
-  const float total = sum_by_parts<kShrinkWarps, kAhead>(
+  const float total = sum_by_parts<T, kShrinkWarps, kAhead>(
       shared,
       [&](int chunk) {
         return load_ranks(w + int64_t{chunk} * kRankBlock * kChunk * 2, second, block_bytes);
@@ -87,7 +87,9 @@ LORRY_DEVICE void shrink_rows(const AdaptArgs& a, const TileRows& rows, int site
 }
 
 // grid: tiles of rows, sites x blocks of 16 ranks, segments of a tile.
-LORRY_KERNEL(32 * kShrinkWarps, 2) shrink_kernel(AdaptArgs a) {
+template <class T>
+LORRY_KERNEL(32 * kShrinkWarps, 2)
+shrink_kernel(AdaptArgs a) {
   let_next_start();
   const auto tile = static_cast<int32_t>(blockIdx.x);
   const auto slot = static_cast<int32_t>(blockIdx.z);
@@ -105,7 +107,7 @@ LORRY_KERNEL(32 * kShrinkWarps, 2) shrink_kernel(AdaptArgs a) {
   }
   const TileRows rows = rows_of_tile(a, tile, slot);
   if (rows.begin != rows.end && rank < rows.patch[site].rank) {
-    shrink_rows(a, rows, site, rank, [&] {
+    shrink_rows<T>(a, rows, site, rank, [&] {
       if (a.early) wait();
     });
   } else if (a.early) {
@@ -146,12 +148,13 @@ constexpr int kExpandThreads = 256;
 
 // Neighbours of B's outputs that a thread has, as they lie in memory.
 constexpr int kWide = 8;
-struct WideBf16 {
+template <class T>
+struct WideHalf {
   Word4 words;
-  LORRY_DEVICE static WideBf16 load(const Bf16* b) { return {*reinterpret_cast<const Word4*>(b)}; }
+  LORRY_DEVICE static WideHalf load(const T* b) { return {*reinterpret_cast<const Word4*>(b)}; }
   LORRY_DEVICE float at(int i) const {
     const uint32_t word = i < 2 ? words.x : i < 4 ? words.y : i < 6 ? words.z : words.w;
-    return i % 2 == 0 ? low_bf16(word) : high_bf16(word);
+    return i % 2 == 0 ? T::low(word) : T::high(word);
   }
 };
 struct WideF32 {
@@ -166,7 +169,7 @@ struct WideF32 {
 };
 template <class T>
 struct WideOf {
-  using Type = WideBf16;
+  using Type = WideHalf<T>;
 };
 template <>
 struct WideOf<float> {
@@ -345,19 +348,22 @@ adapt_embedding_kernel(AdaptEmbeddingArgs e) {
 
 }  // namespace
 
-void shrink(Stream s, const AdaptArgs& a, bool bf16) {
+void shrink(Stream s, const AdaptArgs& a, Act act) {
   const int64_t tiles = ceil_div(a.rows, kTileRows);
   const int64_t slots = a.n_segments < kTileRows ? a.n_segments : kTileRows;
-  if (!bf16) {
+  if (act == Act::f32) {
     return start<AdaptArgs, shrink_f32_kernel>("shrink", {tiles, a.sites, slots}, 32 * kPlainWarps,
                                                0, s, a);
   }
   const Grid grid{tiles, a.sites * ceil_div(a.max_rank, 16), slots};
-  start<AdaptArgs, shrink_kernel>("shrink", grid, 32 * kShrinkWarps, kPartsShared, s, a);
+  with_half(act, [&](auto x) {
+    start<AdaptArgs, shrink_kernel<decltype(x)>>("shrink", grid, 32 * kShrinkWarps, kPartsShared, s,
+                                                 a);
+  });
 }
 
-void add_pairs(Stream s, const AdaptArgs& a, bool bf16) {
-  shrink(s, a, bf16);
+void add_pairs(Stream s, const AdaptArgs& a, Act act) {
+  shrink(s, a, act);
   const int64_t tiles = ceil_div(a.rows, kTileRows);
   const int64_t slots = a.n_segments < kTileRows ? a.n_segments : kTileRows;
   // As many blocks as fill a large device a few times over: each has to find its rows first.
@@ -366,21 +372,18 @@ void add_pairs(Stream s, const AdaptArgs& a, bool bf16) {
   const int64_t shares = ceil_div(kBlocks, tiles * slots * a.sites);
   const Grid grid{tiles, a.sites * (shares < parts ? shares : parts), slots};
   const size_t shared = sizeof(float) * static_cast<size_t>(kTileRows * a.max_rank);
-  if (bf16) {
-    return start<AdaptArgs, expand_kernel<Bf16>>("expand", grid, kExpandThreads, shared, s, a);
-  }
-  start<AdaptArgs, expand_kernel<float>>("expand", grid, kExpandThreads, shared, s, a);
+  with_act(act, [&](auto b) {
+    start<AdaptArgs, expand_kernel<decltype(b)>>("expand", grid, kExpandThreads, shared, s, a);
+  });
 }
 
-void adapt_embedding(Stream s, const AdaptEmbeddingArgs& e, bool bf16) {
+void adapt_embedding(Stream s, const AdaptEmbeddingArgs& e, Act act) {
   const size_t shared = sizeof(float) * static_cast<size_t>(e.adapt.max_rank + 1);
   const Grid grid{e.adapt.rows};
-  if (bf16) {
-    return start<AdaptEmbeddingArgs, adapt_embedding_kernel<Bf16>>("adapt_embedding", grid,
+  with_act(act, [&](auto t) {
+    start<AdaptEmbeddingArgs, adapt_embedding_kernel<decltype(t)>>("adapt_embedding", grid,
                                                                    kExpandThreads, shared, s, e);
-  }
-  start<AdaptEmbeddingArgs, adapt_embedding_kernel<float>>("adapt_embedding", grid, kExpandThreads,
-                                                           shared, s, e);
+  });
 }
 
 }  // namespace lorry::cuda

@@ -158,11 +158,11 @@ void CudaOps::adapt(Tensor y, Tensor x, std::span<const LoraSite> sites,
   fill_sums(a, call, scratch);
   const auto any = [&](auto&& has) { return std::any_of(patches.begin(), patches.end(), has); };
   if (any([](const Patch& p) { return p.weight != nullptr; })) {
-    replace_outputs(call.stream(), a, false, bf16());
+    replace_outputs(call.stream(), a, false, type());
   }
-  if (a.max_rank > 0) cuda::add_pairs(call.stream(), a, bf16());
+  if (a.max_rank > 0) cuda::add_pairs(call.stream(), a, type());
   if (any([](const Patch& p) { return p.gain != nullptr; })) scale_outputs(call.stream(), a);
-  if (a.max_tokens > 0) replace_outputs(call.stream(), a, true, bf16());
+  if (a.max_tokens > 0) replace_outputs(call.stream(), a, true, type());
 }
 
 void CudaOps::adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
@@ -199,7 +199,7 @@ void CudaOps::adapt_embedding(Tensor y, Tensor ids, const LoraSite& site,
   a.y = call.out<float>(y);
   a.y_pitch = y.pitch;
   e.ids = call.in<int32_t>(ids);
-  cuda::adapt_embedding(call.stream(), e, bf16());
+  cuda::adapt_embedding(call.stream(), e, type());
 }
 
 }  // namespace lorry::cuda

@@ -18,13 +18,13 @@ Tensor CudaOps::kv_layout(int64_t blocks, const AttentionSpec& spec) const {
   if (spec.kv == KvFormat::int8) {
     return view(nullptr, Dtype::i8, {blocks, spec.kv_heads, kBlockTokens * (spec.head_dim + 4)});
   }
-  return view(nullptr, act_,
-              {blocks, spec.kv_heads, kBlockTokens * head_width(bf16(), spec.head_dim)});
+  const int64_t width = half() ? head_width(spec.head_dim) : spec.head_dim;
+  return view(nullptr, act_, {blocks, spec.kv_heads, kBlockTokens * width});
 }
 
 // Results of units; where they do not fit, tiles take their units one after the other.
 size_t CudaOps::attention_scratch_bytes(int64_t, const AttentionSpec& spec) const {
-  return static_cast<size_t>(kv_type(spec) == KvType::bf16 ? kUnitResultBytes : 64);
+  return static_cast<size_t>(half() && spec.kv == KvFormat::act ? kUnitResultBytes : 64);
 }
 
 // tiles_: of the rows; units_: the same, one entry for each unit.
@@ -81,9 +81,8 @@ void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPl
                         const AttentionSpec& spec) {
   if (q.rows() == 0) return;
   Call call(memory_, staging_);
-  const KvType type = kv_type(spec);
   const int32_t per_head = spec.heads / spec.kv_heads;
-  const bool tiled = type == KvType::bf16;
+  const bool tiled = half() && spec.kv == KvFormat::act;
   AttentionArgs a{};
   a.tile_heads =
       tiled ? std::min(per_head, kTileQueries) : kTileQueries;  // plain: tiles of one row
@@ -105,25 +104,25 @@ void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPl
   a.n_tiles = static_cast<int32_t>(tiles_.size());
   if (!tiled) {
     a.tiles = tile_table_.put(call, memory_, tiles_);
-    return attention_plain(call.stream(), a, type, bf16());
+    return attention_plain(call.stream(), a, kv_type(spec), type());
   }
   const int64_t heads = int64_t{a.kv_heads} * a.head_tiles;
   const int64_t results = static_cast<int64_t>(units_.size()) * heads * kTileQueries *
-                          (head_width(true, spec.head_dim) + 2) * 4;
+                          (head_width(spec.head_dim) + 2) * 4;
   const bool by_units = units_.size() > tiles_.size() && a.n_tiles * heads < kManyTiles &&
                         results <= plan.scratch.shape.size() - 16;
   if (!by_units) {
     fill_blocks();
     a.tiles = tile_table_.put(call, memory_, tiles_);
     a.n_tiles = static_cast<int32_t>(tiles_.size());
-    return attention_bf16(call.stream(), a, false);
+    return attention_mma(call.stream(), a, type(), false);
   }
   a.tiles = unit_table_.put(call, memory_, units_);
   a.n_tiles = static_cast<int32_t>(units_.size());
   const auto at = reinterpret_cast<uintptr_t>(call.out(plan.scratch));
   a.results = reinterpret_cast<float*>((at + 15) / 16 * 16);
   a.counts = reinterpret_cast<int32_t*>(unit_counts_.data());
-  attention_bf16(call.stream(), a, true);
+  attention_mma(call.stream(), a, type(), true);
 }
 
 }  // namespace lorry::cuda

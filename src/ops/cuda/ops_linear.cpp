@@ -14,7 +14,7 @@ int64_t padded(int64_t in) { return div_up(in, kQuantised) * kQuantised; }
 // Of each row: for quantised weights its values as s8, its scale, and the sums of a scale's inputs;
 // for others its values in another order.
 size_t CudaOps::linear_scratch_bytes(int64_t rows, int64_t in) const {
-  if (!bf16()) return 0;
+  if (!half()) return 0;
   const int64_t words = 1 + div_up(in, kChunk);
   const int64_t quantised = padded(in) + 4 * words;
   return static_cast<size_t>(std::max(rows * quantised, arranged_bytes(rows, in)) + 2 * kAlign);
@@ -28,6 +28,7 @@ std::byte* CudaOps::scratch_of(Call& call, const Tensor& scratch) const {
 
 LinearArgs CudaOps::linear_shape(const Tensor& x, const Weight& w) const {
   LinearArgs a{};
+  a.act = type();
   a.x_pitch = x.pitch;
   a.plan = plan_of(w);
   a.group_bytes = w.group_bytes;
@@ -52,7 +53,7 @@ LinearArgs CudaOps::linear_args(Call& call, const Tensor& x, const Weight& w,
 }
 
 bool CudaOps::is_wide(const LinearArgs& a, const Tensor& scratch) const {
-  return bf16() && is_bf16_or_fp8(a) && !is_thin(a) && wide_ && scratch.data != nullptr &&
+  return half() && is_plain_or_fp8(a) && !is_thin(a) && wide_ && scratch.data != nullptr &&
          expected_rows(a) > kFewRows;
 }
 
@@ -62,10 +63,10 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   LinearArgs a = linear_args(call, x, w, groups, scratch);
   a.y = call.out<float>(y);
   a.y_pitch = y.pitch;
-  if (!bf16()) return linear_f32(call.stream(), a);
+  if (!half()) return linear_f32(call.stream(), a);
   if (is_thin(a)) return linear_thin(call.stream(), a);
   if (a.arranged != nullptr) return linear_wide(call.stream(), a);
-  if (is_bf16_or_fp8(a)) return linear_bf16(call.stream(), a);
+  if (is_plain_or_fp8(a)) return linear_mma(call.stream(), a);
   linear_quant(call.stream(), quant_args(call, a, scratch));
 }
 

@@ -17,7 +17,7 @@ CudaStatus cuda_status() {
 }
 
 std::unique_ptr<Ops> make_cuda_ops(Dtype act, ThreadPool& pool) {
-  LORRY_CHECK(act == Dtype::bf16 || act == Dtype::f32, "{}", to_string(act));
+  LORRY_CHECK(is_act(act), "{}", to_string(act));
   if (const char* why = cuda::why_no_device()) {
     fail(Code::unsupported, "no CUDA device can be used: {}", why);
   }
@@ -65,7 +65,7 @@ void CudaOps::embed(Tensor y, Tensor table, Tensor ids) {
   cuda::embed(call.stream(),
               {call.out<float>(y), y.pitch, call.in(table), table.pitch, call.in<int32_t>(ids),
                y.rows(), y.cols()},
-              bf16());
+              type());
 }
 
 void CudaOps::norm(Tensor y, Tensor x, const Norm& n) {
@@ -84,7 +84,7 @@ void CudaOps::norm(Tensor y, Tensor x, const Norm& n) {
               x.cols(),
               n.eps,
               n.centered},
-             bf16());
+             type());
 }
 
 void CudaOps::add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const Norm& n) {
@@ -105,7 +105,7 @@ void CudaOps::add_norm(Tensor y, Tensor x, std::span<const Tensor> parts, const 
               x.cols(),
               n.eps,
               n.centered},
-             bf16());
+             type());
 }
 
 void CudaOps::clamp(Tensor x, float limit) {
@@ -127,7 +127,7 @@ void CudaOps::glu(Tensor y, Tensor gu, Activation activation) {
   cuda::glu(call.stream(),
             {call.out(y), y.pitch, call.in<float>(gu), gu.pitch, y.rows(), y.cols(),
              static_cast<int>(activation)},
-            bf16());
+            type());
 }
 
 namespace {
@@ -162,7 +162,7 @@ void CudaOps::combine_norm(Tensor y, Tensor x, Tensor, Tensor d, const Route& ro
              {call.out(y), y.pitch, sum, x.pitch, sum, nullptr, 0,
               combine_args(call, nullptr, 0, d, route), call.in<float>(n.weight), x.rows(),
               x.cols(), n.eps, n.centered},
-             bf16());
+             type());
 }
 
 void CudaOps::add(Tensor x, std::span<const Tensor> parts) {
@@ -177,7 +177,7 @@ void CudaOps::add_silu(Tensor y, Tensor x, Tensor v, Tensor bias) {
   cuda::add_silu(call.stream(),
                  {call.out(y), y.pitch, call.in(x), x.pitch, call.in<float>(v), v.pitch,
                   call.in<float>(bias), y.rows(), y.cols()},
-                 bf16());
+                 type());
 }
 
 }  // namespace cuda

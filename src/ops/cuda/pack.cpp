@@ -14,6 +14,7 @@ WeightPlan plan_of(const WeightFormat& format, Dtype act, int64_t in) {
              : format.kind == Kind::int4 ? Values::s4
              : format.kind == Kind::fp8  ? Values::fp8
              : act == Dtype::bf16        ? Values::bf16
+             : act == Dtype::f16         ? Values::f16
                                          : Values::f32;
   if (format.plain()) return p;
   p.half = format.group != 0;

@@ -16,6 +16,16 @@ namespace lorry::cuda {
 
 namespace {
 
+bool is_plain(const WeightPlan& plan) {
+  return is_16_bits(plan.values) || plan.values == Values::f32;
+}
+// Requires: is_plain.
+Dtype dtype_of(const WeightPlan& plan) {
+  return plan.values == Values::bf16  ? Dtype::bf16
+         : plan.values == Values::f16 ? Dtype::f16
+                                      : Dtype::f32;
+}
+
 int zero_point(const WeightPlan& plan) { return plan.values == Values::s8 ? 128 : 8; }
 
 // q as linear's values: int8 0 ... 255, int4 0 ... 15, fp8 the byte.
@@ -67,10 +77,10 @@ void store_scale(const WeightPlan& plan, std::byte* block, int row, int32_t s, f
 // and int4: x is 0 there).
 void clear_inputs(const WeightPlan& plan, std::byte* block, int row, int32_t first) {
   const uint8_t zero = plan.values == Values::s8 ? 128 : 0;
-  const Dtype dtype = plan.values == Values::bf16 ? Dtype::bf16 : Dtype::f32;
   for (int32_t k = first; k < plan.chunks() * kChunk; ++k) {
-    if (plan.values == Values::bf16 || plan.values == Values::f32) {
-      store(block, dtype, int64_t{k / kChunk} * kChunkValues + place_of(row, k % kChunk), 0);
+    if (is_plain(plan)) {
+      store(block, dtype_of(plan), int64_t{k / kChunk} * kChunkValues + place_of(row, k % kChunk),
+            0);
     } else {
       store_q(plan, block, row, k, zero);
     }
@@ -103,6 +113,8 @@ void read_row(std::vector<float>& values, const Tensor& src, int64_t r,
 void store(std::byte* to, Dtype dtype, int64_t at, float value) {
   if (dtype == Dtype::bf16) {
     reinterpret_cast<bf16*>(to)[at] = to_bf16(value);
+  } else if (dtype == Dtype::f16) {
+    reinterpret_cast<f16*>(to)[at] = to_f16(value);
   } else {
     reinterpret_cast<float*>(to)[at] = value;
   }
@@ -136,12 +148,12 @@ void take_quantised(const WeightPlan& plan, std::byte* block, int row, const Wei
 }
 
 void put_row(const WeightPlan& plan, std::byte* block, int row, const std::vector<float>& values) {
-  if (plan.values == Values::bf16 || plan.values == Values::f32) {
-    const Dtype dtype = plan.values == Values::bf16 ? Dtype::bf16 : Dtype::f32;
+  if (is_plain(plan)) {
     clear_inputs(plan, block, row, plan.in);
     for (int32_t k = 0; k < plan.in; ++k) {
       const int64_t chunk = int64_t{k / kChunk} * kChunkValues;
-      store(block, dtype, chunk + place_of(row, k % kChunk), values[static_cast<size_t>(k)]);
+      store(block, dtype_of(plan), chunk + place_of(row, k % kChunk),
+            values[static_cast<size_t>(k)]);
     }
     return;
   }
@@ -174,6 +186,7 @@ float stored_value(const WeightPlan& plan, const std::byte* block, int row, int3
   const int64_t place = int64_t{k / kChunk} * kChunkValues + place_of(row, k % kChunk);
   if (plan.values == Values::f32) return reinterpret_cast<const float*>(block)[place];
   if (plan.values == Values::bf16) return to_float(reinterpret_cast<const bf16*>(block)[place]);
+  if (plan.values == Values::f16) return to_float(reinterpret_cast<const f16*>(block)[place]);
   const int64_t at = int64_t{k / plan.group} * kRowBlock + row;
   const float scale = stored_scale(plan, block, at);
   const uint8_t q = stored_q(plan, block, row, k);

@@ -14,7 +14,7 @@ namespace lorry::cuda {
 void read_row(std::vector<float>& values, const Tensor& src, int64_t r,
               std::span<const int32_t> order);
 
-// Element `at` of an array of f32 or bf16.
+// Element `at` of an array of f32, f16 or bf16.
 void store(std::byte* to, Dtype dtype, int64_t at, float value);
 
 // As they were quantised elsewhere: q [in], scale and zero [scales]; zero null: none is stored.

@@ -1,4 +1,4 @@
-// linear for prompts, on Hopper: many rows of x, arranged in tiles (layout.h), in bf16.
+// linear for prompts, on Hopper: many rows of x, arranged in tiles (layout.h).
 //
 // A block multiplies 128 outputs, 64 by each of two warpgroups, with up to 256 rows: weights go
 // from memory to the registers of the a operand as they lie, x by way of shared memory, copied by
@@ -189,8 +189,8 @@ LORRY_DEVICE void multiply_rows(const LinearArgs& a, Pipe& pipe, float* sums,
       const unsigned char* x = pipe.tile();
       const Tiles& w = Load::widen(weights.raw[b]);
       wgmma_fence();
-      wgmma<kN>(sum, w.t[0], tile_operand(x, c * 64), !fresh);
-      wgmma<kN>(sum, w.t[1], tile_operand(x, c * 64 + 32), true);
+      wgmma<typename Load::Act, kN>(sum, w.t[0], tile_operand(x, c * 64), !fresh);
+      wgmma<typename Load::Act, kN>(sum, w.t[1], tile_operand(x, c * 64 + 32), true);
       wgmma_commit();
       fresh = false;
       wgmma_wait<1>();
@@ -242,7 +242,7 @@ LORRY_DEVICE void multiply_tiles(const PromptArgs& args, Pipe pipe) {
     if (walk.more()) weights.begin(a, walk.tile());
     meet(meeting, 0);
     if (gated) {
-      store_gated(a, pipe.sums, pipe.sums + kHalf, t);
+      store_gated<typename Load::Act>(a, pipe.sums, pipe.sums + kHalf, t);
     } else {
       store_sums(a, sums, t, group);
     }

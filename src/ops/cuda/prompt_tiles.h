@@ -3,6 +3,7 @@
 #include "ops/cuda/activation.h"
 #include "ops/cuda/bulk.h"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/numbers.h"
 
 namespace lorry::cuda {
 
@@ -117,6 +118,7 @@ LORRY_DEVICE void store_sums(const LinearArgs& a, const float* sums, const Promp
 }
 
 // By both: the first has the gate's outputs, the other those of up that belong to them.
+template <class T>
 LORRY_DEVICE void store_gated(const LinearArgs& a, const float* gate, const float* up,
                               const PromptTile& t) {
   const int o = static_cast<int>(threadIdx.x) % 8 * 8;
@@ -134,8 +136,8 @@ LORRY_DEVICE void store_gated(const LinearArgs& a, const float* gate, const floa
     for (int i = 0; i < 4; ++i) {
       const Word2 g = *reinterpret_cast<const Word2*>(gate + at + 2 * i);
       const Word2 u = *reinterpret_cast<const Word2*>(up + at + 2 * i);
-      pair[i] = pack_bf16(gated(a.glu.activation, as_float(g.x), as_float(u.x)),
-                          gated(a.glu.activation, as_float(g.y), as_float(u.y)));
+      pair[i] = T::pack(gated(a.glu.activation, as_float(g.x), as_float(u.x)),
+                        gated(a.glu.activation, as_float(g.y), as_float(u.y)));
     }
     if (wide) {
       *reinterpret_cast<Word4*>(y) = {pair[0], pair[1], pair[2], pair[3]};

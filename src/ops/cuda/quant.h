@@ -2,9 +2,9 @@
 // cores, sums of a scale are exact, and f = fma(sum, scale, f) in order of the scales: the CPU's
 // bits, whatever kernel does it.
 #pragma once
-#include "ops/cuda/device.h"
 #include "ops/cuda/groups.h"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/mma.h"
 
 namespace lorry::cuda {
 
@@ -58,7 +58,7 @@ struct Side {
                 : reinterpret_cast<const uint32_t*>(at)[i];
   }
   LORRY_DEVICE float widen(uint32_t loaded) const {
-    return half ? from_f16(static_cast<uint16_t>(loaded)) : as_float(loaded);
+    return half ? F16::from(static_cast<uint16_t>(loaded)) : as_float(loaded);
   }
   LORRY_DEVICE float scale(int u, int o) const { return widen(load(u, o)); }
   LORRY_DEVICE int zero(int u, int o) const { return zeros[u * kRowBlock + o] - offset; }

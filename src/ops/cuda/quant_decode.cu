@@ -223,6 +223,10 @@ LORRY_DEVICE void multiply_pass(Chain<S>& chain, State<S>& state) {
   }
 }
 
+LORRY_DEVICE uint16_t bits_of(Act act, float x) {
+  return act == Act::bf16 ? Bf16::to(x) : F16::to(x);
+}
+
 // v: of gate, then of up.
 template <class S>
 LORRY_DEVICE void store(const QuantArgs& q, const float (&v)[2][S::kN], int block, int32_t first,
@@ -238,7 +242,7 @@ LORRY_DEVICE void store(const QuantArgs& q, const float (&v)[2][S::kN], int bloc
     const float scale = q.scale[row];
     if (glu) {
       static_cast<uint16_t*>(a.glu.y)[row * a.glu.pitch + column] =
-          to_bf16(gated(a.glu.activation, v[0][n] * scale, v[1][n] * scale));
+          bits_of(a.act, gated(a.glu.activation, v[0][n] * scale, v[1][n] * scale));
     } else {
       a.y[row * a.y_pitch + column] = v[0][n] * scale;
     }

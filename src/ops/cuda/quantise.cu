@@ -1,6 +1,7 @@
 // Rows of x as s8 for linears with int8 and int4 weights: the CPU's bits.
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/numbers.h"
 
 namespace lorry::cuda {
 
@@ -8,10 +9,13 @@ namespace {
 
 constexpr int kRowThreads = 512;
 
-// bf16 with denormals taken as zero.
-LORRY_DEVICE float value_of(uint16_t x) { return (x & 0x7f80U) == 0 ? 0.0F : from_bf16(x); }
+// Denormals of bf16 are taken as zero.
+template <class T>
+LORRY_DEVICE float value_of(uint16_t x) {
+  return kIsBf16<T> && (x & 0x7f80U) == 0 ? 0.0F : T::from(x);
+}
 
-// The larger of each half: of bf16 without signs, where NaN wins.
+// The larger of each half: of numbers without signs, where NaN wins.
 LORRY_DEVICE uint32_t larger_halves(uint32_t a, uint32_t b) {
 #ifdef __CUDACC__
   return __vmaxu2(a, b);
@@ -21,7 +25,7 @@ LORRY_DEVICE uint32_t larger_halves(uint32_t a, uint32_t b) {
   return (low & 0xffffU) | (high & 0xffff0000U);
 #endif
 }
-constexpr uint32_t kSizes = 0x7fff7fffU;  // of two bf16, without their signs
+constexpr uint32_t kSizes = 0x7fff7fffU;  // of two numbers, without their signs
 
 // What a row is multiplied by, and what by to have it back.
 struct Factor {
@@ -31,15 +35,16 @@ struct Factor {
 };
 
 // sizes: the largest of the thread's values in each half.
+template <class T>
 LORRY_DEVICE Factor factor_of(uint32_t sizes, float* shared) {
   auto* most_of = reinterpret_cast<uint32_t*>(shared);
   const uint32_t own = warp_max(sizes >> 16 > (sizes & 0xffffU) ? sizes >> 16 : sizes & 0xffffU);
   if (lane_index() == 0) most_of[warp_index()] = own;
   sync_threads();
   const uint32_t all = warp_max(lane_index() < kRowThreads / 32 ? most_of[lane_index()] : 0U);
-  const float most = value_of(static_cast<uint16_t>(all));
+  const float most = value_of<T>(static_cast<uint16_t>(all));
   Factor f{};
-  f.finite = all < 0x7f80U;
+  f.finite = all < T::kInfinity;
   f.factor = f.finite && most > 0 ? 127.0F / most : 0.0F;
   f.scale = f.finite ? most / 127.0F : NAN;
   f.plain = f.finite && most > 0x1p-100F;
@@ -54,7 +59,9 @@ LORRY_DEVICE int quantise(float x, float factor) {
 
 // A block a row: xq, scale = max|x| / 127 (NaN where x is not finite) and the sums of xq over the
 // inputs of each scale.
-LORRY_KERNEL(kRowThreads) quantise_kernel(QuantArgs q) {
+template <class T>
+LORRY_KERNEL(kRowThreads)
+quantise_kernel(QuantArgs q) {
   begin_kernel();
   const LinearArgs& a = q.linear;
   float* shared = reinterpret_cast<float*>(shared_bytes());
@@ -70,10 +77,10 @@ LORRY_KERNEL(kRowThreads) quantise_kernel(QuantArgs q) {
   for (int k = static_cast<int>(threadIdx.x); k < a.plan.in; k += kRowThreads) {
     sizes = larger_halves(sizes, x[k] & kSizes);
   }
-  const Factor f = factor_of(sizes, shared);
+  const Factor f = factor_of<T>(sizes, shared);
   const auto packed = [&](int k) {
     if (!f.finite || k >= a.plan.in) return 0;
-    return quantise(value_of(x[order == nullptr ? k : order[k]]), f.factor);
+    return quantise(value_of<T>(x[order == nullptr ? k : order[k]]), f.factor);
   };
   const auto padded = static_cast<int>(quantised_pitch(a.plan));
   int8_t* to = q.xq + int64_t{row} * padded;
@@ -97,25 +104,27 @@ constexpr int kPiece = 8;
 constexpr int kPieces = 4;  // of a thread, at most
 
 // Two values; the sum of what they come to is added.
+template <class T>
 LORRY_DEVICE uint32_t quantise_pair(uint32_t pair, const Factor& f, int& sum) {
   int low, high;
   if (f.plain) {
     // Added to 1.5 2^23 a number is rounded to an integer, as rintf does it, in the low bits.
     constexpr float kRound = 12582912.0F;
-    low = static_cast<int>(as_bits(low_bf16(pair) * f.factor + kRound) - as_bits(kRound));
-    high = static_cast<int>(as_bits(high_bf16(pair) * f.factor + kRound) - as_bits(kRound));
+    low = static_cast<int>(as_bits(T::low(pair) * f.factor + kRound) - as_bits(kRound));
+    high = static_cast<int>(as_bits(T::high(pair) * f.factor + kRound) - as_bits(kRound));
   } else {
-    low = quantise(value_of(static_cast<uint16_t>(pair)), f.factor);
-    high = quantise(value_of(static_cast<uint16_t>(pair >> 16)), f.factor);
+    low = quantise(value_of<T>(static_cast<uint16_t>(pair)), f.factor);
+    high = quantise(value_of<T>(static_cast<uint16_t>(pair >> 16)), f.factor);
   }
   sum += low + high;
   return (static_cast<uint32_t>(low) & 0xffU) | (static_cast<uint32_t>(high) & 0xffU) << 8;
 }
 
+template <class T>
 LORRY_DEVICE Word2 quantise_piece(const Word4& x, const Factor& f, int& sum) {
   if (!f.finite) return {0, 0};
-  const uint32_t low = quantise_pair(x.x, f, sum) | quantise_pair(x.y, f, sum) << 16;
-  const uint32_t high = quantise_pair(x.z, f, sum) | quantise_pair(x.w, f, sum) << 16;
+  const uint32_t low = quantise_pair<T>(x.x, f, sum) | quantise_pair<T>(x.y, f, sum) << 16;
+  const uint32_t high = quantise_pair<T>(x.z, f, sum) | quantise_pair<T>(x.w, f, sum) << 16;
   return {low, high};
 }
 
@@ -140,7 +149,9 @@ LORRY_DEVICE int block_total(int x, float* shared) {
   return total;
 }
 
-LORRY_KERNEL(kRowThreads) quantise_pieces_kernel(QuantArgs q) {
+template <class T>
+LORRY_KERNEL(kRowThreads)
+quantise_pieces_kernel(QuantArgs q) {
   begin_kernel();
   const LinearArgs& a = q.linear;
   float* shared = reinterpret_cast<float*>(shared_bytes());
@@ -161,7 +172,7 @@ LORRY_KERNEL(kRowThreads) quantise_pieces_kernel(QuantArgs q) {
     sizes = larger_halves(sizes, larger_halves(held[i].x & kSizes, held[i].y & kSizes));
     sizes = larger_halves(sizes, larger_halves(held[i].z & kSizes, held[i].w & kSizes));
   }
-  const Factor f = factor_of(sizes, shared);
+  const Factor f = factor_of<T>(sizes, shared);
   if (threadIdx.x == 0) q.scale[row] = f.scale;
   int8_t* to = q.xq + int64_t{row} * padded * kPiece;
   const int together = a.plan.group / kPiece;  // lanes of one scale, where there are several
@@ -172,7 +183,7 @@ LORRY_KERNEL(kRowThreads) quantise_pieces_kernel(QuantArgs q) {
     const int p = i * kRowThreads + static_cast<int>(threadIdx.x);
     if (i * kRowThreads >= padded) break;
     int sum = 0;
-    const Word2 out = quantise_piece(held[i], f, sum);
+    const Word2 out = quantise_piece<T>(held[i], f, sum);
     if (p < padded) put_piece(to, p, out, q.wide);
     all += sum;
     if (!sums) continue;
@@ -198,12 +209,12 @@ bool in_pieces(const LinearArgs& a) {
 
 void quantise_rows(Stream s, const QuantArgs& q) {
   constexpr size_t kShared = 2 * (kRowThreads / 32) * sizeof(float);
-  if (in_pieces(q.linear)) {
-    start<QuantArgs, quantise_pieces_kernel>("quantise", {q.linear.rows}, kRowThreads, kShared, s,
-                                             q);
-  } else {
-    start<QuantArgs, quantise_kernel>("quantise", {q.linear.rows}, kRowThreads, kShared, s, q);
-  }
+  with_half(q.linear.act, [&](auto x) {
+    using T = decltype(x);
+    in_pieces(q.linear)
+        ? start<QuantArgs, quantise_pieces_kernel<T>>("quantise", {q.linear.rows}, kRowThreads, kShared, s, q)
+        : start<QuantArgs, quantise_kernel<T>>("quantise", {q.linear.rows}, kRowThreads, kShared, s, q);
+  });
 }
 
 }  // namespace lorry::cuda

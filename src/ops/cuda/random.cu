@@ -1,6 +1,7 @@
 // Random weights in their packed form: where a value lies does not matter.
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/numbers.h"
 
 namespace lorry::cuda {
 
@@ -30,11 +31,12 @@ LORRY_DEVICE uint64_t fit_bytes(uint64_t bits, Values values) {
 
 // Eight bytes of values. Uniform in +- sqrt(3 / in) where they are numbers by themselves.
 LORRY_DEVICE uint64_t values_of(uint64_t bits, Values values, float most) {
-  if (values == Values::bf16) {
+  if (is_16_bits(values)) {
     uint64_t out = 0;
     for (int i = 0; i < 64; i += 16) {
       const auto r = static_cast<int16_t>(bits >> i);
-      out |= uint64_t{to_bf16(static_cast<float>(r) * (most / 32768.0F))} << i;
+      const float x = static_cast<float>(r) * (most / 32768.0F);
+      out |= uint64_t{values == Values::bf16 ? Bf16::to(x) : F16::to(x)} << i;
     }
     return out;
   }
@@ -57,11 +59,6 @@ LORRY_DEVICE float scale_of(const WeightPlan& plan) {
   return one / (plan.values == Values::s8 ? kInt8 : plan.values == Values::s4 ? kInt4 : kE4m3);
 }
 
-LORRY_DEVICE uint16_t to_f16(float x) {  // normal numbers
-  const uint32_t u = as_bits(x);
-  return static_cast<uint16_t>(((u >> 23) - 112U) << 10 | (u >> 13 & 0x3ffU));
-}
-
 // grid: parts of a row block, row blocks.
 LORRY_KERNEL(kThreads) random_kernel(RandomArgs a) {
   begin_kernel();
@@ -69,7 +66,7 @@ LORRY_KERNEL(kThreads) random_kernel(RandomArgs a) {
   const int64_t values = a.plan.scales_offset() / 8;
   const float most = sqrtf(3.0F / static_cast<float>(a.plan.in));
   const float scale = a.plan.scales > 0 ? scale_of(a.plan) : 0.0F;
-  const uint64_t one = a.plan.half ? uint64_t{to_f16(scale)} : uint64_t{as_bits(scale)};
+  const uint64_t one = a.plan.half ? uint64_t{F16::to(scale)} : uint64_t{as_bits(scale)};
   const uint64_t scales = a.plan.half ? one | one << 16 | one << 32 | one << 48 : one | one << 32;
   for (int64_t b = blockIdx.y; b < a.blocks; b += gridDim.y) {
     auto* block = reinterpret_cast<uint64_t*>(a.w + b * a.plan.block_bytes());

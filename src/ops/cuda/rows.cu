@@ -2,6 +2,7 @@
 #include "ops/cuda/activation.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/numbers.h"
 
 namespace lorry::cuda {
 
@@ -270,15 +271,15 @@ void norm_as(Stream s, const NormArgs& a) {
 
 }  // namespace
 
-void embed(Stream s, const EmbedArgs& a, bool bf16) {
+void embed(Stream s, const EmbedArgs& a, Act act) {
   const Grid grid = elements(a.rows, a.cols, kThreads);
-  if (bf16) return start<EmbedArgs, embed_kernel<Bf16>>("embed", grid, kThreads, 0, s, a);
-  start<EmbedArgs, embed_kernel<float>>("embed", grid, kThreads, 0, s, a);
+  with_act(act, [&](auto x) {
+    start<EmbedArgs, embed_kernel<decltype(x)>>("embed", grid, kThreads, 0, s, a);
+  });
 }
 
-void norm(Stream s, const NormArgs& a, bool bf16) {
-  if (bf16) return norm_as<Bf16>(s, a);
-  norm_as<float>(s, a);
+void norm(Stream s, const NormArgs& a, Act act) {
+  with_act(act, [&](auto y) { norm_as<decltype(y)>(s, a); });
 }
 
 void gather(Stream s, const GatherArgs& a) {
@@ -295,10 +296,11 @@ void gather(Stream s, const GatherArgs& a) {
   start<GatherArgs, gather_kernel<uint16_t>>("gather", grid(2), kThreads, 0, s, a);
 }
 
-void glu(Stream s, const GluArgs& a, bool bf16) {
+void glu(Stream s, const GluArgs& a, Act act) {
   const Grid grid = elements(a.rows, ceil_div(a.cols, 4), kThreads);
-  if (bf16) return start<GluArgs, glu_kernel<Bf16>>("glu", grid, kThreads, 0, s, a);
-  start<GluArgs, glu_kernel<float>>("glu", grid, kThreads, 0, s, a);
+  with_act(act, [&](auto x) {
+    start<GluArgs, glu_kernel<decltype(x)>>("glu", grid, kThreads, 0, s, a);
+  });
 }
 
 void combine(Stream s, const CombineArgs& a) {
@@ -311,10 +313,11 @@ void add(Stream s, const AddArgs& a) {
   start<AddArgs, add_kernel>("add", grid, kThreads, 0, s, a);
 }
 
-void add_silu(Stream s, const AddSiluArgs& a, bool bf16) {
+void add_silu(Stream s, const AddSiluArgs& a, Act act) {
   const Grid grid = elements(a.rows, a.cols, kThreads);
-  if (bf16) return start<AddSiluArgs, add_silu_kernel<Bf16>>("add_silu", grid, kThreads, 0, s, a);
-  start<AddSiluArgs, add_silu_kernel<float>>("add_silu", grid, kThreads, 0, s, a);
+  with_act(act, [&](auto x) {
+    start<AddSiluArgs, add_silu_kernel<decltype(x)>>("add_silu", grid, kThreads, 0, s, a);
+  });
 }
 
 }  // namespace lorry::cuda

@@ -7,8 +7,8 @@
 // value, however many rows are multiplied and whatever kernel does it.
 #pragma once
 #include "ops/cuda/chunk_ring.h"
-#include "ops/cuda/device.h"
-#include "ops/cuda/layout.h"
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/mma.h"
 
 namespace lorry::cuda {
 
@@ -76,7 +76,10 @@ struct Tiles {
 };
 
 // load: a lane's part of a chunk. In two steps, of chunks in the device's memory: fetch and widen.
-struct LoadBf16 {
+// Act: of x.
+template <class T>
+struct LoadPlain {
+  using Act = T;
   static constexpr int kBytes = kChunkValues * 2;
   using Raw = Tiles;
   LORRY_DEVICE static Raw fetch(const unsigned char* chunk) {
@@ -90,10 +93,12 @@ struct LoadBf16 {
   }
 };
 
+template <class T>
 struct LoadFp8 {
+  using Act = T;
   static constexpr int kBytes = kChunkValues;
   LORRY_DEVICE static uint32_t widen_pair(uint32_t x) {
-    return pack_bf16(from_e4m3(x & 0xffU), from_e4m3(x >> 8 & 0xffU));
+    return T::pack(from_e4m3(x & 0xffU), from_e4m3(x >> 8 & 0xffU));
   }
   LORRY_DEVICE static Word4 widen_tile(uint32_t low, uint32_t high) {
     return {widen_pair(low), widen_pair(low >> 16), widen_pair(high), widen_pair(high >> 16)};
@@ -109,6 +114,14 @@ struct LoadFp8 {
     return widen(reinterpret_cast<const Word4*>(chunk)[lane_index()]);
   }
 };
+
+// f(load): what multiplies the weights of a.
+template <class F>
+void with_load(const LinearArgs& a, F&& f) {
+  const bool fp8 = a.plan.values == Values::fp8;
+  if (a.act == Act::bf16) return fp8 ? f(LoadFp8<Bf16>{}) : f(LoadPlain<Bf16>{});
+  fp8 ? f(LoadFp8<F16>{}) : f(LoadPlain<F16>{});
+}
 
 // Of output o of a row block, of plain and fp8 weights: 1 where there is none.
 LORRY_DEVICE float scale_of(const WeightPlan& plan, const unsigned char* block, int o) {
@@ -142,8 +155,8 @@ LORRY_DEVICE void multiply(Float4 (&sum)[kM][kN], const unsigned char* w, int64_
       for (int n = 0; n < kN; ++n) {
         LORRY_UNROLL
         for (int m = 0; m < kM; ++m) {
-          mma_bf16(sum[m][n], a[i][m].t[0], b[i][n].x, b[i][n].y);
-          mma_bf16(sum[m][n], a[i][m].t[1], b[i][n].z, b[i][n].w);
+          mma<typename Load::Act>(sum[m][n], a[i][m].t[0], b[i][n].x, b[i][n].y);
+          mma<typename Load::Act>(sum[m][n], a[i][m].t[1], b[i][n].z, b[i][n].w);
         }
       }
     }
@@ -182,8 +195,8 @@ LORRY_DEVICE void multiply_by_slices(float (&sum)[kBlocks][8 * kN / kStoredRows]
                   const Word4 v = x_in<kN>(values, n);
                   LORRY_UNROLL
                   for (int b = 0; b < kBlocks; ++b) {
-                    mma_bf16(part[b][n], a[b].t[0], v.x, v.y);
-                    mma_bf16(part[b][n], a[b].t[1], v.z, v.w);
+                    mma<typename Load::Act>(part[b][n], a[b].t[0], v.x, v.y);
+                    mma<typename Load::Act>(part[b][n], a[b].t[1], v.z, v.w);
                   }
                 }
               });
@@ -221,13 +234,13 @@ constexpr size_t slices_shared() {
   return kBytes;
 }
 
-// 16 outputs of up to 8 rows by kWarps warps: the inputs are cut into kParts parts, whose sums are
-// added in order, and part p is warp p % kWarps's. Thread 16 row + output gets its total, threads
-// from 128 on nothing. tiles(chunk): a operands of a chunk, of which kAhead are loaded together.
-// wait(): all threads call it before the first of x is read. shared: kPartsShared bytes.
+// 16 outputs of up to 8 rows of T by kWarps warps: the inputs are cut into kParts parts, whose sums
+// are added in order, and part p is warp p % kWarps's. Thread 16 row + output gets its total,
+// threads from 128 on nothing. tiles(chunk): a operands of a chunk, of which kAhead are loaded
+// together. wait(): all threads call it before the first of x is read. shared: kPartsShared bytes.
 constexpr int kParts = 16;
 constexpr size_t kPartsShared = sizeof(float) * kParts * 8 * kRowBlock;
-template <int kWarps, int kAhead, class LoadTiles, class Wait>
+template <class T, int kWarps, int kAhead, class LoadTiles, class Wait>
 LORRY_DEVICE float sum_by_parts(float* shared, LoadTiles&& tiles, const XRows<1>& x, int chunks,
                                 Wait&& wait) {
   const auto begin = [&](int p) { return static_cast<int>(int64_t{chunks} * p / kParts); };
@@ -251,8 +264,8 @@ LORRY_DEVICE float sum_by_parts(float* shared, LoadTiles&& tiles, const XRows<1>
       LORRY_UNROLL
       for (int i = 0; i < kAhead; ++i) {
         if (c + i >= last) break;
-        mma_bf16(sum, left[i].t[0], right[i].x, right[i].y);
-        mma_bf16(sum, left[i].t[1], right[i].z, right[i].w);
+        mma<T>(sum, left[i].t[0], right[i].x, right[i].y);
+        mma<T>(sum, left[i].t[1], right[i].z, right[i].w);
       }
       c += kAhead;
       if (c < last) load(c, last);

@@ -1,7 +1,7 @@
 // One value of a packed weight as a float: for x in f32, where exactness comes before speed.
 #pragma once
-#include "ops/cuda/device.h"
 #include "ops/cuda/layout.h"
+#include "ops/cuda/numbers.h"
 
 namespace lorry::cuda {
 
@@ -12,8 +12,6 @@ LORRY_DEVICE float value_at(const WeightPlan& plan, const unsigned char* block, 
   switch (plan.values) {
     case Values::f32:
       return reinterpret_cast<const float*>(chunk)[place_of(row, within)];
-    case Values::bf16:
-      return from_bf16(reinterpret_cast<const uint16_t*>(chunk)[place_of(row, within)]);
     case Values::fp8:
       return from_e4m3(chunk[place_of_fp8(row, within)]);
     default:
@@ -25,7 +23,7 @@ LORRY_DEVICE float value_at(const WeightPlan& plan, const unsigned char* block, 
                      : chunk[byte_of_s4(row, within)] >> row / 8 * 4 & 15;
   const int at = k / plan.group * kRowBlock + row;
   const float scale =
-      plan.half ? from_f16(reinterpret_cast<const uint16_t*>(block + plan.scales_offset())[at])
+      plan.half ? F16::from(reinterpret_cast<const uint16_t*>(block + plan.scales_offset())[at])
                 : reinterpret_cast<const float*>(block + plan.scales_offset())[at];
   const int zero = plan.zeros ? block[plan.zeros_offset() + at] : int8 ? 128 : 8;
   return static_cast<float>(q - zero) * scale;

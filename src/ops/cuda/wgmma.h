@@ -1,11 +1,11 @@
 // Hopper's products by a warpgroup, and asynchronous copies into shared memory; on simt/simt.h the
 // same, at once.
 //
-// A tile of x in shared memory: rows of 64 bf16 (128 bytes), whose parts of 16 bytes are swizzled
-// within each 8 rows; the tile starts at a multiple of 1024 bytes.
+// A tile of x in shared memory: rows of 64 numbers (128 bytes), whose parts of 16 bytes are
+// swizzled within each 8 rows; the tile starts at a multiple of 1024 bytes.
 #pragma once
-#include "ops/cuda/device.h"
 #include "ops/cuda/layout.h"
+#include "ops/cuda/mma.h"
 
 namespace lorry::cuda {
 
@@ -95,16 +95,22 @@ LORRY_DEVICE void wgmma_wait() {
   ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
 #define LORRY_P240 LORRY_P224 ",%112,%113,%114,%115,%116,%117,%118,%119"
 #define LORRY_P256 LORRY_P240 ",%120,%121,%122,%123,%124,%125,%126,%127"
-#define LORRY_WGMMA(n, outputs, a0, a1, a2, a3, b, keep, ...)                             \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #keep                                 \
-               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" outputs \
-               "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", p, 1, 1, 0;\n}\n"   \
-               : __VA_ARGS__                                                              \
+#define LORRY_WGMMA_OF(type, n, outputs, a0, a1, a2, a3, b, keep, ...)                            \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #keep                                         \
+               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" outputs \
+               "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", p, 1, 1, 0;\n}\n"           \
+               : __VA_ARGS__                                                                      \
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(x), "r"(static_cast<int>(add)))
+#define LORRY_WGMMA(...)                 \
+  if constexpr (kIsBf16<T>) {            \
+    LORRY_WGMMA_OF("bf16", __VA_ARGS__); \
+  } else {                               \
+    LORRY_WGMMA_OF("f16", __VA_ARGS__);  \
+  }
 
-// c [64, kN] = a x^T, or added to c: of warp w of the warpgroup rows 16 w ... + 15 as mma_bf16 has
-// them, c[4 j ...] its columns 8 j ... + 7. Ends with wgmma_wait.
-template <int kN>
+// c [64, kN] = a x^T, or added to c: of warp w of the warpgroup rows 16 w ... + 15 as mma has them,
+// c[4 j ...] its columns 8 j ... + 7. Ends with wgmma_wait.
+template <class T, int kN>
 LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool add) {
   if constexpr (kN == 32) {
     LORRY_WGMMA(32, LORRY_P32, 16, 17, 18, 19, 20, 21, LORRY_OUT16(0));
@@ -142,6 +148,7 @@ LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool 
 #undef LORRY_P240
 #undef LORRY_P256
 #undef LORRY_WGMMA
+#undef LORRY_WGMMA_OF
 
 #else
 
@@ -156,12 +163,12 @@ LORRY_DEVICE void wgmma_wait() {
 
 #ifdef __CUDACC__
 // Not for this device; the host does not start kernels that would come here.
-template <int kN>
+template <class T, int kN>
 LORRY_DEVICE void wgmma(float (&)[kN / 2], const Word4&, TileOperand, bool) {
   __trap();
 }
 #else
-template <int kN>
+template <class T, int kN>
 LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool add) {
   const simt::Slot* all = simt::exchange({{a.x, a.y, a.z, a.w}});
   const int g = simt::lane() / 4;
@@ -174,8 +181,8 @@ LORRY_DEVICE void wgmma(float (&c)[kN / 2], const Word4& a, TileOperand x, bool 
       const int byte = x.bytes + 4 * pair;
       uint32_t right = 0;
       memcpy(&right, x.tile + place_in_tile(column, byte / 16) + byte % 16, 4);
-      sum = fmaf(low_bf16(left), low_bf16(right), sum);
-      sum = fmaf(high_bf16(left), high_bf16(right), sum);
+      sum = fmaf(T::low(left), T::low(right), sum);
+      sum = fmaf(T::high(left), T::high(right), sum);
     }
     c[n] = sum;
   }

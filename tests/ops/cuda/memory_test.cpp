@@ -51,7 +51,7 @@ TEST(DeviceMemory, knows_its_own) {
 TEST(DeviceMemory, random_weights_have_the_variance_that_is_asked_for) {
   using Kind = WeightFormat::Kind;
   ThreadPool pool(1);
-  for (const Dtype act : {Dtype::bf16, Dtype::f32}) {
+  for (const Dtype act : kActs) {
     const auto ops = make_cuda_ops(act, pool);
     for (const WeightFormat& format :
          {WeightFormat{}, WeightFormat{Kind::int8, 0, false}, WeightFormat{Kind::int4, 128, false},

@@ -10,6 +10,7 @@
 #include "ops/cuda/bulk.h"
 #include "ops/cuda/launch.h"
 #include "ops/cuda/layout.h"
+#include "ops/cuda/mma.h"
 
 namespace lorry::test {
 namespace {
@@ -135,16 +136,15 @@ struct MmaArgs {
 };
 
 // The operands as PTX describes them: lane 4 g + q.
-void mma_bf16_kernel(MmaArgs m) {
+template <class T>
+void mma_kernel(MmaArgs m) {
   const int g = cuda::lane_index() / 4;
   const int q = cuda::lane_index() % 4;
-  const auto a = [&](int row, int k) {
-    return cuda::pack_bf16(m.a[row * 16 + k], m.a[row * 16 + k + 1]);
-  };
-  const auto b = [&](int k) { return cuda::pack_bf16(m.b[k * 8 + g], m.b[(k + 1) * 8 + g]); };
+  const auto a = [&](int row, int k) { return T::pack(m.a[row * 16 + k], m.a[row * 16 + k + 1]); };
+  const auto b = [&](int k) { return T::pack(m.b[k * 8 + g], m.b[(k + 1) * 8 + g]); };
   cuda::Float4 c{};
-  cuda::mma_bf16(c, {a(g, 2 * q), a(g + 8, 2 * q), a(g, 2 * q + 8), a(g + 8, 2 * q + 8)}, b(2 * q),
-                 b(2 * q + 8));
+  cuda::mma<T>(c, {a(g, 2 * q), a(g + 8, 2 * q), a(g, 2 * q + 8), a(g + 8, 2 * q + 8)}, b(2 * q),
+               b(2 * q + 8));
   for (int i = 0; i < 4; ++i) m.c[(g + i / 2 * 8) * 8 + 2 * q + i % 2] = c.v[i];
 }
 
@@ -168,13 +168,17 @@ void mma_s8_kernel(MmaArgs m) {
 }
 
 TEST(Simt, mma_multiplies_matrices_whose_elements_lie_as_ptx_says) {
-  for (const int k : {16, 32}) {
+  enum class Kind { bf16, f16, s8 };
+  for (const Kind kind : {Kind::bf16, Kind::f16, Kind::s8}) {
+    const int k = kind == Kind::s8 ? 32 : 16;
     std::vector<float> a(static_cast<size_t>(16 * k)), b(static_cast<size_t>(k * 8)), c(16 * 8);
     for (size_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(i * 7 % 11) - 5;
     for (size_t i = 0; i < b.size(); ++i) b[i] = static_cast<float>(i * 5 % 13) - 6;
     const MmaArgs args{a.data(), b.data(), c.data()};
-    if (k == 16) {
-      cuda::start<MmaArgs, mma_bf16_kernel>("mma", {1}, 32, 0, nullptr, args);
+    if (kind == Kind::bf16) {
+      cuda::start<MmaArgs, mma_kernel<cuda::Bf16>>("mma", {1}, 32, 0, nullptr, args);
+    } else if (kind == Kind::f16) {
+      cuda::start<MmaArgs, mma_kernel<cuda::F16>>("mma", {1}, 32, 0, nullptr, args);
     } else {
       cuda::start<MmaArgs, mma_s8_kernel>("mma", {1}, 32, 0, nullptr, args);
     }
