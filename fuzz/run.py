@@ -27,8 +27,11 @@ BUILD = ROOT / "build/fuzz"
 FINDINGS = BUILD / "findings"
 LONG = BUILD / "long"
 TURN_S = 300
+# Some write a file for each input: on a disk they would wait for it most of the time.
+MEMORY = pathlib.Path("/dev/shm")
 ENV = {
     **os.environ,
+    **({"TMPDIR": str(MEMORY)} if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) else {}),
     "PATH": f"{pathlib.Path.home()}/.cargo/bin:{os.environ['PATH']}",
     # The Rust library reports a panic on stderr and returns an error: only noise here.
     "ASAN_OPTIONS": "strict_string_checks=1:detect_stack_use_after_return=1",
