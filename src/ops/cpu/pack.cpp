@@ -64,11 +64,17 @@ template <class To, class From>
 void pack_columns(To* panel, int64_t width, int64_t column, Tensor src, int64_t from, int64_t to) {
   const int64_t in = src.cols();
   constexpr int64_t kStep = kStepOf<To>;
-  // Parts of a row that fit a cache line or two, so that each line of the source is read once.
-  constexpr int64_t kPart = 64;
+  // Parts of a row: what all rows write of one stays in the cache. They are read at as many places,
+  // too many for the processor to fetch ahead by itself.
+  constexpr int64_t kPart = 256;
+  constexpr int64_t kRowsAhead = 4;
   for (int64_t part = 0; part < in; part += kPart) {
     for (int64_t r = from; r < to; ++r) {
       const From* x = src.row<const From>(r);
+      const From* ahead = src.row<const From>(std::min(r + kRowsAhead, to - 1)) + part;
+      for (int64_t k = 0; k < kPart; k += 64 / int64_t{sizeof(From)}) {
+        __builtin_prefetch(ahead + k);
+      }
       To* y = panel + (column + r - from) * kStep;
       int64_t k = part;
       if constexpr (std::is_same_v<To, bf16> && std::is_same_v<From, bf16>) {
