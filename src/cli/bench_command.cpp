@@ -74,7 +74,8 @@ EngineOptions options_for(const BenchFlags& f, const std::string& folder,
   o.max_sequences = 1;
   o.max_batch_tokens = 1;
   o.max_lora_rank = f.rank;
-  o.adapter_memory = 1;  // the benchmark's adapters are its own
+  o.kv_tokens = int64_t{2} * kBlockTokens;  // no cache is smaller
+  o.adapter_memory = 1;                     // the benchmark's adapters are its own
   for (const BenchCase& c : cases) {
     const BenchSize size = size_of_case(c);
     o.max_sequences = std::max(o.max_sequences, size.sequences);

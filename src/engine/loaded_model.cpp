@@ -79,6 +79,7 @@ void check_options(const EngineOptions& o) {
   at_least("--max-medusa-heads", o.max_medusa_heads, 0);
   at_least("--max-concurrent-requests", o.max_requests, 1);
   at_least("--max-lora-rank", o.max_lora_rank, 1);
+  if (o.kv_tokens != 0) at_least("--kv-tokens", o.kv_tokens, int64_t{2} * kBlockTokens);
   at_least("--adapter-memory", o.adapter_memory, 0);
   at_least("--adapter-host-memory", o.adapter_host_memory, 0);
   at_least("--max-active-adapters", o.max_active_adapters, 1);
@@ -108,6 +109,9 @@ void load(LoadedModel& m, const EngineOptions& o, Log& log) {
   if (!o.format_note.empty()) log.info("{}", o.format_note);
   if (!m.source->scheme().method.empty()) log.info("checkpoint: {}", m.source->scheme().method);
   for (const std::string& text : m.source->scheme().ignored) log.debug("{}", text);
+  if (weights.from_f16 && m.ops->act() == Dtype::bf16) {
+    log.info("checkpoint: float16, rounded to bfloat16; --dtype float16 keeps it as it is");
+  }
   if (weights.widened > 0) {
     log.warn(
         "{} quantised matrices are stored as {}: their scales are of blocks, or of inputs that "

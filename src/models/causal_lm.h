@@ -30,7 +30,8 @@ struct ModelWeights {
   Linear head;
   std::vector<Buffer> storage;  // owns everything above
   size_t bytes = 0;
-  int32_t widened = 0;  // matrices that the checkpoint has quantised and that are plain here
+  int32_t widened = 0;    // matrices that the checkpoint has quantised and that are plain here
+  bool from_f16 = false;  // the checkpoint's embedding is f16
 };
 
 class CausalLM {

@@ -247,6 +247,7 @@ class Loader {
 
   Tensor table(const Slice& s) {
     const Tensor src = matrix(s);
+    out_.from_f16 = src.dtype == Dtype::f16;
     const auto bytes = Arena::tensor_bytes(ops_.act(), src.shape);
     done(static_cast<int64_t>(bytes));
     if (sink_ != nullptr) {

@@ -1,19 +1,24 @@
 // `lorry logits`: the same bytes however the prompts are run, and the golden values.
 #include <cmath>
+#include <filesystem>
+#include <map>
 
 #include <boost/json/serialize.hpp>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "base/files.h"
+#include "base/float16.h"
 #include "base/json.h"
 #include "cli/process.h"
 #include "weights/safetensors.h"
+#include "weights/slice.h"
 
 namespace lorry {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 const std::string kCase = "mixtral-base/";
 
@@ -82,6 +87,40 @@ TEST(Logits, AreThoseOfTheGoldenCase) {
     }
     EXPECT_LE(worst, 2e-4F) << f.golden_names[i];
   }
+}
+
+// In float16 such a checkpoint is computed with as it is: rounded once more it gives the same bits.
+TEST(Logits, OfACheckpointInFloat16) {
+  const Fixture f;
+  const auto original =
+      SafetensorsFile::open(golden(kCase + "model/model.safetensors"), Access::read);
+  std::map<std::string, Tensor> tensors;
+  std::vector<std::vector<f16>> memory;
+  for (const TensorInfo& info : original.tensors()) {
+    memory.emplace_back(static_cast<size_t>(info.shape.size()));
+    tensors[info.name] = view(memory.back().data(), Dtype::f16, info.shape);
+    copy(tensors[info.name], original.tensor(info));
+  }
+  std::filesystem::create_directory(f.folder.path("half"));
+  write_safetensors(f.folder.path("half/model.safetensors"), tensors);
+  for (const std::string name : {"config.json", "tokenizer.json"}) {
+    write_file(f.folder.path("half/" + name), read_file(golden(kCase + "model/" + name)));
+  }
+  f.folder.write("prompts.json", R"([{"tokens": [1, 5, 9, 200]}])");
+  const auto bits = [&](const std::string& model) {
+    const ProcessResult r = run_lorry({"logits", model, "--prompts", f.folder.path("prompts.json"),
+                                       "--out", f.folder.path("out"), "--dtype", "float16"});
+    EXPECT_EQ(r.status, 0) << r.err;
+    return read_file(f.folder.path("out"));
+  };
+  EXPECT_TRUE(bits(f.folder.path("half")) == bits(golden(kCase + "model")));
+  const auto says = [&](const char* dtype) {
+    return run_lorry({"bench", "--model", f.folder.path("half"), "--kind", "decode", "--context",
+                      "8", "--batch", "1", "--reps", "1", "--dtype", dtype})
+        .err;
+  };
+  EXPECT_THAT(says("float16"), Not(HasSubstr("rounded to bfloat16")));
+  EXPECT_THAT(says("bfloat16"), HasSubstr("--dtype float16 keeps it"));
 }
 
 TEST(Logits, ErrorsNameThePromptAndTheAdapterAndLeaveNoFile) {

@@ -136,6 +136,8 @@ TEST(Serve, SettingsThatMakeNoSenseEndWithOneLine) {
   refused("--isa", "sse9");
   refused("--quantize", "int3");
   refused("--kv-tokens", "1T");
+  EXPECT_THAT(run_lorry({"serve", model, "--kv-tokens", "16"}).err,
+              HasSubstr("--kv-tokens 16: must be at least 32"));
   refused("--adapter-memory", "1T");
   refused("--max-batch-prefill-tokens", "1G");
   const std::string adapter = golden("mixtral-base/adapters/attn-r8");
