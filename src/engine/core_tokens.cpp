@@ -124,10 +124,12 @@ void EngineCore::take(Choice& c) {
   if (got.dead_end) return finish(a, FinishReason::dead_end);
   if (got.error) return finish(a, FinishReason::failed, got.error);
   ++counters_.nan_total;
+  const bool narrow = model_.ops->act() == Dtype::f16;
   finish(a, FinishReason::failed,
          Error(Code::internal,
                "the model's scores hold NaN or infinity: its weights or the "
-               "adapter's are broken for this input"));
+               "adapter's are broken for this input" +
+                   std::string(narrow ? ", or too large for --dtype float16" : "")));
 }
 
 // From the heads of its adapter, else from its own past.

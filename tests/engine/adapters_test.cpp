@@ -5,6 +5,7 @@
 #include <thread>
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "base/files.h"
 #include "engine/harness.h"
@@ -184,6 +185,39 @@ TEST(EngineAdapters, names_are_loaded_replaced_and_unloaded) {
   const auto gone = engine.run({greedy_request(prompt, 8)})[0];
   ASSERT_EQ(gone->finish->reason, FinishReason::failed);
   EXPECT_EQ(gone->finish->error->code(), Code::not_found);
+}
+
+// Of an adapter whose values lie beyond float16 the requests fail, and say so; nobody else's do.
+TEST(EngineAdapters, F4_what_is_too_large_for_float16_harms_its_own_requests_alone) {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::temp_directory_path() / ("lorry-loud-" + std::to_string(getpid()));
+  fs::remove_all(folder);
+  fs::copy(golden("mixtral-base/adapters/attn-r8"), folder);
+  std::string config = read_file(folder / "adapter_config.json");
+  const std::string alpha = "\"lora_alpha\": 16";
+  config.replace(config.find(alpha), alpha.size(), "\"lora_alpha\": 1e8");
+  write_file(folder / "adapter_config.json", config);
+  for (const Dtype dtype : {Dtype::f16, Dtype::bf16}) {
+    EngineOptions o = options();
+    o.dtype = dtype;
+    o.adapters.push_back({"loud", folder.string()});
+    TestEngine engine(o);
+    const std::vector<int32_t> prompt{1, 5, 9, 12, 33, 7};
+    const auto alone = engine.run({greedy_request({prompt, "attn-r8"}, 20)})[0];
+    const auto got =
+        engine.run({greedy_request({prompt, "loud"}, 20), greedy_request({prompt, "attn-r8"}, 20)});
+    EXPECT_EQ(got[1]->ids(), alone->ids());
+    if (dtype == Dtype::bf16) {
+      EXPECT_EQ(got[0]->finish->reason, FinishReason::length);
+      continue;
+    }
+    ASSERT_EQ(got[0]->finish->reason, FinishReason::failed);
+    EXPECT_NE(std::string(got[0]->finish->error->what()).find("too large for --dtype float16"),
+              std::string::npos)
+        << got[0]->finish->error->what();
+    EXPECT_EQ(engine->stats().nan_total, 1U);
+  }
+  fs::remove_all(folder);
 }
 
 TEST(EngineAdapters, F12_requests_in_flight_finish_on_the_old_version) {
