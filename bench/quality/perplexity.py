@@ -1,4 +1,4 @@
-"""Perplexity of the demo model on held-out conversations, for each way to store its weights and keys.
+"""Perplexity of the demo model on held-out conversations, for each type and way to store weights and keys.
 
     python3 bench/quality/perplexity.py build/release/lorry
 
@@ -23,9 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "demo"))
 import corpus  # noqa: E402
 
-# Of the weights, and of keys and values.
-FORMATS = [("", ""), ("int8", ""), ("int4", ""), ("int4-32", ""), ("fp8", ""), ("", "int8"),
-           ("int4", "int8")]
+# --dtype, --quantize and --kv-cache-dtype; the first is what the others are compared with.
+FORMATS = [("bf16", "", ""), ("fp16", "", ""), ("fp32", "", ""), ("bf16", "int8", ""), ("bf16", "int4", ""),
+           ("bf16", "int4-32", ""), ("bf16", "fp8", ""), ("bf16", "", "int8"), ("bf16", "int4", "int8")]
 BOS, EOS = "<s>", "<|end|>"
 
 
@@ -70,12 +70,12 @@ def losses(logits: numpy.ndarray, ids: list[int]) -> numpy.ndarray:
     return total - x[numpy.arange(len(ids) - 1), ids[1:]]
 
 
-def perplexities(lorry: str, model: str, rows: list, form: str, kv: str) -> tuple[float, float]:
+def perplexities(lorry: str, model: str, rows: list, dtype: str, form: str, kv: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         prompts = pathlib.Path(folder) / "prompts.json"
         out = pathlib.Path(folder) / "logits.safetensors"
         prompts.write_text(json.dumps([{"tokens": ids, "adapter": None} for ids, _ in rows]))
-        command = [lorry, "logits", model, "--prompts", str(prompts), "--out", str(out)]
+        command = [lorry, "logits", model, "--prompts", str(prompts), "--out", str(out), "--dtype", dtype]
         command += ["--quantize", form] if form else []
         command += ["--kv-cache-dtype", kv] if kv else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -102,10 +102,10 @@ def main() -> None:
     print(f"{args.model}: {len(rows)} conversations, {sum(len(ids) for ids, _ in rows)} tokens")
     print(f"{'format':16} {'all':>9} {'':>9} {'answers':>9}")
     first = None
-    for form, kv in FORMATS:
-        every, answers = perplexities(args.lorry, args.model, rows, form, kv)
+    for dtype, form, kv in FORMATS:
+        every, answers = perplexities(args.lorry, args.model, rows, dtype, form, kv)
         first = first or (every, answers)
-        name = (form or "bf16") + (f", KV {kv}" if kv else "")
+        name = (form or dtype) + (f", KV {kv}" if kv else "")
         print(f"{name:16} {every:9.4f} {100 * (every / first[0] - 1):+8.2f}% "
               f"{answers:9.5f} {100 * (answers / first[1] - 1):+8.3f}%")
 
