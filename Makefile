@@ -11,7 +11,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export CTEST_PARALLEL_LEVEL := $(JOBS)
 
-cpp_files = find $(wildcard src include tests examples bench fuzz) -name '*.cpp' -o -name '*.h'
+cpp_files = find $(wildcard src include tests examples bench fuzz) -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 
 .PHONY: help setup build serve test test-sanitize test-cuda fuzz check format clean
 

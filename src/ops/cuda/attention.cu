@@ -3,9 +3,9 @@
 // A warp has a tile: up to 16 query rows of one KV head, which are some positions times the heads
 // that share it. It goes through the keys by units of kUnitKeys: scores, softmax and values of a
 // unit from zero, then the unit's result is merged into what there is (attend.h). With few tiles
-// each unit has a block of its own and the last of them does the same merging: equal bits. Rows of mma
-// do not see each other, and a unit's place does not depend on the tile, so chunks of a prompt and
-// batch mates change no bit.
+// each unit has a block of its own and the last of them does the same merging: equal bits. Rows of
+// mma do not see each other, and a unit's place does not depend on the tile, so chunks of a prompt
+// and batch mates change no bit.
 //
 // Keys and values go from the cache to registers, of prompts by way of shared memory, in the order
 // of layout.h: lane 4 g + q has inputs 8 q ... of key g as 16 bytes, and of a pair of values
@@ -241,12 +241,12 @@ void attend(Stream s, const AttentionArgs& a, bool by_units) {
   constexpr int kThreads = 32 * kWarps;
   if (by_units) {
     constexpr size_t kScores = sizeof(Float4) * kKeyTiles * 32;
-    return start<AttentionArgs, unit_kernel<T, kC>>("attention", {a.n_tiles, heads}, kThreads, kScores,
-                                                 s, a);
+    return start<AttentionArgs, unit_kernel<T, kC>>("attention", {a.n_tiles, heads}, kThreads,
+                                                    kScores, s, a);
   }
   constexpr size_t kUnits = size_t{2} * SharedUnit<kC>::kBytes;
   start<AttentionArgs, prompt_kernel<T, kC>>("attention", {ceil_div(a.n_tiles, kWarps), heads},
-                                          kThreads, kUnits, s, a);
+                                             kThreads, kUnits, s, a);
 }
 
 template <class T>

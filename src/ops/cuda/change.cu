@@ -105,8 +105,10 @@ Grid grid_of(const AdaptArgs& a, int64_t parts) {
 void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, Act act) {
   const Grid grid = grid_of(a, ceil_div(tokens ? a.max_tokens : a.max_out, kRowBlock));
   if (act == Act::f32) {
-    return tokens ? start<AdaptArgs, replace_f32_kernel<true>>("replace", grid, kPlainThreads, 0, s, a)
-                  : start<AdaptArgs, replace_f32_kernel<false>>("replace", grid, kPlainThreads, 0, s, a);
+    return tokens
+               ? start<AdaptArgs, replace_f32_kernel<true>>("replace", grid, kPlainThreads, 0, s, a)
+               : start<AdaptArgs, replace_f32_kernel<false>>("replace", grid, kPlainThreads, 0, s,
+                                                             a);
   }
   with_half(act, [&](auto x) {
     using T = decltype(x);

@@ -147,8 +147,8 @@ template <class T>
 void rope_write_as(Stream s, const RopeWriteArgs& a) {
   const int64_t heads = int64_t{a.heads} + int64_t{2} * a.write.kv_heads;
   const size_t shared = sizeof(float) * kWarps * static_cast<size_t>(a.write.head_dim);
-  start<RopeWriteArgs, rope_write_kernel<T>>(
-      "rope_write", {ceil_div(a.write.rows * heads, kWarps)}, kThreads, shared, s, a);
+  start<RopeWriteArgs, rope_write_kernel<T>>("rope_write", {ceil_div(a.write.rows * heads, kWarps)},
+                                             kThreads, shared, s, a);
 }
 
 template <class T>
@@ -170,19 +170,27 @@ void rope(Stream s, const RopeArgs& a) {
 
 void kv_write(Stream s, const KvWriteArgs& a, KvType type) {
   switch (type) {
-    case KvType::bf16: return kv_write_as<Bf16>(s, a);
-    case KvType::f16: return kv_write_as<F16>(s, a);
-    case KvType::f32: return kv_write_as<float>(s, a);
-    case KvType::int8: return kv_write_as<int8_t>(s, a);
+    case KvType::bf16:
+      return kv_write_as<Bf16>(s, a);
+    case KvType::f16:
+      return kv_write_as<F16>(s, a);
+    case KvType::f32:
+      return kv_write_as<float>(s, a);
+    case KvType::int8:
+      return kv_write_as<int8_t>(s, a);
   }
 }
 
 void rope_write(Stream s, const RopeWriteArgs& a, KvType type) {
   switch (type) {
-    case KvType::bf16: return rope_write_as<Bf16>(s, a);
-    case KvType::f16: return rope_write_as<F16>(s, a);
-    case KvType::f32: return rope_write_as<float>(s, a);
-    case KvType::int8: return rope_write_as<int8_t>(s, a);
+    case KvType::bf16:
+      return rope_write_as<Bf16>(s, a);
+    case KvType::f16:
+      return rope_write_as<F16>(s, a);
+    case KvType::f32:
+      return rope_write_as<float>(s, a);
+    case KvType::int8:
+      return rope_write_as<int8_t>(s, a);
   }
 }
 

@@ -1,4 +1,5 @@
-// linear with x in bf16 or f16, and weights in its type or fp8 (which are widened; their scale comes last).
+// linear with x in bf16 or f16, and weights in its type or fp8 (which are widened; their scale
+// comes last).
 #include "ops/cuda/decode.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"

@@ -165,8 +165,8 @@ void decode(Stream s, const AdaptedLinearArgs& a) {
 template <class Load>
 void multiply(Stream s, const AdaptedLinearArgs& a) {
   if (is_thin(a.linear)) {
-    return start<AdaptedLinearArgs, adapted_thin_kernel<Load>>("linear_thin_adapted", thin_grid(a.linear),
-                                                               32 * kThinWarps, kPartsShared, s, a);
+    return start<AdaptedLinearArgs, adapted_thin_kernel<Load>>(
+        "linear_thin_adapted", thin_grid(a.linear), 32 * kThinWarps, kPartsShared, s, a);
   }
   if (expected_rows(a.linear) <= 8) return decode<Load, 1>(s, a);
   decode<Load, 2>(s, a);

@@ -16,7 +16,8 @@ thin_kernel(LinearArgs a) {
 
 template <class Load>
 void multiply(Stream s, const LinearArgs& a) {
-  start<LinearArgs, thin_kernel<Load>>("linear_thin", thin_grid(a), 32 * kThinWarps, kPartsShared, s, a);
+  start<LinearArgs, thin_kernel<Load>>("linear_thin", thin_grid(a), 32 * kThinWarps, kPartsShared,
+                                       s, a);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// linear with x in bf16 or f16 for more rows than decoding usually has, on Hopper's wgmma. x is arranged
-// first; then prompts go to linear_prompt.cu, and this file multiplies up to 64 rows: weights and x
-// by way of shared memory, both slices of the inputs at the same time. The sums are in the order of
-// rows_times.h, so the bits are those of linear.cu.
+// linear with x in bf16 or f16 for more rows than decoding usually has, on Hopper's wgmma. x is
+// arranged first; then prompts go to linear_prompt.cu, and this file multiplies up to 64 rows:
+// weights and x by way of shared memory, both slices of the inputs at the same time. The sums are
+// in the order of rows_times.h, so the bits are those of linear.cu.
 #include "ops/cuda/activation.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"

@@ -1,5 +1,5 @@
-// linear with int8 and int4 weights and x in bf16 or f16: which kernel, and the one for many rows where no
-// other fits.
+// linear with int8 and int4 weights and x in bf16 or f16: which kernel, and the one for many rows
+// where no other fits.
 #include "ops/cuda/launch.h"
 #include "ops/cuda/quant.h"
 

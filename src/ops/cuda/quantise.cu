@@ -211,9 +211,10 @@ void quantise_rows(Stream s, const QuantArgs& q) {
   constexpr size_t kShared = 2 * (kRowThreads / 32) * sizeof(float);
   with_half(q.linear.act, [&](auto x) {
     using T = decltype(x);
-    in_pieces(q.linear)
-        ? start<QuantArgs, quantise_pieces_kernel<T>>("quantise", {q.linear.rows}, kRowThreads, kShared, s, q)
-        : start<QuantArgs, quantise_kernel<T>>("quantise", {q.linear.rows}, kRowThreads, kShared, s, q);
+    in_pieces(q.linear) ? start<QuantArgs, quantise_pieces_kernel<T>>("quantise", {q.linear.rows},
+                                                                      kRowThreads, kShared, s, q)
+                        : start<QuantArgs, quantise_kernel<T>>("quantise", {q.linear.rows},
+                                                               kRowThreads, kShared, s, q);
   });
 }
 

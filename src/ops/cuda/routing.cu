@@ -141,8 +141,7 @@ constexpr uint64_t kNoPlace = ~uint64_t{0};
 LORRY_DEVICE uint64_t key_of(const GroupArgs& a, int32_t choice) {
   const int32_t group = group_of(a, choice);
   if (group < 0) return kNoPlace;
-  return static_cast<uint64_t>(group) << 32U |
-         static_cast<uint32_t>(adapter_of(a, choice / a.k));
+  return static_cast<uint64_t>(group) << 32U | static_cast<uint32_t>(adapter_of(a, choice / a.k));
 }
 LORRY_DEVICE uint64_t first_key(int32_t group) { return static_cast<uint64_t>(group) << 32U; }
 // Whether choice c comes before the one with number `at`.
@@ -300,8 +299,7 @@ dispatch_kernel(DispatchArgs a) {
     a.route.expert[i / k * a.route.expert_pitch + i % k] = expert[i];
     a.route.weight[i / k * a.route.weight_pitch + i % k] = weight[i];
   }
-  for (auto i = static_cast<int32_t>(threadIdx.x); i < choices + g.groups + 1;
-       i += kScanThreads) {
+  for (auto i = static_cast<int32_t>(threadIdx.x); i < choices + g.groups + 1; i += kScanThreads) {
     put_entry(g, i, true, [&](uint64_t key, int32_t number) {
       int32_t before = 0;
       for (int32_t c = 0; c < choices; ++c) before += is_before(keys[c], c, key, number) ? 1 : 0;
@@ -331,17 +329,17 @@ void group(Stream s, const GroupArgs& a) {
 void dispatch(Stream s, const DispatchArgs& a) {
   const int64_t choices = int64_t{a.route.rows} * a.route.k;
   const int64_t routed = rows_at_once(a.route.experts, kScanThreads / 32);
-  const auto shared = static_cast<size_t>(4 * choices + kScanThreads / 32 +
-                                          routed * a.route.experts) *
-                      sizeof(float);
+  const auto shared =
+      static_cast<size_t>(4 * choices + kScanThreads / 32 + routed * a.route.experts) *
+      sizeof(float);
   const auto all = reinterpret_cast<uintptr_t>(a.rows.x) | reinterpret_cast<uintptr_t>(a.rows.y) |
                    static_cast<uintptr_t>(a.rows.x_pitch | a.rows.y_pitch | a.rows.bytes);
   if (all % sizeof(Word4) == 0) {
     return start<DispatchArgs, dispatch_kernel<Word4>>("dispatch", {choices + 1}, kScanThreads,
                                                        shared, s, a);
   }
-  start<DispatchArgs, dispatch_kernel<uint16_t>>("dispatch", {choices + 1}, kScanThreads, shared,
-                                                 s, a);
+  start<DispatchArgs, dispatch_kernel<uint16_t>>("dispatch", {choices + 1}, kScanThreads, shared, s,
+                                                 a);
 }
 
 }  // namespace lorry::cuda
