@@ -112,7 +112,7 @@ json::object to_json(const BenchResult& r, const BenchFlags& f) {
           {"kv_bytes", r.kv_bytes},
           {"gb_per_s", r.gb_per_s},
           {"gflops", r.gflops},
-          {"of_roofline", dtype == "bfloat16" ? json::value(r.of_roofline) : json::value(nullptr)},
+          {"of_roofline", dtype == "float32" ? json::value(nullptr) : json::value(r.of_roofline)},
           {"op_ms", ops.empty() ? json::value(nullptr) : json::value(std::move(ops))},
           {"logits_sha256", r.logits_sha256}};
 }
