@@ -5,7 +5,6 @@
 #include <numeric>
 #include <vector>
 
-#include "base/float16.h"
 #include "models/device_copy.h"
 #include "weights/slice.h"
 
@@ -111,21 +110,14 @@ class Folder {
     ops_.pack(w, group, 0, matrix.tensor);
   }
 
-  template <class T>
-  static void set_unit(T* x, int64_t n, int64_t at, T one) {
-    std::fill_n(x, n, T{});
-    x[at] = one;
-  }
   // Row i is the unit vector first + i.
   static void set_units(const Tensor& x, int64_t first) {
-    for (int64_t i = 0; i < x.shape[0]; ++i) {
-      if (x.dtype == Dtype::bf16) {
-        set_unit(x.row<bf16>(i), x.shape[1], first + i, to_bf16(1.0F));
-      } else if (x.dtype == Dtype::f16) {
-        set_unit(x.row<f16>(i), x.shape[1], first + i, to_f16(1.0F));
-      } else {
-        set_unit(x.row<float>(i), x.shape[1], first + i, 1.0F);
-      }
+    std::vector<float> unit(static_cast<size_t>(x.cols()));
+    for (int64_t i = 0; i < x.rows(); ++i) {
+      float& one = unit[static_cast<size_t>(first + i)];
+      one = 1.0F;
+      copy(rows(x, i, 1), view(unit.data(), Dtype::f32, {1, x.cols()}));
+      one = 0.0F;
     }
   }
 

@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/float16.h"
+
 #define LORRY_INLINE inline __attribute__((always_inline))
 
 namespace lorry::cpu {
@@ -217,36 +219,13 @@ LORRY_INLINE V16 load_field(const uint8_t* p, int shift, int width) {
   });
 }
 // f16 keeps its denormals, whether those of f32 are flushed or not.
-LORRY_INLINE float float_of_f16(uint32_t x) {
-  const uint32_t sign = (x & 0x8000U) << 16;
-  const uint32_t magnitude = (x & 0x7fffU) << 13;
-  if (magnitude > 0x0f800000U) return from_bits(sign | (magnitude + 0x70000000U) | 0x400000U);
-  if (magnitude == 0x0f800000U) return from_bits(sign | 0x7f800000U);
-  if (magnitude >= 0x00800000U) return from_bits(sign | (magnitude + 0x38000000U));
-  return from_bits(bits_of(static_cast<float>(x & 0x7fffU) * 0x1p-24F) | sign);
-}
-LORRY_INLINE uint16_t f16_of_float(float x) {
-  const uint32_t sign = bits_of(x) >> 16 & 0x8000U;
-  const uint32_t magnitude = bits_of(x) & 0x7fffffffU;
-  uint32_t r;
-  if (magnitude > 0x7f800000U) {
-    r = 0x7e00U | (magnitude >> 13 & 0x3ffU);
-  } else if (magnitude >= 0x477ff000U) {  // 65520 and more
-    r = 0x7c00U;
-  } else if (magnitude < 0x38800000U) {  // below 2^-14: rounded to a multiple of 2^-24
-    r = bits_of(from_bits(magnitude) + 0.5F) - 0x3f000000U;
-  } else {
-    r = (magnitude - 0x38000000U + 0xfffU + (magnitude >> 13 & 1U)) >> 13;
-  }
-  return static_cast<uint16_t>(sign | r);
-}
 LORRY_INLINE V16 load_f16_n(const uint16_t* p, int n) {
-  return lanes([&](int i) { return i < n ? float_of_f16(p[i]) : 0.0F; });
+  return lanes([&](int i) { return i < n ? to_float(f16{p[i]}) : 0.0F; });
 }
 LORRY_INLINE V16 load_f16(const uint16_t* p) { return load_f16_n(p, 16); }
-LORRY_INLINE V16 set1_f16(uint16_t x) { return set1(float_of_f16(x)); }
+LORRY_INLINE V16 set1_f16(uint16_t x) { return set1(to_float(f16{x})); }
 LORRY_INLINE void store_f16_n(uint16_t* p, const V16& a, int n) {
-  for (int i = 0; i < 16 && i < n; ++i) p[i] = f16_of_float(a.v[i]);
+  for (int i = 0; i < 16 && i < n; ++i) p[i] = to_f16(a.v[i]).bits;
 }
 LORRY_INLINE void store_f16(uint16_t* p, const V16& a) { store_f16_n(p, a, 16); }
 // The lowest byte of each lane's bits.

@@ -172,7 +172,7 @@ class CudaOps final : public Ops {
   Act type() const {
     return act_ == Dtype::bf16 ? Act::bf16 : act_ == Dtype::f16 ? Act::f16 : Act::f32;
   }
-  bool half() const { return size_of(act_) == 2; }
+  bool has_16_bits() const { return size_of(act_) == 2; }
   KvType kv_type(const AttentionSpec& spec) const {
     return spec.kv == KvFormat::int8 ? KvType::int8
            : act_ == Dtype::bf16     ? KvType::bf16

@@ -110,7 +110,7 @@ void replace_outputs(Stream s, const AdaptArgs& a, bool tokens, Act act) {
                : start<AdaptArgs, replace_f32_kernel<false>>("replace", grid, kPlainThreads, 0, s,
                                                              a);
   }
-  with_half(act, [&](auto x) {
+  with_16_bits(act, [&](auto x) {
     using T = decltype(x);
     constexpr int kThreads = 32 * kSlices;
     constexpr size_t kShared = slices_shared<LoadPlain<T>, 1, 1>();

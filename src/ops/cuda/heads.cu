@@ -157,6 +157,21 @@ void kv_write_as(Stream s, const KvWriteArgs& a) {
       "kv_write", {ceil_div(int64_t{a.rows} * a.kv_heads, kWarps)}, kThreads, 0, s, a);
 }
 
+// f(a value of the type that keys and values are stored in).
+template <class F>
+void with_kv(KvType type, F&& f) {
+  switch (type) {
+    case KvType::bf16:
+      return f(Bf16{});
+    case KvType::f16:
+      return f(F16{});
+    case KvType::f32:
+      return f(float{});
+    case KvType::int8:
+      return f(int8_t{});
+  }
+}
+
 }  // namespace
 
 void clamp(Stream s, const ClampArgs& a) {
@@ -169,29 +184,11 @@ void rope(Stream s, const RopeArgs& a) {
 }
 
 void kv_write(Stream s, const KvWriteArgs& a, KvType type) {
-  switch (type) {
-    case KvType::bf16:
-      return kv_write_as<Bf16>(s, a);
-    case KvType::f16:
-      return kv_write_as<F16>(s, a);
-    case KvType::f32:
-      return kv_write_as<float>(s, a);
-    case KvType::int8:
-      return kv_write_as<int8_t>(s, a);
-  }
+  with_kv(type, [&](auto kv) { kv_write_as<decltype(kv)>(s, a); });
 }
 
 void rope_write(Stream s, const RopeWriteArgs& a, KvType type) {
-  switch (type) {
-    case KvType::bf16:
-      return rope_write_as<Bf16>(s, a);
-    case KvType::f16:
-      return rope_write_as<F16>(s, a);
-    case KvType::f32:
-      return rope_write_as<float>(s, a);
-    case KvType::int8:
-      return rope_write_as<int8_t>(s, a);
-  }
+  with_kv(type, [&](auto kv) { rope_write_as<decltype(kv)>(s, a); });
 }
 
 }  // namespace lorry::cuda

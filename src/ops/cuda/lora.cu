@@ -149,9 +149,9 @@ constexpr int kExpandThreads = 256;
 // Neighbours of B's outputs that a thread has, as they lie in memory.
 constexpr int kWide = 8;
 template <class T>
-struct WideHalf {
+struct Wide16 {
   Word4 words;
-  LORRY_DEVICE static WideHalf load(const T* b) { return {*reinterpret_cast<const Word4*>(b)}; }
+  LORRY_DEVICE static Wide16 load(const T* b) { return {*reinterpret_cast<const Word4*>(b)}; }
   LORRY_DEVICE float at(int i) const {
     const uint32_t word = i < 2 ? words.x : i < 4 ? words.y : i < 6 ? words.z : words.w;
     return i % 2 == 0 ? T::low(word) : T::high(word);
@@ -169,7 +169,7 @@ struct WideF32 {
 };
 template <class T>
 struct WideOf {
-  using Type = WideHalf<T>;
+  using Type = Wide16<T>;
 };
 template <>
 struct WideOf<float> {
@@ -356,7 +356,7 @@ void shrink(Stream s, const AdaptArgs& a, Act act) {
                                                0, s, a);
   }
   const Grid grid{tiles, a.sites * ceil_div(a.max_rank, 16), slots};
-  with_half(act, [&](auto x) {
+  with_16_bits(act, [&](auto x) {
     start<AdaptArgs, shrink_kernel<decltype(x)>>("shrink", grid, 32 * kShrinkWarps, kPartsShared, s,
                                                  a);
   });

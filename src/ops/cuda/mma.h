@@ -11,6 +11,24 @@ struct Int4 {
   int v[4];
 };
 
+#ifndef __CUDACC__
+// An element of c is f(sum, word of its row of a, word of its column of b) for each word in order
+// of k: with rows and columns of eight words, the operands of all products lie alike.
+template <class C, class F>
+void multiply_words(C& c, const Word4& a, uint32_t b0, uint32_t b1, F&& f) {
+  const simt::Slot* all = simt::exchange({{a.x, a.y, a.z, a.w, b0, b1}});
+  const int g = simt::lane() / 4;
+  const int q = simt::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int column = 2 * q + i % 2;
+    for (int word = 0; word < 8; ++word) {
+      c.v[i] = f(c.v[i], all[4 * g + word % 4].word[i / 2 + word / 4 * 2],
+                 all[4 * column + word % 4].word[4 + word / 4]);
+    }
+  }
+}
+#endif
+
 #define LORRY_MMA(type)                                                               \
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
@@ -29,20 +47,10 @@ LORRY_DEVICE void mma(Float4& c, const Word4& a, uint32_t b0, uint32_t b1) {
     LORRY_MMA("f16");
   }
 #else
-  const simt::Slot* all = simt::exchange({{a.x, a.y, a.z, a.w, b0, b1}});
-  const int g = simt::lane() / 4;
-  const int q = simt::lane() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int column = 2 * q + i % 2;
-    float sum = c.v[i];
-    for (int pair = 0; pair < 8; ++pair) {
-      const uint32_t left = all[4 * g + pair % 4].word[i / 2 + pair / 4 * 2];
-      const uint32_t right = all[4 * column + pair % 4].word[4 + pair / 4];
-      sum = fmaf(T::low(left), T::low(right), sum);
-      sum = fmaf(T::high(left), T::high(right), sum);
-    }
-    c.v[i] = sum;
-  }
+  multiply_words(c, a, b0, b1, [](float sum, uint32_t left, uint32_t right) {
+    sum = fmaf(T::low(left), T::low(right), sum);
+    return fmaf(T::high(left), T::high(right), sum);
+  });
 #endif
 }
 #undef LORRY_MMA
@@ -58,20 +66,12 @@ LORRY_DEVICE void mma_s8(Int4& c, const Word4& a, uint32_t b0, uint32_t b1) {
       : "+r"(c.v[0]), "+r"(c.v[1]), "+r"(c.v[2]), "+r"(c.v[3])
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 #else
-  const simt::Slot* all = simt::exchange({{a.x, a.y, a.z, a.w, b0, b1}});
-  const int g = simt::lane() / 4;
-  const int q = simt::lane() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int column = 2 * q + i % 2;
-    for (int word = 0; word < 8; ++word) {
-      const uint32_t left = all[4 * g + word % 4].word[i / 2 + word / 4 * 2];
-      const uint32_t right = all[4 * column + word % 4].word[4 + word / 4];
-      for (int byte = 0; byte < 4; ++byte) {
-        c.v[i] +=
-            static_cast<int8_t>(left >> (8 * byte)) * static_cast<int8_t>(right >> (8 * byte));
-      }
+  multiply_words(c, a, b0, b1, [](int sum, uint32_t left, uint32_t right) {
+    for (int byte = 0; byte < 4; ++byte) {
+      sum += static_cast<int8_t>(left >> (8 * byte)) * static_cast<int8_t>(right >> (8 * byte));
     }
-  }
+    return sum;
+  });
 #endif
 }
 

@@ -1,6 +1,10 @@
 // Numbers of 8 and 16 bits, and activations as the kernels read and write them.
 #pragma once
 #include "ops/cuda/device.h"
+#include "ops/cuda/kernels.h"
+#ifndef __CUDACC__
+#include "base/float16.h"
+#endif
 
 namespace lorry::cuda {
 
@@ -43,26 +47,8 @@ struct F16 {
     return r;
   }
 #else
-  static float from(uint16_t x) {
-    const uint32_t sign = static_cast<uint32_t>(x & 0x8000U) << 16;
-    const uint32_t exponent = (x >> 10) & 0x1fU;
-    const uint32_t mantissa = x & 0x3ffU;
-    if (exponent == 0) {
-      return as_float(as_bits(static_cast<float>(mantissa) * 0x1p-24F) | sign);
-    }
-    return as_float(sign | (exponent == 31 ? 0xffU : exponent + 112U) << 23 | mantissa << 13);
-  }
-  static uint16_t to(float x) {
-    const uint32_t sign = as_bits(x) >> 16 & 0x8000U;
-    const uint32_t size = as_bits(x) & 0x7fffffffU;
-    if (size > 0x7f800000U) return 0x7fff;
-    if (size >= 0x477ff000U) return static_cast<uint16_t>(sign | 0x7c00U);  // 65520 and more
-    if (size < 0x38800000U) {  // below 2^-14: rounded to a multiple of 2^-24
-      return static_cast<uint16_t>(sign | (as_bits(as_float(size) + 0.5F) - 0x3f000000U));
-    }
-    const uint32_t odd = size >> 13 & 1U;
-    return static_cast<uint16_t>(sign | (size - 0x38000000U + 0xfffU + odd) >> 13);
-  }
+  static float from(uint16_t x) { return to_float(f16{x}); }
+  static uint16_t to(float x) { return to_f16(x).bits; }
   static uint32_t pack(float low, float high) {
     return to(low) | static_cast<uint32_t>(to(high)) << 16;
   }
@@ -87,17 +73,17 @@ LORRY_DEVICE float from_e4m3(uint32_t x) {
   return as_float(as_bits(value) | sign);
 }
 
-// f(a value of the type that `act` names).
-template <class A, class F>
-void with_act(A act, F&& f) {
-  if (act == A::bf16) return f(Bf16{});
-  if (act == A::f16) return f(F16{});
+// f(a value of the type of activations).
+template <class F>
+void with_act(Act act, F&& f) {
+  if (act == Act::bf16) return f(Bf16{});
+  if (act == Act::f16) return f(F16{});
   f(float{});
 }
-// The same for the two of 16 bits.
-template <class A, class F>
-void with_half(A act, F&& f) {
-  act == A::bf16 ? f(Bf16{}) : f(F16{});
+// The same where they have 16 bits.
+template <class F>
+void with_16_bits(Act act, F&& f) {
+  act == Act::bf16 ? f(Bf16{}) : f(F16{});
 }
 
 LORRY_DEVICE float widen(float x) { return x; }

@@ -38,7 +38,7 @@ AdaptArgs CudaOps::pairs_of(Call& call, const LinearArgs& linear, const AdaptedL
 void CudaOps::apply(Tensor y, Tensor x, const AdaptedLinear& l) {
   if (x.rows() == 0) return;
   const LinearArgs shape = linear_shape(x, l.w);
-  const bool few = half() && has_few_rows(shape) && !is_wide(shape, l.scratch);
+  const bool few = has_16_bits() && has_few_rows(shape) && !is_wide(shape, l.scratch);
   if (!few || extra_of(x, l) != Extra::pairs) return Ops::apply(y, x, l);
   Call call(memory_, staging_);
   AdaptedLinearArgs a{};
@@ -62,7 +62,7 @@ void CudaOps::apply_glu(Tensor y, Tensor both, Tensor x, const AdaptedLinear& l,
   const LinearArgs shape = linear_shape(x, l.w);
   const bool wide = is_wide(shape, l.scratch);
   const bool quantised = is_quant_decode(shape);
-  const bool fits = half() && !is_thin(shape) && (has_few_rows(shape) || wide || quantised);
+  const bool fits = has_16_bits() && !is_thin(shape) && (has_few_rows(shape) || wide || quantised);
   Extra extra = fits ? extra_of(x, l) : Extra::changes;
   if ((wide || quantised) && extra == Extra::pairs) extra = Extra::changes;
   if (extra == Extra::changes) return Ops::apply_glu(y, both, x, l, activation);

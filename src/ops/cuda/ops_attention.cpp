@@ -18,13 +18,13 @@ Tensor CudaOps::kv_layout(int64_t blocks, const AttentionSpec& spec) const {
   if (spec.kv == KvFormat::int8) {
     return view(nullptr, Dtype::i8, {blocks, spec.kv_heads, kBlockTokens * (spec.head_dim + 4)});
   }
-  const int64_t width = half() ? head_width(spec.head_dim) : spec.head_dim;
+  const int64_t width = has_16_bits() ? head_width(spec.head_dim) : spec.head_dim;
   return view(nullptr, act_, {blocks, spec.kv_heads, kBlockTokens * width});
 }
 
 // Results of units; where they do not fit, tiles take their units one after the other.
 size_t CudaOps::attention_scratch_bytes(int64_t, const AttentionSpec& spec) const {
-  return static_cast<size_t>(half() && spec.kv == KvFormat::act ? kUnitResultBytes : 64);
+  return static_cast<size_t>(has_16_bits() && spec.kv == KvFormat::act ? kUnitResultBytes : 64);
 }
 
 // tiles_: of the rows; units_: the same, one entry for each unit.
@@ -82,7 +82,7 @@ void CudaOps::attention(Tensor o, Tensor q, const KvLayer& kv, const AttentionPl
   if (q.rows() == 0) return;
   Call call(memory_, staging_);
   const int32_t per_head = spec.heads / spec.kv_heads;
-  const bool tiled = half() && spec.kv == KvFormat::act;
+  const bool tiled = has_16_bits() && spec.kv == KvFormat::act;
   AttentionArgs a{};
   a.tile_heads =
       tiled ? std::min(per_head, kTileQueries) : kTileQueries;  // plain: tiles of one row

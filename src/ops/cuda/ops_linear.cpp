@@ -14,7 +14,7 @@ int64_t padded(int64_t in) { return div_up(in, kQuantised) * kQuantised; }
 // Of each row: for quantised weights its values as s8, its scale, and the sums of a scale's inputs;
 // for others its values in another order.
 size_t CudaOps::linear_scratch_bytes(int64_t rows, int64_t in) const {
-  if (!half()) return 0;
+  if (!has_16_bits()) return 0;
   const int64_t words = 1 + div_up(in, kChunk);
   const int64_t quantised = padded(in) + 4 * words;
   return static_cast<size_t>(std::max(rows * quantised, arranged_bytes(rows, in)) + 2 * kAlign);
@@ -53,7 +53,7 @@ LinearArgs CudaOps::linear_args(Call& call, const Tensor& x, const Weight& w,
 }
 
 bool CudaOps::is_wide(const LinearArgs& a, const Tensor& scratch) const {
-  return half() && is_plain_or_fp8(a) && !is_thin(a) && wide_ && scratch.data != nullptr &&
+  return has_16_bits() && is_plain_or_fp8(a) && !is_thin(a) && wide_ && scratch.data != nullptr &&
          expected_rows(a) > kFewRows;
 }
 
@@ -63,7 +63,7 @@ void CudaOps::linear(Tensor y, Tensor x, const Weight& w, const RowGroups& group
   LinearArgs a = linear_args(call, x, w, groups, scratch);
   a.y = call.out<float>(y);
   a.y_pitch = y.pitch;
-  if (!half()) return linear_f32(call.stream(), a);
+  if (!has_16_bits()) return linear_f32(call.stream(), a);
   if (is_thin(a)) return linear_thin(call.stream(), a);
   if (a.arranged != nullptr) return linear_wide(call.stream(), a);
   if (is_plain_or_fp8(a)) return linear_mma(call.stream(), a);

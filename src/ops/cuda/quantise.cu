@@ -209,7 +209,7 @@ bool in_pieces(const LinearArgs& a) {
 
 void quantise_rows(Stream s, const QuantArgs& q) {
   constexpr size_t kShared = 2 * (kRowThreads / 32) * sizeof(float);
-  with_half(q.linear.act, [&](auto x) {
+  with_16_bits(q.linear.act, [&](auto x) {
     using T = decltype(x);
     in_pieces(q.linear) ? start<QuantArgs, quantise_pieces_kernel<T>>("quantise", {q.linear.rows},
                                                                       kRowThreads, kShared, s, q)
