@@ -47,29 +47,58 @@ struct SharedUnit {
   }
 };
 
-// Starts the copies of a unit by all threads of the block; for tokens before `low` and behind
-// `high`, whose blocks may not be there, others are copied.
+// The blocks of a unit; for tokens before `low` and behind `high`, whose blocks may not be there,
+// others.
+struct UnitBlocks {
+  static constexpr int kBlocks = kUnitKeys / kTokens;
+  int32_t at[kBlocks];
+
+  LORRY_DEVICE UnitBlocks(const AttentionArgs& a, const Place& p, int unit, int low, int high) {
+    LORRY_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      at[b] = block_at(a, p, unit * kUnitKeys + b * kTokens, low, high);
+    }
+  }
+};
+
+// Rows of kParts parts of 16 bytes that a block of threads copies at once: whole ones, of a block
+// of kRows.
+constexpr int rows_at_once(int parts, int rows) {
+  int n = 1;
+  while (2 * n <= rows && 2 * n * parts <= 32 * kWarps) n *= 2;
+  return n;
+}
+
+// Starts the copies of kRows rows of kParts parts of each block of a unit by all threads. place(row
+// of the unit, part): in `to`.
+template <int kRows, int kParts, class F>
+LORRY_DEVICE void copy_rows(unsigned char* to, const unsigned char* cache,
+                            const int64_t (&blocks)[UnitBlocks::kBlocks], int row_bytes,
+                            F&& place) {
+  constexpr int kAtOnce = rows_at_once(kParts, kRows);
+  const int row = static_cast<int>(threadIdx.x) / kParts;
+  const int part = static_cast<int>(threadIdx.x) % kParts;
+  if (row >= kAtOnce) return;
+  const bool there = part * 16 < row_bytes;
+  const unsigned char* from = cache + (there ? row * row_bytes + part * 16 : 0);
+  LORRY_UNROLL
+  for (int b = 0; b < UnitBlocks::kBlocks; ++b) {
+    LORRY_UNROLL
+    for (int r = 0; r < kRows; r += kAtOnce) {
+      copy_async(to + place(b * kRows + r + row, part), from + blocks[b] + r * row_bytes, !there);
+    }
+  }
+}
+
 template <int kC>
-LORRY_DEVICE void copy_unit(unsigned char* to, const AttentionArgs& a, const Place& p, int unit,
-                            int low, int high) {
-  using Unit = SharedUnit<kC>;
-  const auto width = static_cast<int>(head_width(a.head_dim));
-  const auto thread = static_cast<int>(threadIdx.x);
-  const auto block = [&](int token) { return block_of(a, p, unit * kUnitKeys + token, low, high); };
-  for (int i = thread; i < kUnitKeys * 4 * kC; i += 32 * kWarps) {
-    const int row = i / (4 * kC);
-    const int part = i % (4 * kC);
-    const int64_t from = block(row / kTokens * kTokens) + row % kTokens * width * 2 + part * 16;
-    copy_async(to + Unit::key_place(row, part), a.k + (8 * part < width ? from : 0),
-               8 * part >= width);
-  }
-  for (int i = thread; i < kUnitKeys / 2 * 8 * kC; i += 32 * kWarps) {
-    const int pair = i / (8 * kC);
-    const int part = i % (8 * kC);
-    const int64_t from = block(pair / 8 * kTokens) + pair % 8 * width * 4 + part * 16;
-    copy_async(to + Unit::pair_place(pair, part), a.v + (4 * part < width ? from : 0),
-               4 * part >= width);
-  }
+LORRY_DEVICE void copy_unit(unsigned char* to, const AttentionArgs& a, const Place& p,
+                            const UnitBlocks& blocks) {
+  const int bytes = static_cast<int>(head_width(a.head_dim)) * 2;
+  int64_t at[UnitBlocks::kBlocks];
+  LORRY_UNROLL
+  for (int b = 0; b < UnitBlocks::kBlocks; ++b) at[b] = place_of_block(a, p, blocks.at[b]);
+  copy_rows<kTokens, 4 * kC>(to, a.k, at, bytes, SharedUnit<kC>::key_place);
+  copy_rows<kTokens / 2, 8 * kC>(to, a.v, at, 2 * bytes, SharedUnit<kC>::pair_place);
   commit_copies();
 }
 
@@ -100,14 +129,16 @@ prompt_kernel(AttentionArgs a) {
   }
   Query<kC> query;
   load_query<T, kC>(query, a, p);
-  copy_unit<kC>(shared, a, p, begin, low, high);
+  copy_unit<kC>(shared, a, p, UnitBlocks(a, p, begin, low, high));
+  UnitBlocks next(a, p, begin + 1, low, high);
   Result<kC> all;
   for (int u = begin; u < end; ++u) {
     unsigned char* here = shared + (u - begin) % 2 * SharedUnit<kC>::kBytes;
     unsigned char* there = shared + (u - begin + 1) % 2 * SharedUnit<kC>::kBytes;
     wait_copies<0>();
     sync_threads();  // and the last unit has been read
-    if (u + 1 < end) copy_unit<kC>(there, a, p, u + 1, low, high);
+    if (u + 1 < end) copy_unit<kC>(there, a, p, next);
+    next = UnitBlocks(a, p, u + 2, low, high);
     if (u < tile.unit || u >= tile.unit + tile.n_units) continue;
     const CachedUnit seen = cached_unit(a, p, u);
     const SharedUnit<kC> unit{a, p, seen.first, seen.low, seen.high, here};
@@ -129,12 +160,13 @@ LORRY_DEVICE void attend_together(const Query<kC>& query, const AttentionArgs& a
                                   int unit, int slot) {
   constexpr int kOwnTiles = kKeyTiles / kWarps;
   auto* shared = reinterpret_cast<Float4*>(shared_bytes());
-  const float scale = 1.0F / sqrtf(static_cast<float>(a.head_dim));
+  const float scale = score_scale(a.head_dim);
   const CachedUnit cached = cached_unit(a, p, unit);
+  Float4 own[kOwnTiles];
+  score<T, kOwnTiles>(own, query, cached, warp_index() * kOwnTiles);
   LORRY_UNROLL
   for (int i = 0; i < kOwnTiles; ++i) {
-    const int j = warp_index() * kOwnTiles + i;
-    shared[j * 32 + lane_index()] = score<T, kC>(query, cached, j);
+    shared[(warp_index() * kOwnTiles + i) * 32 + lane_index()] = own[i];
   }
   sync_threads();
   Float4 s[kKeyTiles];
@@ -182,7 +214,7 @@ LORRY_DEVICE void merge_row(const AttentionArgs& a, const Place& p, int row) {
         o = m(o, values[u]);
       }
     }
-    output_row(a, p, row)[i] = T::to(o / state.sum);
+    output_row(a, p, row)[i] = T::to(o * (1.0F / state.sum));
   }
 }
 

@@ -69,7 +69,7 @@ attention_plain_kernel(AttentionArgs a) {
   for (int i = lane_index(); i < d; i += 32) q[i] = from[i];
   const int low = a.window > 0 && tile.position >= a.window ? tile.position - a.window + 1 : 0;
   const Cached<T> cached{a, tile, head / (a.heads / a.kv_heads), low};
-  const float scale = 1.0F / sqrtf(static_cast<float>(d));
+  const float scale = score_scale(d);
   RowState state{-INFINITY, 0};
   float o[kColumns] = {};
   for (int first = low / 32 * 32; first <= tile.position; first += 32) {
@@ -78,7 +78,7 @@ attention_plain_kernel(AttentionArgs a) {
     const bool seen = cached.sees(key);
     const float x = seen ? cached.score(q, key) * scale : -INFINITY;
     const float most = warp_max(x);
-    const float prob = seen ? expf(x - most) : 0.0F;
+    const float prob = seen ? power_of_2(x - most) : 0.0F;
     const RowState part{most, warp_sum(prob)};
     probs[lane_index()] = prob;
     sync_warp();  // probabilities are written
@@ -92,7 +92,7 @@ attention_plain_kernel(AttentionArgs a) {
   LORRY_UNROLL
   for (int c = 0; c < kColumns; ++c) {
     const int i = 32 * c + lane_index();
-    if (i < d) narrow(to[i], o[c] / state.sum);
+    if (i < d) narrow(to[i], o[c] * (1.0F / state.sum));
   }
 }
 

@@ -75,10 +75,16 @@ LORRY_DEVICE Word4 query_pairs(const AttentionArgs& a, const float* q, int i) {
 
 // The block of the cache that holds key `key` of the tile's sequence; where no row of the tile sees
 // any of its keys, one that some row does see.
-LORRY_DEVICE int64_t block_of(const AttentionArgs& a, const Place& p, int key, int low, int high) {
+LORRY_DEVICE int32_t block_at(const AttentionArgs& a, const Place& p, int key, int low, int high) {
   const int seen = key > high || key + kTokens <= low ? high : key;
-  const int32_t block = a.table[int64_t{p.tile.sequence} * a.max_blocks + seen / kTokens];
+  return a.table[int64_t{p.tile.sequence} * a.max_blocks + seen / kTokens];
+}
+// Where it lies.
+LORRY_DEVICE int64_t place_of_block(const AttentionArgs& a, const Place& p, int32_t block) {
   return (int64_t{block} * a.kv_heads + p.head) * a.block_bytes;
+}
+LORRY_DEVICE int64_t block_of(const AttentionArgs& a, const Place& p, int key, int low, int high) {
+  return place_of_block(a, p, block_at(a, p, key, low, high));
 }
 
 template <int kC>
@@ -130,19 +136,22 @@ LORRY_DEVICE CachedUnit cached_unit(const AttentionArgs& a, const Place& p, int 
           p.tile.position + p.tile.positions - 1};
 }
 
-// Scores of rows g, g + 8 with keys 8 j + 2 q, + 1 of a unit.
-template <class T, int kC, class Unit>
-LORRY_DEVICE Float4 score(const Query<kC>& query, const Unit& unit, int j) {
-  Float4 s{};
-  Word4 k[kC];
+// Scores of rows g, g + 8 with keys 8 j + 2 q, + 1 of a unit, of kN j from `first` on. Sums take
+// turns, since each waits for its last product.
+template <class T, int kN, int kC, class Unit>
+LORRY_DEVICE void score(Float4* s, const Query<kC>& query, const Unit& unit, int first) {
   LORRY_UNROLL
-  for (int c = 0; c < kC; ++c) k[c] = unit.key(j, c);
+  for (int j = 0; j < kN; ++j) s[j] = {};
   LORRY_UNROLL
   for (int c = 0; c < kC; ++c) {
-    mma<T>(s, query.t[c][0], k[c].x, k[c].y);
-    mma<T>(s, query.t[c][1], k[c].z, k[c].w);
+    Word4 k[kN];
+    LORRY_UNROLL
+    for (int j = 0; j < kN; ++j) k[j] = unit.key(first + j, c);
+    LORRY_UNROLL
+    for (int j = 0; j < kN; ++j) mma<T>(s[j], query.t[c][0], k[j].x, k[j].y);
+    LORRY_UNROLL
+    for (int j = 0; j < kN; ++j) mma<T>(s[j], query.t[c][1], k[j].z, k[j].w);
   }
-  return s;
 }
 
 // Whether each row of the tile sees all keys of a unit: then nothing has to be hidden.
@@ -166,14 +175,12 @@ LORRY_DEVICE RowState soften(Float4 (&s)[kKeyTiles], const AttentionArgs& a, con
     for (int i = 0; i < 2; ++i) {
       const int key = first + 8 * j + 2 * p.q + i;
       float& x = s[j].v[2 * h + i];
-      x = kAll || (row < p.rows && key >= low && key <= position) ? x * scale : -INFINITY;
-      most = x > most || x != x ? x : most;
+      if (!kAll) x = row < p.rows && key >= low && key <= position ? x : -INFINITY;
+      most = larger_or_nan(x, most);
     }
   }
-  for (int mask = 2; mask > 0; mask >>= 1) {
-    const float other = shuffle_xor(most, mask);
-    most = other > most || other != other ? other : most;
-  }
+  for (int mask = 2; mask > 0; mask >>= 1) most = larger_or_nan(shuffle_xor(most, mask), most);
+  most *= scale;
   const float base = most == -INFINITY ? 0.0F : most;
   float sum = 0;
   LORRY_UNROLL
@@ -181,7 +188,7 @@ LORRY_DEVICE RowState soften(Float4 (&s)[kKeyTiles], const AttentionArgs& a, con
     LORRY_UNROLL
     for (int i = 0; i < 2; ++i) {
       float& x = s[j].v[2 * h + i];
-      x = expf(x - base);
+      x = power_of_2(fmaf(x, scale, -base));
       sum += x;
     }
   }
@@ -242,10 +249,11 @@ struct Result {
 // By one warp.
 template <class T, bool kAll, int kC, class Unit>
 LORRY_DEVICE void attend_keys(Result<kC>& r, const Query<kC>& query, const Unit& unit) {
-  const float scale = 1.0F / sqrtf(static_cast<float>(unit.a.head_dim));
+  constexpr int kTogether = 4;
+  const float scale = score_scale(unit.a.head_dim);
   Float4 s[kKeyTiles];
   LORRY_UNROLL
-  for (int j = 0; j < kKeyTiles; ++j) s[j] = score<T, kC>(query, unit, j);
+  for (int j = 0; j < kKeyTiles; j += kTogether) score<T, kTogether>(s + j, query, unit, j);
   r.state[0] = soften<kAll>(s, unit.a, unit.p, 0, unit.first, scale);
   r.state[1] = soften<kAll>(s, unit.a, unit.p, 1, unit.first, scale);
   LORRY_UNROLL
@@ -299,36 +307,53 @@ LORRY_DEVICE void store_part(const Float4 (&o)[4], const RowState (&state)[2],
   }
 }
 
+// f(value of all, that of the unit, row).
+template <int kC, class F>
+LORRY_DEVICE void each_value(Result<kC>& all, const Result<kC>& unit, F&& f) {
+  LORRY_UNROLL
+  for (int c = 0; c < kC; ++c) {
+    LORRY_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      LORRY_UNROLL
+      for (int i = 0; i < 4; ++i) f(all.o[c][j].v[i], unit.o[c][j].v[i], i / 2);
+    }
+  }
+}
+
 template <int kC>
 LORRY_DEVICE void merge_into(Result<kC>& all, const Result<kC>& unit) {
-  LORRY_UNROLL
-  for (int h = 0; h < 2; ++h) {
-    const Merge m = merge_states(all.state[h], unit.state[h]);
-    LORRY_UNROLL
-    for (int c = 0; c < kC; ++c) {
-      LORRY_UNROLL
-      for (int j = 0; j < 8; ++j) {
-        float& x = all.o[c][j % 4].v[2 * h + j / 4];
-        x = m(x, unit.o[c][j % 4].v[2 * h + j / 4]);
-      }
-    }
+  const Merge m[2] = {merge_states(all.state[0], unit.state[0]),
+                      merge_states(all.state[1], unit.state[1])};
+  if (ballot(m[0].keep || m[1].keep) != 0) {
+    each_value(all, unit, [&](float& x, float y, int h) { x = m[h](x, y); });
+  } else {
+    each_value(all, unit, [&](float& x, float y, int h) { x = m[h].add(x, y); });
   }
 }
 
 template <class T, int kC>
 LORRY_DEVICE void store_rows(const Result<kC>& r, const AttentionArgs& a, const Place& p) {
+  const bool by_four = a.head_dim % 4 == 0 && a.o_pitch % 4 == 0 &&
+                       reinterpret_cast<uintptr_t>(a.o) % sizeof(Word2) == 0;
   LORRY_UNROLL
   for (int h = 0; h < 2; ++h) {
     const int row = p.g + 8 * h;
     if (row >= p.rows) continue;
+    const float factor = 1.0F / r.state[h].sum;
     uint16_t* to = output_row(a, p, row);
     LORRY_UNROLL
     for (int c = 0; c < kC; ++c) {
       LORRY_UNROLL
-      for (int j = 0; j < 8; ++j) {
-        const int column = column_of(p, c, j % 4, j / 4);
-        if (column < a.head_dim) {
-          to[column] = T::to(r.o[c][j % 4].v[2 * h + j / 4] / r.state[h].sum);
+      for (int i = 0; i < 2; ++i) {
+        const int column = column_of(p, c, 0, i);
+        const auto at = [&](int j) { return r.o[c][j].v[2 * h + i] * factor; };
+        if (by_four && column < a.head_dim) {
+          *reinterpret_cast<Word2*>(to + column) = {T::pack(at(0), at(1)), T::pack(at(2), at(3))};
+          continue;
+        }
+        LORRY_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          if (column + j < a.head_dim) to[column + j] = T::to(at(j));
         }
       }
     }

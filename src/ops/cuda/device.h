@@ -165,6 +165,26 @@ LORRY_DEVICE float load_fresh(const float* p) {
   return *p;
 #endif
 }
+// Of 2; off by 2^-22 of it at most.
+LORRY_DEVICE float power_of_2(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+// The larger one; NaN if one is.
+LORRY_DEVICE float larger_or_nan(float x, float y) {
+#ifdef __CUDACC__
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+#else
+  return x > y || x != x ? x : y;
+#endif
+}
 // *p += x, by many threads at once; what it was.
 LORRY_DEVICE int32_t add_atomic(int32_t* p, int32_t x) {
 #ifdef __CUDACC__
@@ -181,21 +201,6 @@ LORRY_DEVICE void prefetch(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 #else
   static_cast<void>(p);
-#endif
-}
-
-// 16 bytes of the device's memory that no other thread of the block reads. The compiler does not
-// move it beyond a barrier, as it does with other loads, so that it begins where the source says.
-LORRY_DEVICE Word4 load_once(const void* p) {
-#ifdef __CUDACC__
-  Word4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p)
-               : "memory");
-  return v;
-#else
-  return *static_cast<const Word4*>(p);
 #endif
 }
 

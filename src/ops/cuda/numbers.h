@@ -14,16 +14,25 @@ struct Bf16 {
   uint16_t bits;
 
   LORRY_DEVICE static float from(uint16_t x) { return as_float(static_cast<uint32_t>(x) << 16); }
-  LORRY_DEVICE static uint16_t to(float x) {
-    const uint32_t u = as_bits(x);
-    if ((u & 0x7fffffffU) > 0x7f800000U) return static_cast<uint16_t>((u >> 16) | 0x40U);
-    return static_cast<uint16_t>((u + 0x7fffU + ((u >> 16) & 1U)) >> 16);
-  }
   LORRY_DEVICE static float low(uint32_t pair) { return as_float(pair << 16); }
   LORRY_DEVICE static float high(uint32_t pair) { return as_float(pair & 0xffff0000U); }
+#ifdef __CUDACC__
+  LORRY_DEVICE static uint16_t to(float x) {
+    uint16_t r;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x));
+    return r;
+  }
   LORRY_DEVICE static uint32_t pack(float low, float high) {
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+  }
+#else
+  static uint16_t to(float x) { return to_bf16(x).bits; }
+  static uint32_t pack(float low, float high) {
     return to(low) | static_cast<uint32_t>(to(high)) << 16;
   }
+#endif
   static constexpr uint16_t kInfinity = 0x7f80;
 };
 
