@@ -242,14 +242,23 @@ size_t shared_of(const WeightPlan& p) {
                              sides_of<S>(p) * side_bytes(p));
 }
 
-// Row blocks of a block: as many as leave the device's processors enough blocks.
+// Row blocks of a block: as many as let the device's places be taken the fewest times over, where
+// a block costs as much at its beginning as so many bytes of weights.
 int32_t blocks_of(const LinearArgs& a, int64_t row_blocks) {
-  const int32_t most = a.glu.y != nullptr ? 2 : 4;
-  for (int32_t n = most; n > 1; --n) {
+  constexpr int32_t kMost = 8;
+  constexpr int64_t kBegin = 12 << 10;
+  const int64_t bytes = a.plan.block_bytes() * (a.glu.y != nullptr ? 2 : 1);
+  const int64_t places = int64_t{kOfAProcessor} * a.processors;
+  int32_t best = 1;
+  int64_t least = INT64_MAX;
+  for (int32_t n = 1; n <= kMost; ++n) {
     const int64_t blocks = ceil_div(row_blocks, n) * groups_with_rows(a);
-    if (10 * blocks >= int64_t{13} * kOfAProcessor * a.processors) return n;
+    const int64_t cost = ceil_div(blocks, places) * (n * bytes + kBegin);
+    if (cost >= least) continue;
+    least = cost;
+    best = n;
   }
-  return 1;
+  return best;
 }
 
 constexpr int kRing = 8192;
