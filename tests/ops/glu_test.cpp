@@ -55,6 +55,25 @@ TEST_P(GluTest, apply_glu_has_the_bits_of_linear_and_glu) {
   }
 }
 
+// More scales than are summed at once, all of whole units.
+TEST_P(GluTest, apply_glu_of_many_inputs_has_the_bits_of_linear_and_glu) {
+  constexpr int64_t kIn = 2432;
+  constexpr int64_t kOut = 128;
+  ThreadPool pool(2);
+  for (const Variant& v : variants()) {
+    const auto ops = checked_ops(Dtype::bf16, pool, v);
+    Weight w = ops->weight_layout(2, kOut, kIn, GetParam());
+    Buffer buffer(static_cast<size_t>(w.groups * w.group_bytes));
+    w.data = buffer.data();
+    for (unsigned g = 0; g < 2; ++g) {
+      ops->pack(w, g, 0, random_matrix(Dtype::f32, kOut, kIn, 60 + g, 0.1)());
+    }
+    for (const auto& [first, n] : {std::pair{0, 1}, {1, 4}, {6, 14}, {17, 20}}) {
+      expect_same_bits(*ops, w, 40, {0, first, n}, static_cast<Activation>(n % 3));
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Formats, GluTest,
                          testing::Values(WeightFormat{}, WeightFormat{Kind::fp8, 0, false},
                                          WeightFormat{Kind::int8, 0, false},

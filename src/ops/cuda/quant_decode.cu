@@ -10,6 +10,7 @@
 #include "ops/cuda/launch.h"
 #include "ops/cuda/quant.h"
 #include "ops/cuda/quant_stream.h"
+#include "ops/cuda/quant_sums.h"
 
 namespace lorry::cuda {
 
@@ -22,12 +23,6 @@ struct DecodeArgs {
   int32_t blocks;  // row blocks of a block of threads
   int32_t sides;   // as Sides
 };
-
-// Where the sums of a tile lie, so that neither writing nor reading has bank conflicts: of lane
-// 4 g + q of mma, output g + 8 h, row 2 q (the next is behind it).
-LORRY_DEVICE int place_of_sums(int g, int h, int q) {
-  return q * 32 + ((g * 2 + h * 16) ^ (q * 8));
-}
 
 LORRY_DEVICE Word4 half_pair(const int8_t* at) {
   const Word2 w = *reinterpret_cast<const Word2*>(at);
@@ -53,7 +48,7 @@ struct UnitRows {
       const int32_t r = first + 8 * n + lane_index() / 4;
       row[n] = q.xq + (r < end ? r : end - 1) * pitch + lane_index() % 4 * 16;
     }
-    if (!pieces.idle()) load();
+    if (!pieces.idle<S>()) load();
   }
   LORRY_DEVICE void next() {
     walk.next(pieces);
@@ -70,20 +65,23 @@ struct UnitRows {
       } else {
         LORRY_UNROLL
         for (int p = 0; p < kPairs; ++p) {
-          pair[p][n] = *reinterpret_cast<const Word4*>(row[n] + chunk * kChunk + p * 64);
+          pair[p][n] = *reinterpret_cast<const Word4*>(row[n] + int64_t{chunk} * kChunk + p * 64);
         }
       }
     }
   }
 };
 
-// Beyond the last chunk x is zero, and it does not matter what the weights are.
+// unit: the lane's part. Beyond the last chunk x is zero, and it does not matter what the weights
+// are.
 template <class S>
 LORRY_DEVICE void multiply_unit(Int4 (&sum)[S::kN], const unsigned char* unit,
                                 const UnitRows<S>& x) {
   LORRY_UNROLL
   for (int c = 0; c < S::kUnit; ++c) {
-    const Word4 a = load_chunk<typename S::Load>(unit + c * S::Load::kBytes);
+    using Load = typename S::Load;
+    const Word4 a =
+        Load::widen(*reinterpret_cast<const typename Load::Raw*>(unit + c * Load::kBytes));
     LORRY_UNROLL
     for (int n = 0; n < S::kN; ++n) {
       const Word4& b = x.pair[c / 2][n];
@@ -92,107 +90,31 @@ LORRY_DEVICE void multiply_unit(Int4 (&sum)[S::kN], const unsigned char* unit,
   }
 }
 
-template <int kN>
-LORRY_DEVICE void put_sums(int* to, const Int4 (&sum)[kN]) {
-  LORRY_UNROLL
-  for (int n = 0; n < kN; ++n) {
-    LORRY_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      int* at = to + n * kTileSums + place_of_sums(lane_index() / 4, h, lane_index() % 4);
-      *reinterpret_cast<Word2*>(at) = {static_cast<uint32_t>(sum[n].v[2 * h]),
-                                       static_cast<uint32_t>(sum[n].v[2 * h + 1])};
-    }
-  }
-}
-
-// What a thread adds up: output lane / 2, row 2 warp + lane % 2 of each tile of 8 rows.
-template <class S>
-struct Chain {
-  Side side;
-  const int32_t* inputs[S::kN];  // sums of xq, where there are zero points
-  bool there[S::kN];             // the warp has a row
-  int output, place, rows;
-  float f[S::kN];
-
-  LORRY_DEVICE Chain(const QuantArgs& q, const unsigned char* shared_side, int32_t first,
-                     int32_t end)
-      : side(q.linear.plan, shared_side) {
-    rows = q.linear.rows;
-    output = lane_index() / 2;
-    place = warp_index() * 32 + (lane_index() ^ (warp_index() * 8));
-    LORRY_UNROLL
-    for (int n = 0; n < S::kN; ++n) {
-      const int32_t row = first + 8 * n + 2 * warp_index();
-      there[n] = row < end;
-      const int32_t own = row + lane_index() % 2;
-      inputs[n] = q.sums + (own < end ? own : end - 1);
-      f[n] = 0;
-    }
-  }
-
-  // The sums of scales base ... base + n - 1.
-  LORRY_DEVICE void add_scales(const int* sums, int base, int n) {
-    constexpr int kTogether = 8;
-    LORRY_UNROLL
-    for (int t = 0; t < S::kN; ++t) {
-      if (!there[t]) continue;
-      const int* own = sums + t * kTileSums + place;
-      int u = 0;
-      for (; u + kTogether <= n; u += kTogether) add<kTogether>(own, base, u, t);
-      for (; u < n; ++u) add<1>(own, base, u, t);
-    }
-  }
-  // Those of the parts of the only scale.
-  LORRY_DEVICE void add_parts(const int* sums, int n) {
-    LORRY_UNROLL
-    for (int t = 0; t < S::kN; ++t) {
-      if (!there[t]) continue;
-      uint32_t all = 0;
-      for (int u = 0; u < n; ++u) {
-        all += static_cast<uint32_t>(sums[u * S::kSums + t * kTileSums + place]);
-      }
-      const bool zeros = side.zeros != nullptr;
-      f[t] =
-          fmaf(exact_sum<typename S::Load>(static_cast<int>(all), zeros ? side.zero(0, output) : 0,
-                                           zeros ? inputs[t][0] : 0),
-               side.scale(0, output), 0.0F);
-    }
-  }
-
- private:
-  template <int kCount>
-  LORRY_DEVICE void add(const int* own, int base, int u, int t) {
-    float scale[kCount];
-    int zero[kCount] = {};
-    int sum_of_x[kCount] = {};
-    LORRY_UNROLL
-    for (int i = 0; i < kCount; ++i) scale[i] = side.scale(base + u + i, output);
-    if (side.zeros != nullptr) {
-      LORRY_UNROLL
-      for (int i = 0; i < kCount; ++i) {
-        zero[i] = side.zero(base + u + i, output);
-        sum_of_x[i] = inputs[t][int64_t{base + u + i} * rows];
-      }
-    }
-    LORRY_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      const float sum = exact_sum<typename S::Load>(own[(u + i) * S::kSums], zero[i], sum_of_x[i]);
-      f[t] = fmaf(sum, scale[i], f[t]);
-    }
-  }
-};
-
-// Of the block, in shared memory: two rounds of sums, the warps' rings, scales and zero points.
-constexpr int kRoundBytes = kRoundTiles * kTileSums * static_cast<int>(sizeof(int));
-
 // What goes on from pass to pass.
 template <class S>
 struct State {
   DecodeRing<S>& ring;
   UnitRows<S> x;
-  int rounds = 0;
+  unsigned rounds = 0;
   int side = 0;
 };
+
+// The warp's pieces of base ... base + n - 1.
+template <class S>
+LORRY_DEVICE void multiply_round(State<S>& state, int* sums, int base, int n) {
+  const Pieces& pieces = state.x.pieces;
+  PutSums<S> put(sums);
+  for (int i = warp_index(); i < n; i += kDecodeWarps) {
+    Int4 sum[S::kN] = {};
+    const int begin = (base + i) * pieces.per;
+    const int stop = S::kCut == Cut::scales ? begin + S::kUnit : pieces.end_of(begin);
+    for (int c = begin; c < stop; c += S::kUnit) {
+      multiply_unit<S>(sum, state.ring.next(), state.x);
+      state.x.next();
+    }
+    put(sum);
+  }
+}
 
 // A pass.
 template <class S>
@@ -200,26 +122,14 @@ LORRY_DEVICE void multiply_pass(Chain<S>& chain, State<S>& state) {
   const Pieces& pieces = state.x.pieces;
   for (int base = 0; base < pieces.count; base += S::kRound) {
     int* sums = reinterpret_cast<int*>(shared_bytes() + state.rounds % 2 * kRoundBytes);
-    ++state.rounds;
     const int left = pieces.count - base;
     const int n = left < S::kRound ? left : S::kRound;
-    for (int i = warp_index(); i < n; i += kDecodeWarps) {
-      Int4 sum[S::kN] = {};
-      const int begin = (base + i) * pieces.per;
-      const int stop = pieces.end_of(begin);
-      for (int c = begin; c < stop; c += S::kUnit) {
-        multiply_unit<S>(sum, state.ring.next(), state.x);
-        state.x.next();
-      }
-      put_sums<S::kN>(sums + i * S::kSums, sum);
-    }
-    if (base == 0 && pieces.idle()) state.ring.next();
+    multiply_round<S>(state, sums, base, n);
+    if (base == 0 && pieces.idle<S>()) state.ring.next();
     sync_threads();
-    if (pieces.one) {
-      chain.add_parts(sums, n);
-    } else {
-      chain.add_scales(sums, base, n);
-    }
+    chain.take_turn(state.rounds);
+    ++state.rounds;
+    pieces.is_one<S>() ? chain.add_parts(sums, n) : chain.add_scales(sums, base, n);
   }
 }
 
@@ -227,18 +137,18 @@ LORRY_DEVICE uint16_t bits_of(Act act, float x) {
   return act == Act::bf16 ? Bf16::to(x) : F16::to(x);
 }
 
-// v: of gate, then of up.
+// v: of gate, then of up; as Chain's.
 template <class S>
-LORRY_DEVICE void store(const QuantArgs& q, const float (&v)[2][S::kN], int block, int32_t first,
-                        int32_t end) {
+LORRY_DEVICE void store(const Chain<S>& chain, const float (&v)[2][S::kN], int block) {
+  const QuantArgs& q = chain.q;
   const LinearArgs& a = q.linear;
   const bool glu = a.glu.y != nullptr;
   const int64_t column = int64_t{block} * kRowBlock + lane_index() / 2;
   if (column >= (glu ? a.glu.cols : a.out)) return;
   LORRY_UNROLL
   for (int n = 0; n < S::kN; ++n) {
-    const int32_t row = first + 8 * n + 2 * warp_index() + lane_index() % 2;
-    if (row >= end) continue;
+    const int32_t row = chain.row(n) + lane_index() % 2;
+    if (row >= chain.end) continue;
     const float scale = q.scale[row];
     if (glu) {
       static_cast<uint16_t*>(a.glu.y)[row * a.glu.pitch + column] =
@@ -254,9 +164,10 @@ template <class S>
 LORRY_DEVICE void multiply_tile(const QuantArgs& q, State<S>& state, int block, int32_t first,
                                 int32_t end, bool last) {
   const DecodeRing<S>& ring = state.ring;
+  Chain<S> chain(q, first, end);
   float v[2][S::kN] = {};
   for (int i = 0; i < ring.passes.of_a_tile(); ++i) {
-    Chain<S> chain(q, ring.sides.at + state.side * ring.sides.bytes, first, end);
+    chain.begin(ring.sides.at + state.side * ring.sides.bytes, i);
     state.side = state.side + 1 == ring.sides.count ? 0 : state.side + 1;
     multiply_pass<S>(chain, state);
     LORRY_UNROLL
@@ -265,8 +176,9 @@ LORRY_DEVICE void multiply_tile(const QuantArgs& q, State<S>& state, int block, 
       v[1][n] = chain.f[n];
     }
   }
+  if (kTurns<S> && ring.passes.glu) v[0][0] = chain.held(0);
   if (last) let_next_start();
-  store<S>(q, v, block, first, end);
+  store<S>(chain, v, block);
 }
 
 // grid: row blocks (with glu: of gate) by args.blocks, groups that have rows.
@@ -289,12 +201,12 @@ quant_decode_kernel(DecodeArgs args) {
   const int first = static_cast<int>(blockIdx.x) * args.blocks;
   const int blocks = all - first < args.blocks ? all - first : args.blocks;
   const Passes passes{a.w + group * a.group_bytes,
-                      plan.block_bytes(),
+                      static_cast<int>(plan.block_bytes()),
                       first,
                       blocks,
                       (rows.end - rows.begin + kRows - 1) / kRows,
                       glu};
-  unsigned char* rings = shared_bytes() + 2 * kRoundBytes;
+  unsigned char* rings = shared_bytes() + kSumsBytes<S>;
   const auto offset = static_cast<int>(plan.scales_offset());
   const Sides sides{rings + kDecodeWarps * S::kRing, static_cast<int>(plan.block_bytes()) - offset,
                     offset, args.sides};
@@ -326,36 +238,53 @@ int32_t sides_of(const WeightPlan& p) {
 
 template <class S>
 size_t shared_of(const WeightPlan& p) {
-  return static_cast<size_t>(2 * kRoundBytes + kDecodeWarps * S::kRing +
+  return static_cast<size_t>(kSumsBytes<S> + kDecodeWarps * S::kRing +
                              sides_of<S>(p) * side_bytes(p));
 }
 
-// Row blocks of a block: as many as leave the device's processors enough blocks.
+// Row blocks of a block: as many as let the device's places be taken the fewest times over, where
+// a block costs as much at its beginning as so many bytes of weights.
 int32_t blocks_of(const LinearArgs& a, int64_t row_blocks) {
-  const int32_t most = a.glu.y != nullptr ? 2 : 4;
-  for (int32_t n = most; n > 1; --n) {
+  constexpr int32_t kMost = 8;
+  constexpr int64_t kBegin = 12 << 10;
+  const int64_t bytes = a.plan.block_bytes() * (a.glu.y != nullptr ? 2 : 1);
+  const int64_t places = int64_t{kOfAProcessor} * a.processors;
+  int32_t best = 1;
+  int64_t least = INT64_MAX;
+  for (int32_t n = 1; n <= kMost; ++n) {
     const int64_t blocks = ceil_div(row_blocks, n) * groups_with_rows(a);
-    if (10 * blocks >= int64_t{13} * kOfAProcessor * a.processors) return n;
+    const int64_t cost = ceil_div(blocks, places) * (n * bytes + kBegin);
+    if (cost >= least) continue;
+    least = cost;
+    best = n;
   }
-  return 1;
+  return best;
 }
 
 constexpr int kRing = 8192;
 
 // f(shape): of the kernel for these rows.
-template <class Load, int kUnit, class F>
+template <class Load, int kUnit, Cut kCut, class F>
 auto with_rows(const LinearArgs& a, F&& f) {
   const int64_t rows = expected_rows(a);
-  if (rows <= 8) return f(DecodeShape<Load, kUnit, 1, kRing>{});
-  if (rows <= 16) return f(DecodeShape<Load, kUnit, 2, kRing>{});
-  return f(DecodeShape<Load, kUnit, 4, kRing>{});
+  if (rows <= 8) return f(DecodeShape<Load, kUnit, 1, kRing, kCut>{});
+  if (rows <= 16) return f(DecodeShape<Load, kUnit, 2, kRing, kCut>{});
+  return f(DecodeShape<Load, kUnit, 4, kRing, kCut>{});
 }
 template <class Load, int kUnit, class F>
 auto with_units(const LinearArgs& a, F&& f) {
-  if (a.plan.scales == 1 || a.plan.group % (kUnit * kChunk) == 0) {
-    return with_rows<Load, kUnit>(a, f);
+  const WeightPlan& p = a.plan;
+  constexpr int kInputs = kUnit * kChunk;
+  const int64_t units = p.chunks() / kUnit;
+  const bool whole = p.chunks() % kUnit == 0;
+  if (whole && p.scales == 1 && units > (kDecodeWarps - 1) * ceil_div(units, kDecodeWarps)) {
+    return with_rows<Load, kUnit, Cut::one_scale>(a, f);
   }
-  return with_rows<Load, 1>(a, f);
+  if (whole && p.scales >= kDecodeWarps && p.group == kInputs && p.half) {
+    return with_rows<Load, kUnit, Cut::scales>(a, f);
+  }
+  if (p.scales == 1 || p.group % kInputs == 0) return with_rows<Load, kUnit, Cut::any>(a, f);
+  return with_rows<Load, 1, Cut::any>(a, f);
 }
 template <class F>
 auto with_shape(const LinearArgs& a, F&& f) {
