@@ -100,8 +100,12 @@ void check_dense(Dtype act, const std::vector<int32_t>& counts, const std::vecto
   }
 }
 
-// Sites that begin within a row block of the linear, and leave outputs out.
+// Sites that begin with a panel, and within a row block of the linear, and leave outputs out.
 TEST_P(ApplyTest, few_rows_have_the_bits_of_linear_and_adapt) {
+  const std::vector<LoraSite> panels{{.first = 0, .in = 75, .out = 70, .column = 64},
+                                     {.first = 1, .in = 75, .out = 64, .column = 192},
+                                     {.first = 2, .in = 75, .out = 5, .column = 256}};
+  check_dense(GetParam(), {1, 8, 9, 16}, panels, 275);
   const std::vector<LoraSite> sites{{.first = 0, .in = 75, .out = 70, .column = 3},
                                     {.first = 1, .in = 75, .out = 64, .column = 73},
                                     {.first = 2, .in = 75, .out = 5, .column = 138}};

@@ -28,22 +28,28 @@ struct ChunkRing {
   static constexpr int kPlaces = kGroups * kTogether;
   static constexpr int kWeights = kBlocks * Load::kBytes;
   static constexpr int kPlace = kWeights + X::kBytes;
-  static constexpr int kBytes = kPlaces * kPlace;  // of shared memory, of a warp
+  static constexpr int kBytes = kPlaces * kPlace;   // of shared memory, of a warp
+  static constexpr int kRoom = kTogether * kPlace;  // of them, what a tail has
 
   unsigned char* ring;  // of the warp
   const unsigned char* w;
   int64_t next_block;  // from the first row block to the second
   const X& x;
 
-  // f(weights, x) for chunks [begin, end), in order.
-  template <class F>
-  LORRY_DEVICE void each(int begin, int end, F&& f) const {
+  // f(weights, x) for chunks [begin, end), in order. tail(room), once, when all chunks are on their
+  // way: what it copies to kRoom bytes has arrived in the end, and lies there until the next call.
+  template <class F, class Tail>
+  LORRY_DEVICE void each(int begin, int end, F&& f, Tail&& tail) const {
+    sync_warp();  // what the last call's tail copied has been read
     LORRY_UNROLL
     for (int g = 0; g < kGroups - 1; ++g) load(g * kTogether, begin + g * kTogether, end);
     int place = 0;
-    for (int c = begin; c < end; c += kTogether) {
+    int c = begin;
+    do {
       const int next = place == 0 ? kPlaces - kTogether : place - kTogether;
-      load(next, c + (kGroups - 1) * kTogether, end);
+      const int ahead = c + (kGroups - 1) * kTogether;
+      if (ahead >= end && (ahead - kTogether < end || c == begin)) tail(ring + next * kPlace);
+      load(next, ahead, end);
       wait_copies<kGroups - 1>();
       LORRY_UNROLL
       for (int i = 0; i < kTogether; ++i) {
@@ -51,7 +57,9 @@ struct ChunkRing {
         if (c + i < end) f(at, at + kWeights);
       }
       place = place + kTogether == kPlaces ? 0 : place + kTogether;
-    }
+      c += kTogether;
+    } while (c < end);
+    wait_copies<0>();
   }
 
  private:

@@ -45,9 +45,10 @@ constexpr int kThreadRows = 8 * kN / kStoredRows;
 
 // Few rows of a group: a block of kSlices warps has row block x, a warp a slice of its inputs, so
 // that weights stream through all of the memory's channels. wait(): from there on x can be read.
-// finish(values, column, rows): a thread's results.
-template <class Load, int kN, class Wait, class Finish>
-LORRY_DEVICE void decode_block(const LinearArgs& a, Wait&& wait, Finish&& finish) {
+// finish(values, column, rows): a thread's results. tail(room, rows): of each warp, see ChunkRing.
+template <class Load, int kN, class Wait, class Finish, class Tail = NoTail>
+LORRY_DEVICE void decode_block(const LinearArgs& a, Wait&& wait, Finish&& finish,
+                               Tail&& tail = {}) {
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const unsigned char* w = a.w + blockIdx.x * a.plan.block_bytes();
   const auto chunks = static_cast<int>(a.plan.chunks());
@@ -61,7 +62,8 @@ LORRY_DEVICE void decode_block(const LinearArgs& a, Wait&& wait, Finish&& finish
   const int64_t column = int64_t{blockIdx.x} * kRowBlock + output;
   each_tile<kN>(a, group, [&](const XRows<kN>& x, int32_t r, int32_t end) {
     float sum[1][kThreadRows<kN>];
-    multiply_by_slices<Load, kN>(sum, shared, blocks, x);
+    multiply_by_slices<Load, kN>(sum, shared, blocks, x,
+                                 [&](unsigned char* room) { tail(room, Rows{r, end}); });
     let_next_start();
     if (column >= a.out) return;
     const float scale = scale_of(a.plan, w, output);
@@ -73,8 +75,9 @@ LORRY_DEVICE void decode_block(const LinearArgs& a, Wait&& wait, Finish&& finish
 
 // The same for gate and up, which lie interleaved by 64: a block has row block x of both. column:
 // of gate alone.
-template <class Load, int kN, class Wait, class Finish>
-LORRY_DEVICE void decode_glu_block(const LinearArgs& a, Wait&& wait, Finish&& finish) {
+template <class Load, int kN, class Wait, class Finish, class Tail = NoTail>
+LORRY_DEVICE void decode_glu_block(const LinearArgs& a, Wait&& wait, Finish&& finish,
+                                   Tail&& tail = {}) {
   wait();
   const int group = own_group(a);
   if (group < 0) return;
@@ -88,7 +91,8 @@ LORRY_DEVICE void decode_glu_block(const LinearArgs& a, Wait&& wait, Finish&& fi
   const int64_t column = int64_t{block} * kRowBlock + output;
   each_tile<kN>(a, group, [&](const XRows<kN>& x, int32_t r, int32_t end) {
     float sum[2][kThreadRows<kN>];
-    multiply_by_slices<Load, kN>(sum, shared, blocks, x);
+    multiply_by_slices<Load, kN>(sum, shared, blocks, x,
+                                 [&](unsigned char* room) { tail(room, Rows{r, end}); });
     let_next_start();
     if (column >= a.glu.cols) return;
     const float gate_scale = scale_of(a.plan, gate, output);

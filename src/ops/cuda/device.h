@@ -150,9 +150,8 @@ LORRY_DEVICE void wait_for_flag(const uint32_t* flag, uint32_t value) {
 #ifdef __CUDACC__
   uint32_t now;
   do {
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
   } while (now != value);
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
 #else
   if (*flag != value) simt::fail("a flag that nobody raises");
 #endif

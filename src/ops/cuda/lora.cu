@@ -17,7 +17,7 @@ LORRY_DEVICE float* sums_of(const AdaptArgs& a, int site, int64_t row) {
 }
 
 // 16 ranks of A at once; those beyond the pair's are zero.
-LORRY_DEVICE Tiles load_ranks(const unsigned char* a, bool second, int64_t block_bytes) {
+LORRY_DEVICE Tiles load_ranks(const unsigned char* a, bool second, int block_bytes) {
   const auto* low = reinterpret_cast<const Word2*>(a) + lane_index();
   const auto* high = reinterpret_cast<const Word2*>(a + block_bytes) + lane_index();
   Tiles tiles;
@@ -30,31 +30,19 @@ LORRY_DEVICE Tiles load_ranks(const unsigned char* a, bool second, int64_t block
   return tiles;
 }
 
-// Which pair each row of a tile has. One warp calls it.
-LORRY_DEVICE void describe_rows(const AdaptArgs& a, int32_t tile, int site) {
-  const int32_t row = tile * kTileRows + lane_index();
-  const int32_t first = first_segment(a, tile * kTileRows);
-  RowPair pair{nullptr, 0};
-  LORRY_UNROLL
-  for (int i = 0; i < kTileRows; ++i) {
-    if (first + i >= a.n_segments) break;
-    const Segment s = a.segments[first + i];
-    if (row < s.begin || row >= s.end) continue;
-    const Patch& patch = patches_of(a, s)[site];
-    pair = {patch.b, patch.rank};
+// Brings bytes near, by all threads of a shrink.
+LORRY_DEVICE void prefetch_all(const void* from, int64_t bytes) {
+  constexpr int kLine = 128;
+  for (int64_t at = int64_t{threadIdx.x} * kLine; at < bytes; at += 32 * kShrinkWarps * kLine) {
+    prefetch(static_cast<const unsigned char*>(from) + at);
   }
-  if (lane_index() < kTileRows && row < a.rows) a.pairs[int64_t{site} * a.rows + row] = pair;
 }
 
-// Brings B near, if it is small: a linear of few rows adds it within microseconds.
+// B, if it is small: a linear of few rows adds it within microseconds.
 LORRY_DEVICE void prefetch_b(const Patch& patch, int out) {
   constexpr int64_t kMost = int64_t{1} << 20;
-  constexpr int kLine = 128;
   const int64_t bytes = (int64_t{out} + kPanelB - 1) / kPanelB * kPanelB * patch.rank * 2;
-  if (bytes > kMost) return;
-  for (int64_t at = int64_t{threadIdx.x} * kLine; at < bytes; at += 32 * kShrinkWarps * kLine) {
-    prefetch(static_cast<const unsigned char*>(patch.b) + at);
-  }
+  if (bytes <= kMost) prefetch_all(patch.b, bytes);
 }
 
 // t of 16 ranks at a site. wait(): from there on x can be read, and t written.
@@ -64,12 +52,14 @@ LORRY_DEVICE void shrink_rows(const AdaptArgs& a, const TileRows& rows, int site
   constexpr int kAhead = 8;
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const Patch& patch = rows.patch[site];
-  if (a.early && a.pairs != nullptr && rank == 0) prefetch_b(patch, a.site[site].out);
   const int chunks = (a.site[site].in + kChunk - 1) / kChunk;
-  const int64_t block_bytes = int64_t{chunks} * kRankBlock * kChunk * 2;
+  const int block_bytes = chunks * kRankBlock * kChunk * 2;
   const unsigned char* w =
-      static_cast<const unsigned char*>(patch.a) + rank / kRankBlock * block_bytes;
+      static_cast<const unsigned char*>(patch.a) + int64_t{rank / kRankBlock} * block_bytes;
   const bool second = rank + kRankBlock < patch.rank;
+  // A warp's loads then wait for each other, but only once for the memory.
+  if (a.pairs != nullptr) prefetch_all(w, (second ? 2 : 1) * block_bytes);
+  if (a.pairs != nullptr && a.early && rank == 0) prefetch_b(patch, a.site[site].out);
   const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, a.site[site].in);
   const float total = sum_by_parts<T, kShrinkWarps, kAhead>(
       shared,
@@ -105,16 +95,21 @@ shrink_kernel(AdaptArgs a) {
   } else {
     wait();
   }
+  // While A is on its way; a pair is written when the last linear has read its own.
+  const auto describe_and_wait = [&] {
+    const bool describes =
+        a.pairs != nullptr && rank == 0 && slot == 0 && warp_index() == kShrinkWarps - 1;
+    const RowPair pair = describes ? pair_of_row(a, tile, site) : RowPair{nullptr, 0};
+    if (a.early) wait();
+    const int64_t row = int64_t{tile} * kTileRows + lane_index();
+    if (describes && lane_index() < kTileRows && row < a.rows) a.pairs[site * a.rows + row] = pair;
+  };
   const TileRows rows = rows_of_tile(a, tile, slot);
   if (rows.begin != rows.end && rank < rows.patch[site].rank) {
-    shrink_rows<T>(a, rows, site, rank, [&] {
-      if (a.early) wait();
-    });
-  } else if (a.early) {
-    wait();
+    shrink_rows<T>(a, rows, site, rank, describe_and_wait);
+  } else {
+    describe_and_wait();
   }
-  if (a.pairs == nullptr || rank != 0 || slot != 0) return;
-  if (warp_index() == kShrinkWarps - 1) describe_rows(a, tile, site);
 }
 
 // The same in f32: a warp a row and rank.

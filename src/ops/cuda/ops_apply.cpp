@@ -15,8 +15,12 @@ CudaOps::Extra CudaOps::extra_of(const Tensor& x, const AdaptedLinear& l) {
     pairs = pairs || p.rank > 0;
   }
   if (!pairs) return Extra::none;
-  // The kernels want t aligned, and have so much room.
-  const bool fits = x.rows() * static_cast<int64_t>(l.sites.size()) <= kMostRowPairs &&
+  // The kernels want t and panels aligned, and have so much room.
+  const auto aligned = [](const LoraSite& s) {
+    return s.column % kPanel == 0 && s.panel_stride % kPanel == 0;
+  };
+  const bool fits = std::all_of(l.sites.begin(), l.sites.end(), aligned) &&
+                    x.rows() * static_cast<int64_t>(l.sites.size()) <= kMostRowPairs &&
                     reinterpret_cast<uintptr_t>(l.lora_scratch.data) % 16 == 0;
   return fits ? Extra::pairs : Extra::changes;
 }

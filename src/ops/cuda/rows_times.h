@@ -161,32 +161,42 @@ struct RowBlocks {
   int chunks;
 };
 
+// See ChunkRing.
+struct NoTail {
+  template <class... Args>
+  LORRY_DEVICE void operator()(const Args&...) const {}
+};
+
 // Row blocks by kSlices warps: thread t of 32 * kSlices gets of each block the sums of output
 // t % 16 for rows t / 16 + kStoredRows j, in order of the slices. shared: slices_shared bytes.
-template <class Load, int kN, int kBlocks>
+// tail: of each warp.
+template <class Load, int kN, int kBlocks, class Tail = NoTail>
 LORRY_DEVICE void multiply_by_slices(float (&sum)[kBlocks][8 * kN / kStoredRows], float* shared,
-                                     const RowBlocks<kBlocks>& blocks, const XRows<kN>& x) {
+                                     const RowBlocks<kBlocks>& blocks, const XRows<kN>& x,
+                                     Tail&& tail = {}) {
   const int slice = warp_index();
   constexpr int kSums = 8 * kN * kRowBlock;  // of a block and slice
   using Chunks = ChunkRing<Load, XRows<kN>, kBlocks>;
   auto* ring = reinterpret_cast<unsigned char*>(shared + kSlices * kBlocks * kSums);
   Float4 part[kBlocks][kN] = {};
   const Chunks stream{ring + slice * Chunks::kBytes, blocks.w, blocks.next_block, x};
-  stream.each(slice_begin(blocks.chunks, slice), slice_begin(blocks.chunks, slice + 1),
-              [&](const unsigned char* weights, const unsigned char* values) {
-                Tiles a[kBlocks];
-                LORRY_UNROLL
-                for (int b = 0; b < kBlocks; ++b) a[b] = Load::load(weights + b * Load::kBytes);
-                LORRY_UNROLL
-                for (int n = 0; n < kN; ++n) {
-                  const Word4 v = x_in<kN>(values, n);
-                  LORRY_UNROLL
-                  for (int b = 0; b < kBlocks; ++b) {
-                    mma<typename Load::Act>(part[b][n], a[b].t[0], v.x, v.y);
-                    mma<typename Load::Act>(part[b][n], a[b].t[1], v.z, v.w);
-                  }
-                }
-              });
+  stream.each(
+      slice_begin(blocks.chunks, slice), slice_begin(blocks.chunks, slice + 1),
+      [&](const unsigned char* weights, const unsigned char* values) {
+        Tiles a[kBlocks];
+        LORRY_UNROLL
+        for (int b = 0; b < kBlocks; ++b) a[b] = Load::load(weights + b * Load::kBytes);
+        LORRY_UNROLL
+        for (int n = 0; n < kN; ++n) {
+          const Word4 v = x_in<kN>(values, n);
+          LORRY_UNROLL
+          for (int b = 0; b < kBlocks; ++b) {
+            mma<typename Load::Act>(part[b][n], a[b].t[0], v.x, v.y);
+            mma<typename Load::Act>(part[b][n], a[b].t[1], v.z, v.w);
+          }
+        }
+      },
+      tail);
   const int g = lane_index() / 4;
   const int q = lane_index() % 4;
   sync_threads();  // what was in `shared` has been read

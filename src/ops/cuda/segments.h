@@ -50,6 +50,27 @@ LORRY_DEVICE TileRows rows_of_tile(const AdaptArgs& a, int32_t tile, int32_t slo
   return {begin, end, patches_of(a, s)};
 }
 
+// The pair of row lane_index() of a tile. A warp calls it; the tile's segments are read together.
+LORRY_DEVICE RowPair pair_of_row(const AdaptArgs& a, int32_t tile, int site) {
+  const int32_t first_row = tile * kTileRows;
+  const int32_t row = first_row + lane_index();
+  const int32_t first = first_segment(a, first_row);
+  const int32_t at = first + lane_index();
+  const bool is_one = lane_index() < kTileRows && at < a.n_segments;
+  const int32_t end = is_one ? a.segments[at].end : first_row + kTileRows;
+  int32_t own = first;
+  LORRY_UNROLL
+  for (int i = 0; i < kTileRows; ++i) {
+    const int passed = count_bits(ballot(end <= first_row + i));
+    if (lane_index() == i) own += passed;
+  }
+  if (own >= a.n_segments || lane_index() >= kTileRows) return {nullptr, 0};
+  const Segment s = a.segments[own];
+  if (row < s.begin || row >= s.end) return {nullptr, 0};
+  const Patch& patch = patches_of(a, s)[site];
+  return {patch.b, patch.rank};
+}
+
 LORRY_DEVICE int64_t column_of(const PatchSite& site, int64_t o) {
   return site.column + o / 64 * site.panel_stride + o % 64;
 }
