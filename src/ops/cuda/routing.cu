@@ -217,13 +217,30 @@ LORRY_KERNEL(kScanThreads) segments_kernel(GroupArgs a) {
   put_segments(a, reinterpret_cast<int*>(shared_bytes()));
 }
 
-// A row of x to one of y, by a block.
+// A row of x to one of y, by a block. What the threads have in registers is on its way while it is
+// found out where it goes.
 template <class Word>
-LORRY_DEVICE void copy_row(unsigned char* to, const unsigned char* from, int64_t bytes) {
-  for (int64_t i = threadIdx.x; i < bytes / int64_t{sizeof(Word)}; i += kScanThreads) {
-    reinterpret_cast<Word*>(to)[i] = reinterpret_cast<const Word*>(from)[i];
+struct CopiedRow {
+  static constexpr int kHeld = 3;
+  const Word* from;
+  int64_t n;
+  Word held[kHeld];
+
+  LORRY_DEVICE CopiedRow(const unsigned char* row, int64_t bytes)
+      : from(reinterpret_cast<const Word*>(row)), n(bytes / int64_t{sizeof(Word)}) {
+    LORRY_UNROLL
+    for (int i = 0; i < kHeld; ++i) held[i] = from[at(i) < n ? at(i) : 0];
   }
-}
+  LORRY_DEVICE static int64_t at(int i) { return int64_t{i} * kScanThreads + threadIdx.x; }
+  LORRY_DEVICE void store(unsigned char* row) const {
+    auto* to = reinterpret_cast<Word*>(row);
+    LORRY_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      if (at(i) < n) to[at(i)] = held[i];
+    }
+    for (int64_t i = at(kHeld); i < n; i += kScanThreads) to[i] = from[i];
+  }
+};
 
 // The place of choice `at`, by a block of as many threads as there may be choices.
 LORRY_DEVICE int32_t place_by_block(const uint32_t* keys, int32_t n, int32_t at, int* sums) {
@@ -250,6 +267,9 @@ dispatch_kernel(DispatchArgs a) {
   auto* expert = reinterpret_cast<int32_t*>(keys + choices);
   auto* weight = reinterpret_cast<float*>(expert + choices);
   auto* sums = reinterpret_cast<int*>(weight + choices);
+  const auto at = static_cast<int32_t>(blockIdx.x);
+  const int32_t own = at < choices ? at / k : 0;
+  const CopiedRow<Word> x(a.rows.x + own * a.rows.x_pitch, a.rows.bytes);
   route_rows(a.route, 0, a.route.rows, reinterpret_cast<float*>(sums + kScanThreads / 32),
              [&](int64_t row) { return Chosen{expert + row * k, weight + row * k}; });
   sync_threads();
@@ -260,12 +280,10 @@ dispatch_kernel(DispatchArgs a) {
     keys[c] = key_of(g, c / k, c % k);
   }
   sync_threads();
-  const auto at = static_cast<int32_t>(blockIdx.x);
   if (at < choices) {
     if (keys[at] == kNoPlace) return;
     const int64_t place = place_by_block(keys, choices, at, sums);
-    return copy_row<Word>(a.rows.y + place * a.rows.y_pitch, a.rows.x + at / k * a.rows.x_pitch,
-                          a.rows.bytes);
+    return x.store(a.rows.y + place * a.rows.y_pitch);
   }
   for (auto i = static_cast<int32_t>(threadIdx.x); i < choices; i += kScanThreads) {
     a.route.expert[i / k * a.route.expert_pitch + i % k] = expert[i];
