@@ -132,7 +132,7 @@ TEST_P(PassesTest, dispatch_has_the_bits_of_route_group_and_gather) {
 TEST_P(PassesTest, combine_norm_has_the_bits_of_combine_and_add_norm) {
   const int64_t n = 6;
   for (const int32_t k : {1, 2, 3, 4}) {
-    for (const int64_t dim : {5, 64, 1030, 9001}) {
+    for (const int64_t dim : {5, 64, 1030, 3000, 6144, 8000, 9001}) {
       OwnedRoute r(n, 8, k);
       for (int64_t t = 0; t < n; ++t) {
         for (int32_t j = 0; j < k; ++j) {
