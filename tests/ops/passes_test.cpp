@@ -48,10 +48,10 @@ struct OwnedCache {
 };
 
 TEST_P(PassesTest, rope_write_has_the_bits_of_clamp_rope_and_kv_write) {
-  const std::vector<int32_t> slots{3, 47, -1, 16, 0};
+  const std::vector<int32_t> slots{3, 47, -1, 16, 0, 1, 7, 8, 9, 10, 12, 13};
   const auto n = static_cast<int64_t>(slots.size());
   const Tensor slot = view(const_cast<int32_t*>(slots.data()), Dtype::i32, {n});
-  for (const int32_t d : {6, 16, 66, 128}) {
+  for (const int32_t d : {6, 16, 66, 96, 128, 256}) {
     for (const KvFormat format : {KvFormat::act, KvFormat::int8}) {
       const AttentionSpec spec{.heads = 6, .kv_heads = 2, .head_dim = d, .kv = format};
       const int64_t q = int64_t{spec.heads} * d;
@@ -132,7 +132,7 @@ TEST_P(PassesTest, dispatch_has_the_bits_of_route_group_and_gather) {
 TEST_P(PassesTest, combine_norm_has_the_bits_of_combine_and_add_norm) {
   const int64_t n = 6;
   for (const int32_t k : {1, 2, 3, 4}) {
-    for (const int64_t dim : {5, 64, 1030, 9001}) {
+    for (const int64_t dim : {5, 64, 1030, 3000, 6144, 8000, 9001}) {
       OwnedRoute r(n, 8, k);
       for (int64_t t = 0; t < n; ++t) {
         for (int32_t j = 0; j < k; ++j) {

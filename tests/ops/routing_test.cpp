@@ -1,5 +1,6 @@
 // route and group.
 #include <algorithm>
+#include <array>
 #include <map>
 
 #include <gtest/gtest.h>
@@ -140,6 +141,35 @@ TEST(Group, sorts_by_expert_adapter_and_row) {
       expected_segments += covered[size_t(i)] >= 0 && run ? 1 : 0;
     }
     ASSERT_EQ(r.route.segments().size(), expected_segments);
+  }
+}
+
+// More choices than a block looks at together, and adapters on either side of each other.
+TEST(Group, sorts_long_prompts) {
+  const int32_t rows = 1700, experts = 5, k = 3;
+  const std::vector<AdapterView> views(4);
+  std::mt19937 random(11);
+  OwnedRoute r(rows, experts, k);
+  std::vector<int32_t> row_adapter;
+  std::vector<std::array<uint32_t, 3>> order;  // expert, adapter (none: the last), choice
+  for (int32_t t = 0; t < rows; ++t) {
+    row_adapter.push_back(int32_t(random() % 5) - 1);
+    const auto first = int32_t(random() % unsigned(experts));
+    for (int32_t j = 0; j < k; ++j) {
+      const int32_t e = (first + j) % experts;
+      r.expert().row<int32_t>(t)[j] = e;
+      order.push_back({uint32_t(e), uint32_t(row_adapter.back()), uint32_t(t * k + j)});
+    }
+  }
+  std::sort(order.begin(), order.end());
+  ThreadPool pool(1);
+  checked_ops(Dtype::f32, pool)->group(r.route, {views, row_adapter, {}});
+  for (size_t i = 0; i < order.size(); ++i) {
+    const auto [e, adapter, choice] = order[i];
+    ASSERT_EQ(r.source().row<int32_t>(0)[i], int32_t(choice) / k);
+    ASSERT_EQ(r.slot().row<int32_t>(choice / k)[choice % k], int32_t(i));
+    ASSERT_LE(r.begin().row<int32_t>(0)[e], int32_t(i));
+    ASSERT_GT(r.begin().row<int32_t>(0)[e + 1], int32_t(i));
   }
 }
 

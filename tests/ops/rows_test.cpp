@@ -37,7 +37,7 @@ TEST_P(RowsTest, embed_widens_the_rows_of_the_table) {
 
 TEST_P(RowsTest, norms) {
   for (const bool centered : {false, true}) {
-    for (const int64_t n : {1, 15, 16, 70, 300, 2048}) {
+    for (const int64_t n : {1, 15, 16, 70, 300, 2048, 5000, 7000}) {
       const Matrix x = random_matrix(Dtype::f32, 5, n, 2, 3.0);
       const Matrix weight = random_matrix(Dtype::f32, 1, n, 3);
       const Matrix y(GetParam(), 5, n, 1);

@@ -27,11 +27,12 @@ LORRY_KERNEL(kThreads) clamp_kernel(ClampArgs a) {
 struct Pair {
   float first, second;
 };
+LORRY_DEVICE Pair rotated(Pair x, float cos, float sin) {
+  return {fmaf(x.first, cos, -(x.second * sin)), fmaf(x.second, cos, x.first * sin)};
+}
 // Element i of the halves of a head of row r.
 LORRY_DEVICE Pair rotate(const RopeArgs& a, int64_t r, int64_t i, Pair x) {
-  const float cos = a.cos[r * a.cos_pitch + i];
-  const float sin = a.sin[r * a.sin_pitch + i];
-  return {fmaf(x.first, cos, -(x.second * sin)), fmaf(x.second, cos, x.first * sin)};
+  return rotated(x, a.cos[r * a.cos_pitch + i], a.sin[r * a.sin_pitch + i]);
 }
 
 LORRY_KERNEL(kThreads) rope_kernel(RopeArgs a) {
@@ -143,8 +144,138 @@ rope_write_kernel(RopeWriteArgs a) {
   write_value(reinterpret_cast<T*>(w.v + place), to, w.head_dim, token);
 }
 
+// The same for cached 16 bits and halves of whole quads: a thread has a quad of each half of a
+// head, in registers.
+struct Halves {
+  float v[2][4];
+};
+LORRY_DEVICE void load_quad(float (&v)[4], const float* x) {
+  const Word4 w = *reinterpret_cast<const Word4*>(x);
+  v[0] = as_float(w.x);
+  v[1] = as_float(w.y);
+  v[2] = as_float(w.z);
+  v[3] = as_float(w.w);
+}
+LORRY_DEVICE Halves load_halves(const float* head, int half, float limit) {
+  Halves x;
+  load_quad(x.v[0], head);
+  load_quad(x.v[1], head + half);
+  LORRY_UNROLL
+  for (int e = 0; e < 8; ++e) x.v[e / 4][e % 4] = clamped(x.v[e / 4][e % 4], limit);
+  return x;
+}
+LORRY_DEVICE void rotate_halves(Halves& x, const float (&cos)[4], const float (&sin)[4]) {
+  LORRY_UNROLL
+  for (int e = 0; e < 4; ++e) {
+    const Pair p = rotated({x.v[0][e], x.v[1][e]}, cos[e], sin[e]);
+    x.v[0][e] = p.first;
+    x.v[1][e] = p.second;
+  }
+}
+
+// The second half goes `half` behind the first one.
+LORRY_DEVICE void put_query(float* to, const Halves& x, int half) {
+  LORRY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const float(&v)[4] = x.v[h];
+    *reinterpret_cast<Word4*>(to + h * half) = {as_bits(v[0]), as_bits(v[1]), as_bits(v[2]),
+                                                as_bits(v[3])};
+  }
+}
+template <class T>
+LORRY_DEVICE void put_key(T* to, const Halves& x, int half) {
+  LORRY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const float(&v)[4] = x.v[h];
+    *reinterpret_cast<Word2*>(to + h * half) = {T::pack(v[0], v[1]), T::pack(v[2], v[3])};
+  }
+}
+
+// Values of two tokens lie element by element side by side: where the next row has the other one
+// they are written together, by the first one's thread. i: the thread's place in the half.
+template <class T>
+LORRY_DEVICE void put_values(const RopeWriteArgs& a, int32_t row, int32_t slot, T* block,
+                             const float* x, const Halves& own, int i) {
+  const KvWriteArgs& w = a.write;
+  const auto half = static_cast<int>(a.rope.half);
+  const bool second = slot % 2 != 0;
+  if (second && row > 0 && w.slots[row - 1] == slot - 1) return;
+  T* to = block + place_in_v(2 * half, slot % kTokens, i);
+  if (second || row + 1 == w.rows || w.slots[row + 1] != slot + 1) {
+    LORRY_UNROLL
+    for (int e = 0; e < 8; ++e) {
+      to[2 * (e / 4 * half + e % 4)].bits = T::to(own.v[e / 4][e % 4]);
+    }
+    return;
+  }
+  const Halves next = load_halves(x + a.rope.pitch, half, a.limit);
+  LORRY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const float(&v)[4] = own.v[h];
+    const float(&n)[4] = next.v[h];
+    *reinterpret_cast<Word4*>(to + 2 * h * half) = {T::pack(v[0], n[0]), T::pack(v[1], n[1]),
+                                                    T::pack(v[2], n[2]), T::pack(v[3], n[3])};
+  }
+}
+
+// kLanes threads a head. grid: rows, heads.
+template <class T, int kLanes>
+LORRY_KERNEL(kThreads)
+rope_write_quads_kernel(RopeWriteArgs a) {
+  begin_kernel();
+  const KvWriteArgs& w = a.write;
+  const auto row = static_cast<int32_t>(blockIdx.x);
+  const auto thread = static_cast<int32_t>(blockIdx.y * kThreads + threadIdx.x);
+  const int32_t head = thread / kLanes;
+  const int i = thread % kLanes * 4;
+  const auto half = static_cast<int>(a.rope.half);
+  if (i >= half || head >= a.heads + 2 * w.kv_heads) return;
+  float* x = a.rope.x + row * a.rope.pitch + int64_t{head} * w.head_dim + i;
+  const bool query = head < a.heads;
+  const int32_t slot = query ? 0 : w.slots[row];
+  Halves v = load_halves(x, half, a.limit);
+  const int32_t value = head - a.heads - w.kv_heads;
+  if (value >= 0) {
+    if (slot < 0) return;
+    return put_values(a, row, slot, reinterpret_cast<T*>(w.v + block_at(w, slot, value)), x, v, i);
+  }
+  float cos[4];
+  float sin[4];
+  load_quad(cos, a.rope.cos + row * a.rope.cos_pitch + i);
+  load_quad(sin, a.rope.sin + row * a.rope.sin_pitch + i);
+  rotate_halves(v, cos, sin);
+  if (query) return put_query(x, v, half);
+  if (slot < 0) return;
+  T* block = reinterpret_cast<T*>(w.k + block_at(w, slot, head - a.heads));
+  put_key(block + slot % kTokens * 2 * half + i, v, half);
+}
+
+constexpr int kMostLanes = 32;
+
+bool in_quads(const RopeWriteArgs& a) {
+  const RopeArgs& r = a.rope;
+  const auto places = reinterpret_cast<uintptr_t>(r.x) | reinterpret_cast<uintptr_t>(r.cos) |
+                      reinterpret_cast<uintptr_t>(r.sin) | reinterpret_cast<uintptr_t>(a.write.k) |
+                      reinterpret_cast<uintptr_t>(a.write.v);
+  return places % sizeof(Word4) == 0 && (r.pitch | r.cos_pitch | r.sin_pitch | r.half) % 4 == 0 &&
+         2 * r.half == a.write.head_dim && r.half <= 4 * kMostLanes;
+}
+
+template <class T, int kLanes>
+void rope_write_quads(Stream s, const RopeWriteArgs& a) {
+  const int64_t heads = int64_t{a.heads} + int64_t{2} * a.write.kv_heads;
+  start<RopeWriteArgs, rope_write_quads_kernel<T, kLanes>>(
+      "rope_write", {a.write.rows, ceil_div(heads * kLanes, kThreads)}, kThreads, 0, s, a);
+}
+
 template <class T>
 void rope_write_as(Stream s, const RopeWriteArgs& a) {
+  if constexpr (sizeof(T) == 2) {
+    if (in_quads(a)) {
+      return a.rope.half <= 4 * kMostLanes / 2 ? rope_write_quads<T, kMostLanes / 2>(s, a)
+                                               : rope_write_quads<T, kMostLanes>(s, a);
+    }
+  }
   const int64_t heads = int64_t{a.heads} + int64_t{2} * a.write.kv_heads;
   const size_t shared = sizeof(float) * kWarps * static_cast<size_t>(a.write.head_dim);
   start<RopeWriteArgs, rope_write_kernel<T>>("rope_write", {ceil_div(a.write.rows * heads, kWarps)},

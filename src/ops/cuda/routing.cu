@@ -1,6 +1,7 @@
 // route and group: which experts a row takes, and the rows of each expert side by side.
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/route_row.h"
 
 namespace lorry::cuda {
 
@@ -9,109 +10,6 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kScanThreads = 256;
-
-struct Choice {
-  float p;
-  int expert;  // -1: none
-};
-
-// Where a row's choices go.
-struct Chosen {
-  int32_t* expert;
-  float* weight;
-};
-
-// The larger p, then the lower expert. NaN loses to nothing and beats nothing: the lower expert.
-LORRY_DEVICE Choice better(Choice a, Choice b) {
-  if (a.expert < 0) return b;
-  if (b.expert < 0) return a;
-  if (a.p > b.p) return a;
-  if (b.p > a.p) return b;
-  return a.expert < b.expert ? a : b;
-}
-
-// Lanes of a warp that have a row: the others have rows of their own.
-constexpr int lanes_of_row(int32_t experts) {
-  int lanes = 1;
-  while (lanes < experts && lanes < 32) lanes *= 2;
-  return lanes;
-}
-// Rows that the warps of a block route at once.
-constexpr int64_t rows_at_once(int32_t experts, int warps) {
-  return int64_t{32} / lanes_of_row(experts) * warps;
-}
-
-// Of all lanes of a row, in all of them. With fewer lanes than 32 the bits are those of 32: of
-// which the others would add nothing.
-LORRY_DEVICE float row_sum(float x, int lanes) {
-  for (int mask = lanes / 2; mask > 0; mask >>= 1) x += shuffle_xor(x, mask);
-  return x;
-}
-LORRY_DEVICE float row_max(float x, int lanes) {
-  for (int mask = lanes / 2; mask > 0; mask >>= 1) {
-    const float other = shuffle_xor(x, mask);
-    x = other > x || other != other ? other : x;
-  }
-  return x;
-}
-LORRY_DEVICE Choice best_of_row(Choice c, int lanes) {
-  for (int mask = lanes / 2; mask > 0; mask >>= 1) {
-    const Choice other{shuffle_xor(c.p, mask), shuffle_xor(c.expert, mask)};
-    c = better(c, other);
-  }
-  return c;
-}
-
-// Routes a row by `lanes` lanes; all of a warp call it. p [experts], in shared memory: -1 where one
-// was taken. Without a place to put them in, expert and weight are not stored.
-LORRY_DEVICE void route_row(const RouteArgs& a, int64_t row, float* p, int lanes, int32_t* expert,
-                            float* weight) {
-  const float* scores = a.scores + row * a.scores_pitch;
-  const int lane = lane_index() % lanes;
-  float most = -INFINITY;
-  for (int e = lane; e < a.experts; e += lanes) {
-    most = scores[e] > most || scores[e] != scores[e] ? scores[e] : most;
-  }
-  most = row_max(most, lanes);
-  float sum = 0;
-  for (int e = lane; e < a.experts; e += lanes) {
-    p[e] = expf(scores[e] - most);
-    sum += p[e];
-  }
-  sum = row_sum(sum, lanes);
-  for (int e = lane; e < a.experts; e += lanes) p[e] = p[e] / sum;
-  float total = 0;
-  for (int32_t j = 0; j < a.k; ++j) {
-    Choice c{0, -1};
-    for (int e = lane; e < a.experts; e += lanes) {
-      if (p[e] != -1.0F) c = better(c, {p[e], e});
-    }
-    c = best_of_row(c, lanes);
-    if (c.expert % lanes == lane) p[c.expert] = -1.0F;  // its own lane's
-    total += a.norm_p == 1.0F ? c.p : powf(c.p, a.norm_p);
-    if (lane != 0 || expert == nullptr) continue;
-    expert[j] = c.expert;
-    weight[j] = c.p;
-  }
-  if (a.norm_p == 0.0F || lane != 0 || expert == nullptr) return;
-  const float length = a.norm_p == 1.0F ? total : powf(total, 1.0F / a.norm_p);
-  for (int32_t j = 0; j < a.k; ++j) weight[j] /= length;
-}
-
-// Rows first, first + step ... by the warps of a block: f(row) says where row's choices go. p: of
-// each row in work, experts.
-template <class F>
-LORRY_DEVICE void route_rows(const RouteArgs& a, int64_t first, int64_t end, float* p, F&& f) {
-  const int lanes = lanes_of_row(a.experts);
-  const int together = 32 / lanes;
-  const int own = warp_index() * together + lane_index() / lanes;
-  const int step = static_cast<int>(blockDim.x) / 32 * together;
-  for (int64_t begin = first; begin < end; begin += step) {
-    const int64_t row = begin + own;
-    const Chosen to = row < end ? f(row) : Chosen{nullptr, nullptr};
-    route_row(a, row < end ? row : end - 1, p + own * a.experts, lanes, to.expert, to.weight);
-  }
-}
 
 // p [rows of a block, experts] in shared memory.
 LORRY_KERNEL(kThreads) route_kernel(RouteArgs a) {
@@ -130,55 +28,129 @@ LORRY_DEVICE int32_t adapter_of(const GroupArgs& a, int32_t row) {
   return adapter < 0 ? INT32_MAX : adapter;  // rows without one come last
 }
 
-LORRY_DEVICE int32_t group_of(const GroupArgs& a, int32_t choice) {
-  const int32_t g = a.expert[choice / a.k * a.expert_pitch + choice % a.k] - a.first_own;
-  return g >= 0 && g < a.groups ? g : -1;
-}
-
 // What choices are sorted by: (group, adapter), then their number; those of other ranks' experts
-// have no place.
-constexpr uint64_t kNoPlace = ~uint64_t{0};
-LORRY_DEVICE uint64_t key_of(const GroupArgs& a, int32_t choice) {
-  const int32_t group = group_of(a, choice);
-  if (group < 0) return kNoPlace;
-  return static_cast<uint64_t>(group) << 32U | static_cast<uint32_t>(adapter_of(a, choice / a.k));
+// have no place. Adapters are of the batch, so fewer than its rows.
+constexpr int kAdapterBits = 20;
+constexpr uint32_t kNoAdapter = (uint32_t{1} << kAdapterBits) - 1;  // comes last
+constexpr uint32_t kNoPlace = INT32_MAX;
+static_assert(int64_t{kMaxExperts + 1} << kAdapterBits < int64_t{kNoPlace});
+LORRY_DEVICE uint32_t first_key(int32_t group) {
+  return static_cast<uint32_t>(group) << kAdapterBits;
 }
-LORRY_DEVICE uint64_t first_key(int32_t group) { return static_cast<uint64_t>(group) << 32U; }
-// Whether choice c comes before the one with number `at`.
-LORRY_DEVICE bool is_before(uint64_t key_of_c, int32_t c, uint64_t key, int32_t at) {
-  return key_of_c < key || (key_of_c == key && c < at);
+LORRY_DEVICE uint32_t key_of(const GroupArgs& a, int32_t row, int32_t j) {
+  const int32_t group = a.expert[row * a.expert_pitch + j] - a.first_own;
+  // Loaded in any case: a branch would make the next loads wait.
+  const bool adapters = a.row_adapter != nullptr;
+  const int32_t loaded = (adapters ? a.row_adapter : a.expert)[row];
+  const int32_t adapter = adapters ? loaded : -1;
+  if (group < 0 || group >= a.groups) return kNoPlace;
+  return first_key(group) + (adapter < 0 ? kNoAdapter : static_cast<uint32_t>(adapter));
+}
+// Choice c comes before the one with number `at` where its key is below this.
+LORRY_DEVICE uint32_t limit_of(uint32_t key, int32_t at, int32_t c) {
+  return key + (c < at ? 1 : 0);
 }
 
-// Entry `at` of the lists: of the choices, then of where groups begin. place(key, at): how many
-// choices come before.
-template <class F>
-LORRY_DEVICE void put_entry(const GroupArgs& a, int32_t at, bool write, F&& place) {
+// Entries of the lists: of the choices, then of where groups begin.
+struct Entry {
+  int32_t at;  // number of the choice; of where a group begins 0
+  uint32_t key;
+};
+LORRY_DEVICE Entry entry_of(const GroupArgs& a, int32_t n) {
   const int32_t choices = a.rows * a.k;
-  if (at >= choices) {
-    const int32_t begin = place(first_key(at - choices), 0);
-    if (write) a.begin[at - choices] = begin;
+  if (n < choices) return {n, key_of(a, n / a.k, n % a.k)};
+  return {0, first_key(n - choices <= a.groups ? n - choices : a.groups)};
+}
+// before: how many choices come before the entry.
+LORRY_DEVICE void put_entry(const GroupArgs& a, int32_t n, uint32_t key, int32_t before) {
+  const int32_t choices = a.rows * a.k;
+  if (n > choices + a.groups) return;
+  if (n >= choices) {
+    a.begin[n - choices] = before;
     return;
   }
-  const uint64_t key = key_of(a, at);
-  const int32_t slot = key == kNoPlace ? -1 : place(key, at);
-  if (!write) return;
-  a.slot[at / a.k * a.slot_pitch + at % a.k] = slot;
-  if (slot >= 0) a.source[slot] = at / a.k;
+  const int32_t slot = key == kNoPlace ? -1 : before;
+  a.slot[n / a.k * a.slot_pitch + n % a.k] = slot;
+  if (slot >= 0) a.source[slot] = n / a.k;
 }
 
-// A warp an entry. Quadratic, and without an order of its own to depend on.
-LORRY_KERNEL(kThreads) group_kernel(GroupArgs a) {
+constexpr int kGroupWarps = 16;
+constexpr int kGroupThreads = 32 * kGroupWarps;
+constexpr int kOwnKeys = 8;  // of a thread, loaded together
+constexpr int kStage = kOwnKeys * kGroupThreads;
+
+// keys [kStage] of the choices from `first` on, by the block.
+LORRY_DEVICE void stage_keys(uint32_t* keys, const GroupArgs& a, int32_t first) {
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  int32_t row = (first + thread) / a.k;
+  int32_t j = (first + thread) % a.k;
+  const int32_t rows_on = kGroupThreads / a.k;
+  const int32_t on = kGroupThreads % a.k;
+  uint32_t key[kOwnKeys];
+  LORRY_UNROLL
+  for (int i = 0; i < kOwnKeys; ++i) {
+    key[i] = key_of(a, row < a.rows ? row : a.rows - 1, j);
+    if (row >= a.rows) key[i] = kNoPlace;
+    row += rows_on;
+    j += on;
+    if (j < a.k) continue;
+    j -= a.k;
+    ++row;
+  }
+  LORRY_UNROLL
+  for (int i = 0; i < kOwnKeys; ++i) keys[i * kGroupThreads + thread] = key[i];
+}
+
+// key < limit, which have 31 bits, by their difference's sign.
+LORRY_DEVICE uint32_t is_below(uint32_t key, uint32_t limit) { return (key - limit) >> 31; }
+
+// How many of 32 keys are below limit(number of it).
+template <class F>
+LORRY_DEVICE uint32_t count_below(const uint32_t* keys, F&& limit) {
+  uint32_t below = 0;
+  LORRY_UNROLL
+  for (int c = 0; c < 32; c += 4) {
+    const Word4 key = *reinterpret_cast<const Word4*>(keys + c);
+    below += is_below(key.x, limit(c));
+    below += is_below(key.y, limit(c + 1));
+    below += is_below(key.z, limit(c + 2));
+    below += is_below(key.w, limit(c + 3));
+  }
+  return below;
+}
+
+// A block has 32 entries, one a lane; its warps count all choices for them, each some of them.
+// Quadratic, and without an order of its own to depend on. Shared memory: kStage keys, then
+// [kGroupWarps][32] counts.
+LORRY_KERNEL(kGroupThreads) group_kernel(GroupArgs a) {
   begin_kernel();
+  auto* keys = reinterpret_cast<uint32_t*>(shared_bytes());
+  uint32_t* counts = keys + kStage;
   const int32_t choices = a.rows * a.k;
-  const int64_t at = int64_t{blockIdx.x} * kWarps + warp_index();
-  if (at >= int64_t{choices} + a.groups + 1) return;
-  put_entry(a, static_cast<int32_t>(at), lane_index() == 0, [&](uint64_t key, int32_t number) {
-    int before = 0;
-    for (int32_t c = lane_index(); c < choices; c += 32) {
-      before += is_before(key_of(a, c), c, key, number) ? 1 : 0;
+  const auto first_own = static_cast<int32_t>(32 * blockIdx.x);
+  const int32_t own = first_own + lane_index();
+  const Entry e = entry_of(a, own);
+  uint32_t before = 0;
+  for (int32_t stage = 0; stage < choices; stage += kStage) {
+    sync_threads();  // the last ones have been read
+    stage_keys(keys, a, stage);
+    sync_threads();
+    const int32_t n = choices - stage < kStage ? choices - stage : kStage;
+    for (int32_t c = 32 * warp_index(); c < n; c += kGroupThreads) {
+      const int32_t first = stage + c;
+      if (first == first_own) {
+        before += count_below(keys + c, [&](int i) { return limit_of(e.key, e.at, first + i); });
+      } else {  // all 32 come before the entries, or behind them
+        const uint32_t limit = limit_of(e.key, e.at, first);
+        before += count_below(keys + c, [&](int) { return limit; });
+      }
     }
-    return warp_sum(before);
-  });
+  }
+  counts[threadIdx.x] = before;
+  sync_threads();
+  if (warp_index() > 0) return;
+  for (int w = 1; w < kGroupWarps; ++w) before += counts[32 * w + lane_index()];
+  put_entry(a, own, e.key, static_cast<int32_t>(before));
 }
 
 // The last group that begins at or before a sorted row.
@@ -245,19 +217,36 @@ LORRY_KERNEL(kScanThreads) segments_kernel(GroupArgs a) {
   put_segments(a, reinterpret_cast<int*>(shared_bytes()));
 }
 
-// A row of x to one of y, by a block.
+// A row of x to one of y, by a block. What the threads have in registers is on its way while it is
+// found out where it goes.
 template <class Word>
-LORRY_DEVICE void copy_row(unsigned char* to, const unsigned char* from, int64_t bytes) {
-  for (int64_t i = threadIdx.x; i < bytes / int64_t{sizeof(Word)}; i += kScanThreads) {
-    reinterpret_cast<Word*>(to)[i] = reinterpret_cast<const Word*>(from)[i];
+struct CopiedRow {
+  static constexpr int kHeld = 3;
+  const Word* from;
+  int64_t n;
+  Word held[kHeld];
+
+  LORRY_DEVICE CopiedRow(const unsigned char* row, int64_t bytes)
+      : from(reinterpret_cast<const Word*>(row)), n(bytes / int64_t{sizeof(Word)}) {
+    LORRY_UNROLL
+    for (int i = 0; i < kHeld; ++i) held[i] = from[at(i) < n ? at(i) : 0];
   }
-}
+  LORRY_DEVICE static int64_t at(int i) { return int64_t{i} * kScanThreads + threadIdx.x; }
+  LORRY_DEVICE void store(unsigned char* row) const {
+    auto* to = reinterpret_cast<Word*>(row);
+    LORRY_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      if (at(i) < n) to[at(i)] = held[i];
+    }
+    for (int64_t i = at(kHeld); i < n; i += kScanThreads) to[i] = from[i];
+  }
+};
 
 // The place of choice `at`, by a block of as many threads as there may be choices.
-LORRY_DEVICE int32_t place_by_block(const uint64_t* keys, int32_t n, int32_t at, int* sums) {
+LORRY_DEVICE int32_t place_by_block(const uint32_t* keys, int32_t n, int32_t at, int* sums) {
   static_assert(kFewChoices <= kScanThreads);
   const auto c = static_cast<int32_t>(threadIdx.x);
-  const bool before = c < n && is_before(keys[c], c, keys[at], at);
+  const bool before = c < n && keys[c] < limit_of(keys[at], at, c);
   const int found = count_bits(ballot(before));
   if (lane_index() == 0) sums[warp_index()] = found;
   sync_threads();
@@ -274,10 +263,13 @@ dispatch_kernel(DispatchArgs a) {
   begin_kernel();
   const int32_t k = a.route.k;
   const int32_t choices = a.route.rows * k;
-  auto* keys = reinterpret_cast<uint64_t*>(shared_bytes());
+  auto* keys = reinterpret_cast<uint32_t*>(shared_bytes());
   auto* expert = reinterpret_cast<int32_t*>(keys + choices);
   auto* weight = reinterpret_cast<float*>(expert + choices);
   auto* sums = reinterpret_cast<int*>(weight + choices);
+  const auto at = static_cast<int32_t>(blockIdx.x);
+  const int32_t own = at < choices ? at / k : 0;
+  const CopiedRow<Word> x(a.rows.x + own * a.rows.x_pitch, a.rows.bytes);
   route_rows(a.route, 0, a.route.rows, reinterpret_cast<float*>(sums + kScanThreads / 32),
              [&](int64_t row) { return Chosen{expert + row * k, weight + row * k}; });
   sync_threads();
@@ -285,26 +277,23 @@ dispatch_kernel(DispatchArgs a) {
   g.expert = expert;
   g.expert_pitch = k;
   for (auto c = static_cast<int32_t>(threadIdx.x); c < choices; c += kScanThreads) {
-    keys[c] = key_of(g, c);
+    keys[c] = key_of(g, c / k, c % k);
   }
   sync_threads();
-  const auto at = static_cast<int32_t>(blockIdx.x);
   if (at < choices) {
     if (keys[at] == kNoPlace) return;
     const int64_t place = place_by_block(keys, choices, at, sums);
-    return copy_row<Word>(a.rows.y + place * a.rows.y_pitch, a.rows.x + at / k * a.rows.x_pitch,
-                          a.rows.bytes);
+    return x.store(a.rows.y + place * a.rows.y_pitch);
   }
   for (auto i = static_cast<int32_t>(threadIdx.x); i < choices; i += kScanThreads) {
     a.route.expert[i / k * a.route.expert_pitch + i % k] = expert[i];
     a.route.weight[i / k * a.route.weight_pitch + i % k] = weight[i];
   }
   for (auto i = static_cast<int32_t>(threadIdx.x); i < choices + g.groups + 1; i += kScanThreads) {
-    put_entry(g, i, true, [&](uint64_t key, int32_t number) {
-      int32_t before = 0;
-      for (int32_t c = 0; c < choices; ++c) before += is_before(keys[c], c, key, number) ? 1 : 0;
-      return before;
-    });
+    const Entry e = entry_of(g, i);
+    int32_t before = 0;
+    for (int32_t c = 0; c < choices; ++c) before += keys[c] < limit_of(e.key, e.at, c) ? 1 : 0;
+    put_entry(g, i, e.key, before);
   }
   sync_threads();
   if (g.max_segments > 0) put_segments(g, sums);
@@ -319,8 +308,10 @@ void route(Stream s, const RouteArgs& a) {
 }
 
 void group(Stream s, const GroupArgs& a) {
-  const int64_t warps = int64_t{a.rows} * a.k + a.groups + 1;
-  start<GroupArgs, group_kernel>("group", {ceil_div(warps, kWarps)}, kThreads, 0, s, a);
+  const int64_t entries = int64_t{a.rows} * a.k + a.groups + 1;
+  constexpr size_t kKeysShared = (kStage + kGroupThreads) * sizeof(uint32_t);
+  start<GroupArgs, group_kernel>("group", {ceil_div(entries, 32)}, kGroupThreads, kKeysShared, s,
+                                 a);
   if (a.max_segments == 0) return;
   constexpr size_t kShared = kScanThreads / 32 * sizeof(int);
   start<GroupArgs, segments_kernel>("segments", {1}, kScanThreads, kShared, s, a);
@@ -330,7 +321,7 @@ void dispatch(Stream s, const DispatchArgs& a) {
   const int64_t choices = int64_t{a.route.rows} * a.route.k;
   const int64_t routed = rows_at_once(a.route.experts, kScanThreads / 32);
   const auto shared =
-      static_cast<size_t>(4 * choices + kScanThreads / 32 + routed * a.route.experts) *
+      static_cast<size_t>(3 * choices + kScanThreads / 32 + routed * a.route.experts) *
       sizeof(float);
   const auto all = reinterpret_cast<uintptr_t>(a.rows.x) | reinterpret_cast<uintptr_t>(a.rows.y) |
                    static_cast<uintptr_t>(a.rows.x_pitch | a.rows.y_pitch | a.rows.bytes);

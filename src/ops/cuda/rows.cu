@@ -9,6 +9,7 @@ namespace lorry::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kNormThreads = 512;  // so many that a thread has little of a row
 
 // f(row, column) for all elements, spread over the grid.
 template <class F>
@@ -44,6 +45,12 @@ LORRY_DEVICE Quad load_quad(const float* x, int64_t c, int64_t cols) {
   return q;
 }
 
+// The same where it is all there or not at all, in one load without a branch.
+LORRY_DEVICE Quad load_whole(const float* x, int64_t c, int64_t cols) {
+  const Word4 w = c < cols ? *reinterpret_cast<const Word4*>(x + c) : Word4{0, 0, 0, 0};
+  return {as_float(w.x), as_float(w.y), as_float(w.z), as_float(w.w)};
+}
+
 template <class T>
 struct alignas(4 * sizeof(T)) Four {
   T v[4];
@@ -62,28 +69,33 @@ LORRY_DEVICE void store_quad(T* to, const Quad& q, int64_t c, int64_t cols) {
   }
 }
 
-// The first of this thread's quads, kThreads apart: of a row of f32.
-template <int kN>
+// The first of this thread's quads, kBlock, the block's threads, apart: of a row of f32. kWhole:
+// rows are whole quads, and lie at multiples of one.
+template <int kN, int kBlock = kThreads, bool kWhole = false>
 struct Quads {
   Quad v[kN];
 
-  LORRY_DEVICE static int64_t column(int i) { return (int64_t{i} * kThreads + threadIdx.x) * 4; }
+  LORRY_DEVICE static int64_t column(int i) { return (int64_t{i} * kBlock + threadIdx.x) * 4; }
   LORRY_DEVICE void load(const float* x, int64_t first, int64_t cols) {
     LORRY_UNROLL
-    for (int i = 0; i < kN; ++i) v[i] = load_quad(x, first + column(i), cols);
+    for (int i = 0; i < kN; ++i) {
+      const int64_t c = first + column(i);
+      v[i] = kWhole ? load_whole(x, c, cols) : load_quad(x, c, cols);
+    }
   }
 };
 
 // What the experts of row r have made, summed in order of choice. Loads do not wait for each other.
-template <int kN>
-LORRY_DEVICE void combine_quads(Quads<kN>& sum, const CombineArgs& a, int64_t r, int64_t first) {
-  constexpr int kAhead = 2;
+template <int kN, int kBlock, bool kWhole>
+LORRY_DEVICE void combine_quads(Quads<kN, kBlock, kWhole>& sum, const CombineArgs& a, int64_t r,
+                                int64_t first) {
+  constexpr int kAhead = kN == 3 ? 4 : 2;  // as many as registers hold
   sum = {};
   bool fresh = true;
   for (int32_t j = 0; j < a.k; j += kAhead) {
     int32_t slot[kAhead];
     float w[kAhead];
-    Quads<kN> x[kAhead];
+    Quads<kN, kBlock, kWhole> x[kAhead];
     LORRY_UNROLL
     for (int i = 0; i < kAhead; ++i) {
       const int32_t choice = j + i < a.k ? j + i : j;
@@ -92,6 +104,7 @@ LORRY_DEVICE void combine_quads(Quads<kN>& sum, const CombineArgs& a, int64_t r,
     }
     LORRY_UNROLL
     for (int i = 0; i < kAhead; ++i) {
+      if (j + i >= a.k) break;
       x[i].load(a.d + (slot[i] < 0 ? 0 : slot[i]) * a.d_pitch, first, a.cols);
     }
     LORRY_UNROLL
@@ -110,23 +123,24 @@ LORRY_DEVICE void combine_quads(Quads<kN>& sum, const CombineArgs& a, int64_t r,
 }
 
 // x += y, and to a row in memory.
-template <int kN>
-LORRY_DEVICE void add_quads(Quads<kN>& x, const Quads<kN>& y, float* to, int64_t first,
-                            int64_t cols) {
+template <int kN, int kBlock, bool kWhole>
+LORRY_DEVICE void add_quads(Quads<kN, kBlock, kWhole>& x, const Quads<kN, kBlock, kWhole>& y,
+                            float* to, int64_t first, int64_t cols) {
   LORRY_UNROLL
   for (int i = 0; i < kN; ++i) {
     LORRY_UNROLL
     for (int e = 0; e < 4; ++e) x.v[i].v[e] = x.v[i].v[e] + y.v[i].v[e];
-    store_quad(to, x.v[i], first + Quads<kN>::column(i), cols);
+    store_quad(to, x.v[i], first + Quads<kN, kBlock, kWhole>::column(i), cols);
   }
 }
 
 // Quads of a norm's x with what is added to it, which is stored.
-template <int kN>
-LORRY_DEVICE void load_sum(Quads<kN>& x, const NormArgs& a, int64_t row, int64_t first) {
+template <int kN, int kBlock, bool kWhole>
+LORRY_DEVICE void load_sum(Quads<kN, kBlock, kWhole>& x, const NormArgs& a, int64_t row,
+                           int64_t first) {
   x.load(a.x + row * a.x_pitch, first, a.cols);
   if (a.sum == nullptr) return;
-  Quads<kN> part;
+  Quads<kN, kBlock, kWhole> part;
   if (a.experts.d != nullptr) {
     combine_quads(part, a.experts, row, first);
   } else {
@@ -135,18 +149,18 @@ LORRY_DEVICE void load_sum(Quads<kN>& x, const NormArgs& a, int64_t row, int64_t
   add_quads(x, part, a.sum + row * a.x_pitch, first, a.cols);
 }
 
-// A block a row; a thread has every kThreads-th quad of it. kHeld of them are kept in registers;
-// with 0, for rows of any length, they are read three times.
+// A block a row; a thread has every kNormThreads-th quad of it. kHeld of them are kept in
+// registers; with 0, for rows of any length, they are read three times.
 template <class T, int kHeld>
-LORRY_KERNEL(kThreads)
+LORRY_KERNEL(kNormThreads)
 norm_kernel(NormArgs a) {
   let_next_start();
   float* shared = reinterpret_cast<float*>(shared_bytes());
   const int64_t row = blockIdx.x;
   const auto n = static_cast<float>(a.cols);
-  const auto quads = static_cast<int>((a.cols + 4 * kThreads - 1) / (4 * kThreads));
-  const auto begin = [](int i) { return int64_t{i} * kThreads * 4; };
-  using Held = Quads<(kHeld > 0 ? kHeld : 1)>;
+  const auto quads = static_cast<int>((a.cols + 4 * kNormThreads - 1) / (4 * kNormThreads));
+  const auto begin = [](int i) { return int64_t{i} * kNormThreads * 4; };
+  using Held = Quads<(kHeld > 0 ? kHeld : 1), kNormThreads, (kHeld > 0)>;
   Held weights;
   Held values;
   if (kHeld > 0) weights.load(a.weight, 0, a.cols);
@@ -178,7 +192,7 @@ norm_kernel(NormArgs a) {
         if (c + e < a.cols) sum = f(sum, q.v[e]);
       }
     });
-    return block_sum<kThreads>(sum, shared);
+    return block_sum<kNormThreads>(sum, shared);
   };
   float mean = 0;
   if (a.centered) mean = sum_of([](float sum, float v) { return sum + v; }) / n;
@@ -256,17 +270,25 @@ add_silu_kernel(AddSiluArgs a) {
   });
 }
 
+template <class T, int kHeld>
+void start_norm(Stream s, const NormArgs& a) {
+  constexpr size_t kShared = kNormThreads / 32 * sizeof(float);
+  start<NormArgs, norm_kernel<T, kHeld>>("norm", {a.rows}, kNormThreads, kShared, s, a);
+}
+bool has_whole_quads(const NormArgs& a) {
+  const auto at = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+  const auto places = at(a.x) | at(a.sum) | at(a.part) | at(a.experts.d) | at(a.weight);
+  return places % sizeof(Quad) == 0 &&
+         (a.cols | a.x_pitch | a.part_pitch | a.experts.d_pitch) % 4 == 0;
+}
 template <class T>
 void norm_as(Stream s, const NormArgs& a) {
-  constexpr size_t kShared = kThreads / 32 * sizeof(float);
-  constexpr int64_t kOfAQuad = int64_t{4} * kThreads;
-  if (a.cols <= 4 * kOfAQuad) {
-    return start<NormArgs, norm_kernel<T, 4>>("norm", {a.rows}, kThreads, kShared, s, a);
-  }
-  if (a.cols <= 8 * kOfAQuad) {
-    return start<NormArgs, norm_kernel<T, 8>>("norm", {a.rows}, kThreads, kShared, s, a);
-  }
-  start<NormArgs, norm_kernel<T, 0>>("norm", {a.rows}, kThreads, kShared, s, a);
+  constexpr int64_t kOfAQuad = int64_t{4} * kNormThreads;
+  if (!has_whole_quads(a)) return start_norm<T, 0>(s, a);
+  if (a.cols <= 2 * kOfAQuad) return start_norm<T, 2>(s, a);
+  if (a.cols <= 3 * kOfAQuad) return start_norm<T, 3>(s, a);
+  if (a.cols <= 4 * kOfAQuad) return start_norm<T, 4>(s, a);
+  start_norm<T, 0>(s, a);
 }
 
 }  // namespace
