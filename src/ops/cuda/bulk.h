@@ -72,16 +72,6 @@ LORRY_DEVICE void copy_to_cluster(unsigned char* shared, const unsigned char* fr
       : "memory");
 }
 
-// The same to this block alone.
-LORRY_DEVICE void copy_bulk(unsigned char* shared, const unsigned char* from, int bytes,
-                            Barrier* b) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(shared)),
-      "l"(from), "r"(bytes), "r"(shared_address(b))
-      : "memory");
-}
-
 // Asks for what lies there to be brought into the L2 cache; place and size as above.
 LORRY_DEVICE void prefetch_bulk(const unsigned char* from, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
@@ -122,7 +112,6 @@ LORRY_DEVICE void arrive_at(Barrier*, int) {}
 LORRY_DEVICE void arrive_and_expect(Barrier*, int) {}
 LORRY_DEVICE void wait(Barrier*, uint32_t) {}
 LORRY_DEVICE void copy_to_cluster(unsigned char*, const unsigned char*, int, Barrier*) {}
-LORRY_DEVICE void copy_bulk(unsigned char*, const unsigned char*, int, Barrier*) {}
 #else
 LORRY_DEVICE void init_barrier(Barrier* b, int arrivals) { simt::init(*b, arrivals); }
 LORRY_DEVICE void sync_cluster() { sync_threads(); }
@@ -134,10 +123,6 @@ LORRY_DEVICE void copy_to_cluster(unsigned char* shared, const unsigned char* fr
                                   Barrier* b) {
   memcpy(shared, from, static_cast<size_t>(bytes));
   simt::receive(*b, bytes);
-}
-LORRY_DEVICE void copy_bulk(unsigned char* shared, const unsigned char* from, int bytes,
-                            Barrier* b) {
-  copy_to_cluster(shared, from, bytes, b);
 }
 #endif
 #endif

@@ -203,6 +203,21 @@ LORRY_DEVICE void prefetch(const void* p) {
 #endif
 }
 
+// 16 bytes of the device's memory that no other thread of the block reads. The compiler does not
+// move it beyond a barrier, as it does with other loads, so that it begins where the source says.
+LORRY_DEVICE Word4 load_once(const void* p) {
+#ifdef __CUDACC__
+  Word4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+#else
+  return *static_cast<const Word4*>(p);
+#endif
+}
+
 // ---- copies from the device's memory to shared memory that go on while a thread does other
 // things. Those that a thread has started since the last commit are a group.
 #ifdef __CUDACC__

@@ -1,15 +1,12 @@
 // linear for prompts, on Hopper: many rows of x, arranged in tiles (layout.h).
 //
-// A block multiplies 128 outputs, 64 by each of two warpgroups, with up to 192 rows. A warp of a
-// third warpgroup copies weights and x into shared memory, stage by stage: x to be read there by
-// wgmma, weights as they lie, for the registers of its a operand (loads from memory into those
-// would be waited for all at once: there is one scoreboard for them). The blocks of a cluster have
-// neighbouring outputs and the same rows: each copies a part of x to both, as the L2 cache is what
-// limits this kernel. Blocks stay and take tile after tile, so that the next one's stages are
-// copied while the sums of one are stored.
+// A block multiplies 128 outputs, 64 by each of two warpgroups, with up to 256 rows: weights go
+// from memory to the registers of the a operand as they lie, x by way of shared memory, copied by
+// a warp of a third warpgroup. The blocks of a cluster have neighbouring outputs and the same rows:
+// each copies a part of x to both, as the L2 cache is what limits this kernel. Blocks stay and take
+// tile after tile, so that x of the next one is copied while the sums of one are stored.
 //
-// The sums are in the order of rows_times.h: the first slice's wait in registers, those of half of
-// the rows, and in shared memory. By way of that the outputs leave, half of the rows at a time.
+// The sums are in the order of rows_times.h: the first slice's wait in shared memory.
 #pragma once
 #include "ops/cuda/bulk.h"
 #include "ops/cuda/kernels.h"
@@ -22,31 +19,30 @@ namespace lorry::cuda {
 constexpr int kConsumers = 256;  // threads that multiply
 // Those, and a warpgroup of which one warp copies: registers are given to whole warpgroups.
 constexpr int kPromptThreads = kConsumers + 128;
-constexpr int kMultiplyRegisters = 232;
-constexpr int kCopyRegisters = 40;
+constexpr int kMultiplyRegisters = 240;
+constexpr int kCopyRegisters = 24;
 // A block starts with 168 registers a thread, which are all that it has.
 static_assert(kConsumers * kMultiplyRegisters + 128 * kCopyRegisters <= kPromptThreads * 168);
-constexpr int kStages = 4;
+constexpr int kStages = 3;
+constexpr int kBuffers = 4;  // chunks of weights in registers, two of which are loaded at once
+constexpr int kStageBytes = kWidest * kTileRowBytes;
 constexpr int kStageChunks = kTileInputs / kChunk;
-constexpr int kTileBytes = kWidest * kTileRowBytes;
-constexpr int kRowBlocks = kBlockOutputs / kRowBlock;
-constexpr int kStageBytes = kTileBytes + kRowBlocks * kStageChunks * kChunkValues * 2;
-constexpr int kFetchedAhead = 2;  // stages of weights, from the one that is copied
-constexpr int kHalf = kWidest / 2 * kBlockOutputs / 2;  // sums of a warpgroup and half of the rows
-static_assert(kSlices == 2 && kSliceChunks % kStageChunks == 0 && kZeroBytes == kChunkValues * 2);
+constexpr int kFetchedAhead = 2;  // stages of weights, from the one of x that is copied
+constexpr int kHalf = kWidest * kBlockOutputs / 2;  // sums of a warpgroup
+static_assert(kSlices == 2 && kSliceChunks % kBuffers == 0 && kBuffers % kStageChunks == 0);
 
-// Stages of an output's inputs, and which of them begins the second slice.
-LORRY_DEVICE int stages_of(const LinearArgs& a) {
-  return (static_cast<int>(a.plan.chunks()) + kStageChunks - 1) / kStageChunks;
+// How many times kBuffers chunks an output has, and which of them begins the second slice.
+LORRY_DEVICE int rounds_of(const LinearArgs& a) {
+  return (static_cast<int>(a.plan.chunks()) + kBuffers - 1) / kBuffers;
 }
 LORRY_DEVICE int turn_of(const LinearArgs& a) {
-  return slice_begin(static_cast<int>(a.plan.chunks()), 1) / kStageChunks;
+  return slice_begin(static_cast<int>(a.plan.chunks()), 1) / kBuffers;
 }
 
 // What a block has in shared memory, and the next stage of it that a thread fills or multiplies.
 struct Pipe {
   unsigned char* tiles;
-  float* sums;       // kHalf of both warpgroups
+  float* sums;       // of both warpgroups
   Barrier* full;     // of stages: the copies have arrived
   Barrier* empty;    // of stages: all blocks of the cluster have multiplied
   Barrier* meeting;  // of each warpgroup, then of both
@@ -77,7 +73,6 @@ struct Pipe {
     publish_barriers();
   }
   LORRY_DEVICE unsigned char* tile() const { return tiles + stage * kStageBytes; }
-  LORRY_DEVICE unsigned char* weights() const { return tile() + kTileBytes; }
   LORRY_DEVICE void advance() {
     if (++stage < kStages) return;
     stage = 0;
@@ -90,8 +85,8 @@ struct Pipe {
   }
 };
 
-// All warps that meet have come; what they wrote to shared memory can be read. They meet four times
-// for a tile.
+// All warps that meet have come; what they wrote to shared memory can be read. They meet twice for
+// a tile.
 LORRY_DEVICE void meet(Barrier* b, uint32_t parity) {
   sync_warp();
   if (lane_index() == 0) arrive(b);
@@ -105,27 +100,16 @@ LORRY_DEVICE const unsigned char* row_block(const LinearArgs& a, const PromptTil
   return a.w + t.group * a.group_bytes + (own < blocks ? own : blocks - 1) * a.plan.block_bytes();
 }
 
-// A stage of the weights of a row block; beyond the last chunk zeros.
-template <class Load>
-LORRY_DEVICE void copy_weights(const LinearArgs& a, const Pipe& pipe, const unsigned char* w,
-                               int stage) {
-  constexpr int kBytes = kStageChunks * Load::kBytes;
-  unsigned char* to = pipe.weights() + lane_index() * kBytes;
-  const int left = static_cast<int>(a.plan.chunks()) - stage * kStageChunks;
-  const int bytes = left < kStageChunks ? left * Load::kBytes : kBytes;
-  Barrier* full = pipe.full + pipe.stage;
-  copy_bulk(to, w + int64_t{stage} * kBytes, bytes, full);
-  if (bytes == kBytes) return;
-  copy_bulk(to + bytes, a.arranged + zeros_in_arranged(a.rows, a.plan.in), kBytes - bytes, full);
-}
-
-// The copying warp's work. Its first lane copies x; eight lanes copy weights, a row block each, and
-// ask for those of later stages to be brought into the L2 cache.
+// The copying warp's work. Its first lane copies x; eight lanes, a row block each, bring weights
+// into the L2 cache, as registers are room for too few of them on their long way there. Only one of
+// the tiles with the same weights does: they are multiplied side by side, and what is asked for
+// twice counts twice.
 template <class Load>
 LORRY_DEVICE void copy_tiles(const PromptArgs& a, Pipe pipe) {
-  constexpr int kBytes = kStageChunks * Load::kBytes;  // of a row block, in a stage
+  constexpr int kRowBlocks = kBlockOutputs / kRowBlock;
+  constexpr int kBytes = kStageChunks * Load::kBytes;  // of weights, in a stage
   const int64_t pitch = arranged_rows(a.linear.rows) * kTileRowBytes;
-  const int stages = stages_of(a.linear);
+  const int stages = rounds_of(a.linear) * (kBuffers / kStageChunks);
   const int whole = static_cast<int>(a.linear.plan.chunks()) / kStageChunks;
   for (TileWalk walk(a); walk.more(); walk.advance()) {
     const PromptTile t = walk.tile();
@@ -133,131 +117,150 @@ LORRY_DEVICE void copy_tiles(const PromptArgs& a, Pipe pipe) {
     const int offset = walk.rank() * part;
     const unsigned char* x = a.linear.arranged + int64_t{t.row} * kTileRowBytes + offset;
     const unsigned char* w = row_block(a.linear, t, lane_index() % kRowBlocks);
-    const bool copies = lane_index() < kRowBlocks;
-    if (copies && whole >= kFetchedAhead) prefetch_bulk(w, kFetchedAhead * kBytes);
-    for (int s = 0; s < stages; ++s, x += pitch) {
+    const int fetched = t.leads && lane_index() < kRowBlocks ? whole : 0;  // stages
+    if (fetched >= kFetchedAhead) prefetch_bulk(w, kFetchedAhead * kBytes);
+    w += kFetchedAhead * kBytes;
+    for (int s = 0; s < stages; ++s, x += pitch, w += kBytes) {
       if (lane_index() == 0) {
         Barrier* full = pipe.full + pipe.stage;
         wait(pipe.empty + pipe.stage, pipe.phase ^ 1U);
-        arrive_and_expect(full, kCluster * part + kRowBlocks * kBytes);
+        arrive_and_expect(full, kCluster * part);
         copy_to_cluster(pipe.tile() + offset, x, part, full);
       }
       sync_warp();
-      if (copies) copy_weights<Load>(a.linear, pipe, w, s);
-      if (copies && s + kFetchedAhead < whole) {
-        prefetch_bulk(w + int64_t{s + kFetchedAhead} * kBytes, kBytes);
-      }
+      if (s + kFetchedAhead < fetched) prefetch_bulk(w, kBytes);
       pipe.advance();
     }
   }
 }
 
-// Calls f(place, i) for a thread's sums of the first or second half of kN rows: the place of sum[i]
-// in shared memory.
-template <int kN, class F>
-LORRY_DEVICE void each_sum(float* sums, int half, F&& f) {
-  const int thread = thread_anew();
-  const int q = thread % 4;
-  const int output = thread % 128 / 32 * kRowBlock + thread % 32 / 4;
-  float* at[2] = {sums + place_of_sum(2 * q, output), sums + place_of_sum(2 * q, output + 8)};
-  LORRY_UNROLL
-  for (int i = 0; i < kN / 4; ++i) {
-    f(at[i % 4 / 2] + i / 4 * kSumsOfEightRows + i % 2 * 128, half * (kN / 4) + i);
+// The weights of a warp's row block on their way through registers.
+template <class Load>
+struct WeightStream {
+  const unsigned char* zeros;
+  int chunks;
+  const unsigned char* w;
+  typename Load::Raw raw[kBuffers];
+
+  LORRY_DEVICE explicit WeightStream(const LinearArgs& a)
+      : zeros(a.arranged + zeros_in_arranged(a.rows, a.plan.in)),
+        chunks(static_cast<int>(a.plan.chunks())) {}
+
+  // Beyond the end zeros, which are read too: registers of wgmma's that are written otherwise make
+  // it wait.
+  LORRY_DEVICE void fetch(int buffer, int chunk) {
+    raw[buffer] = Load::fetch(chunk < chunks ? w + int64_t{chunk} * Load::kBytes : zeros);
   }
-}
-
-// A tile of at most kN rows.
-template <class Load, int kN>
-LORRY_DEVICE void multiply_rows(const LinearArgs& a, Pipe& pipe, float* sums,
-                                float (&sum)[kN / 2]) {
-  static_assert(kN % 16 == 0 && kN <= kWidest);
-  const int stages = stages_of(a);
-  const int turn = turn_of(a);
-  float first[kN / 4] = {};
-  bool fresh = true;
-  for (int s = 0; s < stages; ++s) {
-    if (s == turn && s > 0) {
-      wgmma_wait<0>();
-      LORRY_UNROLL
-      for (int i = 0; i < kN / 4; ++i) first[i] = sum[i];
-      each_sum<kN>(sums, 1, [&](float* place, int i) { *place = sum[i]; });
-      fresh = true;
-    }
-    wait(pipe.full + pipe.stage, pipe.phase);
-    const unsigned char* x = pipe.tile();
-    const unsigned char* w = pipe.weights() + warp_index() * kStageChunks * Load::kBytes;
-    LORRY_UNROLL
-    for (int c = 0; c < kStageChunks; ++c) {
-      const Tiles tiles = Load::load(w + c * Load::kBytes);
-      wgmma_fence();
-      wgmma<typename Load::Act, kN>(sum, tiles.t[0], tile_operand(x, c * 64), !fresh);
-      wgmma<typename Load::Act, kN>(sum, tiles.t[1], tile_operand(x, c * 64 + 32), true);
-      wgmma_commit();
-      fresh = false;
-      wgmma_wait<1>();
-      if (c == 0 && s > 0) pipe.release_last();
-    }
-    pipe.advance();
+  LORRY_DEVICE void fetch_two(int buffer, int chunk) {
+    fetch(buffer, chunk);
+    fetch(buffer + 1, chunk + 1);
   }
-  wgmma_wait<0>();
-  pipe.release_last();
-  if (turn == 0) return;
-  LORRY_UNROLL
-  for (int i = 0; i < kN / 4; ++i) sum[i] = first[i] + sum[i];
-  each_sum<kN>(sums, 1, [&](float* place, int i) { sum[i] = *place + sum[i]; });
-}
-
-// The scales of a thread's two outputs.
-struct Scales {
-  float of[2] = {1.0F, 1.0F};
-
-  LORRY_DEVICE Scales(const LinearArgs& a, const PromptTile& t) {
-    if (a.plan.scales == 0) return;
-    const auto* scales =
-        reinterpret_cast<const float*>(row_block(a, t, warp_index()) + a.plan.scales_offset());
-    of[0] = scales[lane_index() / 4];
-    of[1] = scales[lane_index() / 4 + 8];
+  LORRY_DEVICE void begin(const LinearArgs& a, const PromptTile& t) {
+    w = row_block(a, t, warp_index());
+    fetch_two(0, 0);
   }
 };
 
-// Multiplies and stores a tile of at most kN rows.
-template <class Load, int kN>
-LORRY_DEVICE void finish_tile(const LinearArgs& a, const PromptTile& t, Pipe& pipe) {
-  const int group = warp_index() / 4;
-  const bool gated = a.glu.y != nullptr;
-  float* sums = pipe.sums + group * kHalf;
-  Barrier* meeting = pipe.meeting + (gated ? 2 : group);
-  float sum[kN / 2] = {};  // else the registers of all widths would be taken all the time
-  multiply_rows<Load, kN>(a, pipe, sums, sum);
-  const Scales scale(a, t);
+// Calls f(place, i) for a thread's sums: the place of sum[i] in shared memory.
+template <int kN, class F>
+LORRY_DEVICE void each_sum(float* sums, F&& f) {
+  const int thread = thread_anew();
+  const int q = thread % 4;
+  const int output = thread % 128 / 32 * kRowBlock + thread % 32 / 4;
+  float* half[2] = {sums + place_of_sum(2 * q, output), sums + place_of_sum(2 * q, output + 8)};
   LORRY_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    each_sum<kN>(sums, half, [&](float* place, int i) { *place = sum[i] * scale.of[i % 4 / 2]; });
-    meet(meeting, 0);
-    const PromptTile rows = t.half(half, kN / 2);
-    if (gated) {
-      store_gated<typename Load::Act>(a, pipe.sums, pipe.sums + kHalf, rows);
-    } else {
-      store_sums(a, sums, rows, group);
+  for (int i = 0; i < kN / 2; ++i) f(half[i % 4 / 2] + i / 4 * kSumsOfEightRows + i % 2 * 128, i);
+}
+
+// Rounds of kBuffers chunks, from `round` on; fresh: sums begin at zero. Loads of weights are all
+// waited for at once, as there is one scoreboard for them: they are made two chunks at a time, when
+// none is on its way.
+template <class Load, int kN>
+LORRY_DEVICE void multiply_rounds(float (&sum)[kN / 2], Pipe& pipe, WeightStream<Load>& weights,
+                                  int round, int last, bool fresh) {
+  for (; round < last; ++round) {
+    LORRY_UNROLL
+    for (int b = 0; b < kBuffers; ++b) {
+      const int c = b % kStageChunks;
+      // For each chunk, so that the next one's loads are behind a barrier (load_once).
+      wait(pipe.full + pipe.stage, pipe.phase);
+      const unsigned char* x = pipe.tile();
+      const Tiles& w = Load::widen(weights.raw[b]);
+      wgmma_fence();
+      wgmma<typename Load::Act, kN>(sum, w.t[0], tile_operand(x, c * 64), !fresh);
+      wgmma<typename Load::Act, kN>(sum, w.t[1], tile_operand(x, c * 64 + 32), true);
+      wgmma_commit();
+      fresh = false;
+      wgmma_wait<1>();
+      if (c == 0 && b + round > 0) pipe.release_last();
+      if (b % 2 == 0) weights.fetch_two(2 - b, round * kBuffers + b + 2);
+      if (c == kStageChunks - 1) pipe.advance();
     }
-    meet(meeting, 1);
   }
 }
 
-// The multiplying threads' work. More widths than these need more registers than there are.
+// A tile of at most kN rows; leaves the outputs in sums.
+template <class Load, int kN>
+LORRY_DEVICE void multiply_rows(const LinearArgs& a, Pipe& pipe, float* sums,
+                                WeightStream<Load>& weights) {
+  const int rounds = rounds_of(a);
+  const int turn = turn_of(a);
+  float sum[kN / 2] = {};  // else the registers of all widths would be taken all the time
+  for (int slice = turn > 0 ? 0 : 1; slice < kSlices; ++slice) {
+    const int begin = slice == 0 ? 0 : turn;
+    multiply_rounds<Load, kN>(sum, pipe, weights, begin, slice == 0 ? turn : rounds, true);
+    if (slice > 0) break;
+    wgmma_wait<0>();
+    each_sum<kN>(sums, [&](float* place, int i) { *place = sum[i]; });
+  }
+  float scale[2] = {1.0F, 1.0F};
+  if (a.plan.scales != 0) {
+    const auto* scales = reinterpret_cast<const float*>(weights.w + a.plan.scales_offset());
+    scale[0] = scales[lane_index() / 4];
+    scale[1] = scales[lane_index() / 4 + 8];
+  }
+  wgmma_wait<0>();
+  pipe.release_last();
+  if (turn > 0) each_sum<kN>(sums, [&](float* place, int i) { sum[i] = *place + sum[i]; });
+  each_sum<kN>(sums, [&](float* place, int i) { *place = sum[i] * scale[i % 4 / 2]; });
+}
+
+// More widths than these need more registers than there are.
+template <class Load>
+LORRY_DEVICE void multiply_tile(int rows, const LinearArgs& a, Pipe& pipe, float* sums,
+                                WeightStream<Load>& weights) {
+  if (rows > 240) return multiply_rows<Load, 256>(a, pipe, sums, weights);
+  if (rows > 224) return multiply_rows<Load, 240>(a, pipe, sums, weights);
+  if (rows > 192) return multiply_rows<Load, 224>(a, pipe, sums, weights);
+  if (rows > 176) return multiply_rows<Load, 192>(a, pipe, sums, weights);
+  if (rows > 128) return multiply_rows<Load, 176>(a, pipe, sums, weights);
+  if (rows > 64) return multiply_rows<Load, 128>(a, pipe, sums, weights);
+  multiply_rows<Load, 64>(a, pipe, sums, weights);
+}
+
+// The multiplying threads' work.
 template <class Load>
 LORRY_DEVICE void multiply_tiles(const PromptArgs& args, Pipe pipe) {
-  for (TileWalk walk(args); walk.more(); walk.advance()) {
+  const LinearArgs& a = args.linear;
+  const int group = warp_index() / 4;
+  float* sums = pipe.sums + group * kHalf;
+  const bool gated = a.glu.y != nullptr;
+  Barrier* meeting = pipe.meeting + (gated ? 2 : group);
+  WeightStream<Load> weights(a);
+  TileWalk walk(args);
+  if (walk.more()) weights.begin(a, walk.tile());
+  while (walk.more()) {
+    multiply_tile<Load>(walk.tile().rows, a, pipe, sums, weights);
     const PromptTile t = walk.tile();
-    if (t.rows > 176) {
-      finish_tile<Load, 192>(args.linear, t, pipe);
-    } else if (t.rows > 128) {
-      finish_tile<Load, 176>(args.linear, t, pipe);
-    } else if (t.rows > 64) {
-      finish_tile<Load, 128>(args.linear, t, pipe);
+    walk.advance();
+    if (walk.more()) weights.begin(a, walk.tile());
+    meet(meeting, 0);
+    if (gated) {
+      store_gated<typename Load::Act>(a, pipe.sums, pipe.sums + kHalf, t);
     } else {
-      finish_tile<Load, 64>(args.linear, t, pipe);
+      store_sums(a, sums, t, group);
     }
+    meet(meeting, 1);
   }
 }
 
@@ -279,21 +282,10 @@ prompt_kernel(PromptArgs a) {
   sync_cluster();  // a block that ended could not be copied to
 }
 
-// Rows of a tile: fewer where there would be less than one for each cluster, and those with which
-// the clusters are done first where all rows have the same weights.
+// Rows of a tile: fewer where there would be less than one for each cluster.
 inline int32_t widest_tile(const LinearArgs& a, int64_t columns, int64_t clusters) {
   int32_t rows = kWidest;
   while (rows > 64 && columns * (ceil_div(a.rows, rows / 2) + a.groups - 1) <= clusters) rows /= 2;
-  if (a.groups > 1 || rows < kWidest) return rows;
-  constexpr int64_t kOfATile = 16;  // what a tile takes beside its rows, in rows
-  constexpr int32_t kWidths[] = {192, 176, 128};
-  int64_t least = INT64_MAX;
-  for (const int32_t width : kWidths) {
-    const int64_t waves = ceil_div(columns * ceil_div(a.rows, width), clusters);
-    if (waves * (width + kOfATile) >= least) continue;
-    least = waves * (width + kOfATile);
-    rows = width;
-  }
   return rows;
 }
 

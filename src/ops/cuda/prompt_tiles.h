@@ -8,7 +8,7 @@
 namespace lorry::cuda {
 
 constexpr int kBlockOutputs = 128;
-constexpr int kWidest = 192;  // rows of a tile, at most
+constexpr int kWidest = 256;  // rows of a tile, at most
 
 struct PromptArgs {
   LinearArgs linear;
@@ -21,15 +21,7 @@ struct PromptTile {
   int32_t block;       // of kBlockOutputs outputs
   int32_t begin, end;  // rows
   int32_t row, rows;   // the same with those of other groups around them: both multiples of 8
-
-  // `n` rows of it, from the first on or those after them.
-  LORRY_DEVICE PromptTile half(int which, int32_t n) const {
-    PromptTile h = *this;
-    h.row += which * n;
-    if (h.begin < h.row) h.begin = h.row;
-    if (h.end > h.row + n) h.end = h.row + n;
-    return h;
-  }
+  bool leads;          // of the tiles with the same weights the first one
 };
 
 // The tiles of a cluster, every so many: those that have weights in common are neighbours, then
@@ -55,6 +47,7 @@ class TileWalk {
     t.begin = t.row < c.begin ? c.begin : t.row;
     t.end = t.row + c.width < c.end ? t.row + c.width : c.end;
     t.rows = (t.end - t.row + 7) / 8 * 8;
+    t.leads = at_ % c.tiles == 0;
     return t;
   }
   LORRY_DEVICE void advance() {

@@ -75,11 +75,18 @@ struct Tiles {
   Word4 t[2];
 };
 
-// load: a lane's part of a chunk. Act: of x.
+// load: a lane's part of a chunk. In two steps, of chunks in the device's memory: fetch and widen.
+// Act: of x.
 template <class T>
 struct LoadPlain {
   using Act = T;
   static constexpr int kBytes = kChunkValues * 2;
+  using Raw = Tiles;
+  LORRY_DEVICE static Raw fetch(const unsigned char* chunk) {
+    const auto* words = reinterpret_cast<const Word4*>(chunk) + lane_index();
+    return {{load_once(words), load_once(words + 32)}};
+  }
+  LORRY_DEVICE static const Tiles& widen(const Raw& raw) { return raw; }
   LORRY_DEVICE static Tiles load(const unsigned char* chunk) {
     const auto* words = reinterpret_cast<const Word4*>(chunk) + lane_index();
     return {{words[0], words[32]}};
@@ -96,9 +103,15 @@ struct LoadFp8 {
   LORRY_DEVICE static Word4 widen_tile(uint32_t low, uint32_t high) {
     return {widen_pair(low), widen_pair(low >> 16), widen_pair(high), widen_pair(high >> 16)};
   }
-  LORRY_DEVICE static Tiles load(const unsigned char* chunk) {
-    const Word4 w = reinterpret_cast<const Word4*>(chunk)[lane_index()];
+  using Raw = Word4;
+  LORRY_DEVICE static Raw fetch(const unsigned char* chunk) {
+    return load_once(reinterpret_cast<const Word4*>(chunk) + lane_index());
+  }
+  LORRY_DEVICE static Tiles widen(const Raw& w) {
     return {{widen_tile(w.x, w.y), widen_tile(w.z, w.w)}};
+  }
+  LORRY_DEVICE static Tiles load(const unsigned char* chunk) {
+    return widen(reinterpret_cast<const Word4*>(chunk)[lane_index()]);
   }
 };
 
