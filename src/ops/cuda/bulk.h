@@ -1,6 +1,6 @@
 // Copies into shared memory that the copy engine makes, and the barriers at which threads wait for
-// them; in clusters of kCluster blocks, which share what is copied. On simt/simt.h a cluster is one
-// block.
+// them; in clusters of kCluster blocks, which share what is copied, or kShrinkCluster, which add to
+// one sum. On simt/simt.h a cluster is one block.
 #pragma once
 #include "ops/cuda/wgmma.h"
 
@@ -8,6 +8,7 @@ namespace lorry::cuda {
 
 #ifdef __CUDACC__
 constexpr int kCluster = 2;
+constexpr int kShrinkCluster = 4;
 // An mbarrier. Its phases have parity 0, 1, 0 ...; each ends when as many threads have arrived as
 // it was made for, and all bytes that they expect.
 struct alignas(8) Barrier {
@@ -15,6 +16,7 @@ struct alignas(8) Barrier {
 };
 #else
 constexpr int kCluster = 1;
+constexpr int kShrinkCluster = 1;
 using Barrier = simt::Barrier;
 #endif
 
@@ -31,6 +33,21 @@ LORRY_DEVICE void publish_barriers() {
 // Of all threads of the cluster's blocks.
 LORRY_DEVICE void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Its halves, where nothing is published but barriers: that would take a barrier of the whole GPU's
+// memory.
+LORRY_DEVICE void arrive_cluster() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+LORRY_DEVICE void wait_cluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// *to = x at the same place of the cluster's first block, which has begun; its barrier in the same
+// place receives the 16 bytes.
+LORRY_DEVICE void send_to_first(Word4* to, const Word4& x, Barrier* b) {
+  asm volatile(
+      "{\n.reg .b32 there, barrier;\nmapa.shared::cluster.u32 there, %0, 0;\n"
+      "mapa.shared::cluster.u32 barrier, %1, 0;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+      "[there], {%2, %3, %4, %5}, [barrier];\n}" ::"r"(shared_address(to)),
+      "r"(shared_address(b)), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+      : "memory");
 }
 LORRY_DEVICE void arrive(Barrier* b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
@@ -107,6 +124,9 @@ LORRY_DEVICE void leave_registers() {}
 // Not for this device; the host does not start kernels that would come here.
 LORRY_DEVICE void init_barrier(Barrier*, int) { __trap(); }
 LORRY_DEVICE void sync_cluster() {}
+LORRY_DEVICE void arrive_cluster() {}
+LORRY_DEVICE void wait_cluster() {}
+LORRY_DEVICE void send_to_first(Word4*, const Word4&, Barrier*) {}
 LORRY_DEVICE void arrive(Barrier*) {}
 LORRY_DEVICE void arrive_at(Barrier*, int) {}
 LORRY_DEVICE void arrive_and_expect(Barrier*, int) {}
@@ -115,6 +135,12 @@ LORRY_DEVICE void copy_to_cluster(unsigned char*, const unsigned char*, int, Bar
 #else
 LORRY_DEVICE void init_barrier(Barrier* b, int arrivals) { simt::init(*b, arrivals); }
 LORRY_DEVICE void sync_cluster() { sync_threads(); }
+LORRY_DEVICE void arrive_cluster() {}
+LORRY_DEVICE void wait_cluster() { sync_threads(); }
+LORRY_DEVICE void send_to_first(Word4* to, const Word4& x, Barrier* b) {
+  *to = x;
+  simt::receive(*b, sizeof x);
+}
 LORRY_DEVICE void arrive(Barrier* b) { simt::arrive(*b, 0); }
 LORRY_DEVICE void arrive_at(Barrier* b, int) { simt::arrive(*b, 0); }
 LORRY_DEVICE void arrive_and_expect(Barrier* b, int bytes) { simt::arrive(*b, bytes); }

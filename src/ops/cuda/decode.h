@@ -133,15 +133,18 @@ LORRY_DEVICE void thin_block(const LinearArgs& a, Wait&& wait, Finish&& finish) 
   }
   if (a.begin != nullptr) wait();
   const Rows rows = rows_of(a, group);
-  auto* shared = reinterpret_cast<float*>(shared_bytes());
+  auto* sums = reinterpret_cast<Word4*>(shared_bytes());
   const auto step = static_cast<int32_t>(kThinRows * gridDim.x);
   for (int32_t first = rows.begin + static_cast<int32_t>(kThinRows * blockIdx.x); first < rows.end;
        first += step) {
     const XRows<1> x(a.x, a.x_pitch, first, rows.end, a.plan.in);
     constexpr int kAhead = Load::kBytes >= 1024 ? 8 : 6;  // as many as registers hold
-    const float total = sum_by_parts<typename Load::Act, kThinWarps, kAhead>(
-        shared, [&](int chunk) { return Load::load(w + int64_t{chunk} * Load::kBytes); }, x,
-        static_cast<int>(a.plan.chunks()), wait);
+    sum_parts<typename Load::Act, kThinWarps, kAhead>(
+        warp_index(), [&](int chunk) { return Load::load(w + int64_t{chunk} * Load::kBytes); }, x,
+        static_cast<int>(a.plan.chunks()), wait,
+        [&](int p, const Float4& sum) { sums[p * 32 + lane_index()] = words_of(sum); });
+    sync_threads();
+    const float total = add_parts(sums);
     const auto at = static_cast<int32_t>(threadIdx.x);
     const int32_t row = first + at / kRowBlock;
     const int64_t column = int64_t{blockIdx.y} * kRowBlock + at % kRowBlock;

@@ -318,7 +318,8 @@ struct AdaptArgs {
   PatchSite site[kMaxSites];
   float* t;  // [sites, rows, pitch]
   int64_t t_pitch;
-  bool early;  // segments are not made by a kernel that may still run
+  bool early;     // segments are not made by a kernel that may still run
+  bool clusters;  // the device has them
   // Where a linear adds the pairs to its own sums:
   RowPair* pairs;   // [sites, rows]; null: another kernel adds them
   uint32_t* ready;  // becomes `turn`, another number each time, as soon as x can be read

@@ -1,143 +1,12 @@
-// adapt, the pairs: t = scale * A x, then y += B t, one fma for each rank in order.
+// adapt, the pairs: y += B t, one fma for each rank in order; and the embedding's.
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
-#include "ops/cuda/rows_times.h"
+#include "ops/cuda/numbers.h"
 #include "ops/cuda/segments.h"
 
 namespace lorry::cuda {
 
 namespace {
-
-// Of a shrink: few enough for a linear's blocks to find room beside them.
-constexpr int kShrinkWarps = 8;
-
-// Where the sums of a row begin.
-LORRY_DEVICE float* sums_of(const AdaptArgs& a, int site, int64_t row) {
-  return a.t + (int64_t{site} * a.rows + row) * a.t_pitch;
-}
-
-// 16 ranks of A at once; those beyond the pair's are zero.
-LORRY_DEVICE Tiles load_ranks(const unsigned char* a, bool second, int block_bytes) {
-  const auto* low = reinterpret_cast<const Word2*>(a) + lane_index();
-  const auto* high = reinterpret_cast<const Word2*>(a + block_bytes) + lane_index();
-  Tiles tiles;
-  LORRY_UNROLL
-  for (int t = 0; t < 2; ++t) {
-    const Word2 rows = low[32 * t];
-    const Word2 more = second ? high[32 * t] : Word2{0, 0};
-    tiles.t[t] = {rows.x, more.x, rows.y, more.y};
-  }
-  return tiles;
-}
-
-// Brings bytes near, by all threads of a shrink.
-LORRY_DEVICE void prefetch_all(const void* from, int64_t bytes) {
-  constexpr int kLine = 128;
-  for (int64_t at = int64_t{threadIdx.x} * kLine; at < bytes; at += 32 * kShrinkWarps * kLine) {
-    prefetch(static_cast<const unsigned char*>(from) + at);
-  }
-}
-
-// B, if it is small: a linear of few rows adds it within microseconds.
-LORRY_DEVICE void prefetch_b(const Patch& patch, int out) {
-  constexpr int64_t kMost = int64_t{1} << 20;
-  const int64_t bytes = (int64_t{out} + kPanelB - 1) / kPanelB * kPanelB * patch.rank * 2;
-  if (bytes <= kMost) prefetch_all(patch.b, bytes);
-}
-
-// t of 16 ranks at a site. wait(): from there on x can be read, and t written.
-template <class T, class Wait>
-LORRY_DEVICE void shrink_rows(const AdaptArgs& a, const TileRows& rows, int site, int rank,
-                              Wait&& wait) {
-  constexpr int kAhead = 8;
-  float* shared = reinterpret_cast<float*>(shared_bytes());
-  const Patch& patch = rows.patch[site];
-  const int chunks = (a.site[site].in + kChunk - 1) / kChunk;
-  const int block_bytes = chunks * kRankBlock * kChunk * 2;
-  const unsigned char* w =
-      static_cast<const unsigned char*>(patch.a) + int64_t{rank / kRankBlock} * block_bytes;
-  const bool second = rank + kRankBlock < patch.rank;
-  // A warp's loads then wait for each other, but only once for the memory.
-  if (a.pairs != nullptr) prefetch_all(w, (second ? 2 : 1) * block_bytes);
-  if (a.pairs != nullptr && a.early && rank == 0) prefetch_b(patch, a.site[site].out);
-  const XRows<1> x(a.x, a.x_pitch, rows.begin, rows.end, a.site[site].in);
-  const float total = sum_by_parts<T, kShrinkWarps, kAhead>(
-      shared,
-      [&](int chunk) {
-        return load_ranks(w + int64_t{chunk} * kRankBlock * kChunk * 2, second, block_bytes);
-      },
-      x, chunks, wait);
-  const auto at = static_cast<int>(threadIdx.x);
-  if (at >= 128) return;
-  const int row = at / 16;
-  const int r = rank + at % 16;
-  if (rows.begin + row < rows.end && r < patch.rank) {
-    sums_of(a, site, rows.begin + row)[r] = patch.scale * total;
-  }
-}
-
-// grid: tiles of rows, sites x blocks of 16 ranks, segments of a tile.
-template <class T>
-LORRY_KERNEL(32 * kShrinkWarps, 2)
-shrink_kernel(AdaptArgs a) {
-  let_next_start();
-  const auto tile = static_cast<int32_t>(blockIdx.x);
-  const auto slot = static_cast<int32_t>(blockIdx.z);
-  const auto site = static_cast<int>(blockIdx.y) % a.sites;
-  const auto rank = static_cast<int>(blockIdx.y) / a.sites * 16;
-  const auto wait = [&] {
-    wait_for_previous();
-    const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0;
-    if (first && a.ready != nullptr) raise_flag(a.ready, a.turn);
-  };
-  if (a.early) {
-    fence();  // so that no older table than the last copy's is read
-  } else {
-    wait();
-  }
-  // While A is on its way; a pair is written when the last linear has read its own.
-  const auto describe_and_wait = [&] {
-    const bool describes =
-        a.pairs != nullptr && rank == 0 && slot == 0 && warp_index() == kShrinkWarps - 1;
-    const RowPair pair = describes ? pair_of_row(a, tile, site) : RowPair{nullptr, 0};
-    if (a.early) wait();
-    const int64_t row = int64_t{tile} * kTileRows + lane_index();
-    if (describes && lane_index() < kTileRows && row < a.rows) a.pairs[site * a.rows + row] = pair;
-  };
-  const TileRows rows = rows_of_tile(a, tile, slot);
-  if (rows.begin != rows.end && rank < rows.patch[site].rank) {
-    shrink_rows<T>(a, rows, site, rank, describe_and_wait);
-  } else {
-    describe_and_wait();
-  }
-}
-
-// The same in f32: a warp a row and rank.
-constexpr int kPlainWarps = 4;
-LORRY_KERNEL(32 * kPlainWarps) shrink_f32_kernel(AdaptArgs a) {
-  begin_kernel();
-  const auto site = static_cast<int>(blockIdx.y);
-  const TileRows rows =
-      rows_of_tile(a, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.z));
-  if (rows.begin == rows.end) return;
-  const Patch& patch = rows.patch[site];
-  const int in = a.site[site].in;
-  const int64_t block = int64_t{(in + kChunk - 1) / kChunk} * kRankBlock * kChunk;
-  const int n = (rows.end - rows.begin) * patch.rank;
-  for (int i = warp_index(); i < n; i += kPlainWarps) {
-    const int64_t row = rows.begin + i / patch.rank;
-    const int r = i % patch.rank;
-    const float* x = static_cast<const float*>(a.x) + row * a.x_pitch;
-    const float* w = static_cast<const float*>(patch.a) + r / kRankBlock * block;
-    float sum = 0;
-    for (int k = lane_index(); k < in; k += 32) {
-      const int64_t chunk = k / kChunk * (kRankBlock * kChunk);
-      sum = fmaf(x[k], w[chunk + place_in_a(r % kRankBlock, k % kChunk)], sum);
-    }
-    sum = warp_sum(sum);
-    if (lane_index() == 0) sums_of(a, site, row)[r] = patch.scale * sum;
-  }
-}
 
 constexpr int kExpandThreads = 256;
 
@@ -342,20 +211,6 @@ adapt_embedding_kernel(AdaptEmbeddingArgs e) {
 }
 
 }  // namespace
-
-void shrink(Stream s, const AdaptArgs& a, Act act) {
-  const int64_t tiles = ceil_div(a.rows, kTileRows);
-  const int64_t slots = a.n_segments < kTileRows ? a.n_segments : kTileRows;
-  if (act == Act::f32) {
-    return start<AdaptArgs, shrink_f32_kernel>("shrink", {tiles, a.sites, slots}, 32 * kPlainWarps,
-                                               0, s, a);
-  }
-  const Grid grid{tiles, a.sites * ceil_div(a.max_rank, 16), slots};
-  with_16_bits(act, [&](auto x) {
-    start<AdaptArgs, shrink_kernel<decltype(x)>>("shrink", grid, 32 * kShrinkWarps, kPartsShared, s,
-                                                 a);
-  });
-}
 
 void add_pairs(Stream s, const AdaptArgs& a, Act act) {
   shrink(s, a, act);

@@ -111,6 +111,7 @@ const std::vector<Patch>& CudaOps::fill_tables(AdaptArgs& a, Call& call,
   a.segments = segments_of(call, segments);
   a.n_segments = static_cast<int32_t>(segments.size());
   a.early = !call.on_device(segments.data());
+  a.clusters = wide_;
   for (size_t s = 0; s < sites.size(); ++s) {
     a.site[s] = {sites[s].column, sites[s].panel_stride, static_cast<int32_t>(sites[s].in),
                  static_cast<int32_t>(sites[s].out)};

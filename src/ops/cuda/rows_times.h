@@ -26,6 +26,7 @@ template <int kN>
 struct XRows {
   static constexpr int kBytes = kN * 512;  // of a chunk, in shared memory
   const uint16_t* row[kN];                 // null: beyond the last, zeros
+  const uint16_t* part[kN];                // a lane's of it, or of the first row
   int in;
   bool wide;  // 16 bytes at a time
 
@@ -35,6 +36,7 @@ struct XRows {
     for (int n = 0; n < kN; ++n) {
       const int r = first + 8 * n + lane_index() / 4;
       row[n] = r < end ? base + r * pitch : nullptr;
+      part[n] = base + (r < end ? r : first) * pitch + lane_index() % 4 * 8;
     }
     wide = reinterpret_cast<uintptr_t>(base) % 16 == 0 && pitch % 8 == 0;
   }
@@ -48,6 +50,13 @@ struct XRows {
     LORRY_UNROLL
     for (int i = 0; i < 8; ++i) v[i] = k + i < in ? x[i] : 0U;
     return {v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16};
+  }
+
+  // The same in one load, if all of the chunk and of those before is there; not zeros, but anything
+  // beyond the last row.
+  LORRY_DEVICE bool is_whole(int chunk) const { return wide && (chunk + 1) * kChunk <= in; }
+  LORRY_DEVICE Word4 load_whole(int n, int chunk) const {
+    return *reinterpret_cast<const Word4*>(part[n] + chunk * kChunk);
   }
 
   LORRY_DEVICE void copy(unsigned char* to, int chunk) const {
@@ -244,54 +253,81 @@ constexpr size_t slices_shared() {
   return kBytes;
 }
 
-// 16 outputs of up to 8 rows of T by kWarps warps: the inputs are cut into kParts parts, whose sums
-// are added in order, and part p is warp p % kWarps's. Thread 16 row + output gets its total,
-// threads from 128 on nothing. tiles(chunk): a operands of a chunk, of which kAhead are loaded
-// together. wait(): all threads call it before the first of x is read. shared: kPartsShared bytes.
+// 16 outputs of up to 8 rows of T: the inputs are cut into kParts parts, whose sums are added in
+// order. Where part p begins, in chunks:
 constexpr int kParts = 16;
-constexpr size_t kPartsShared = sizeof(float) * kParts * 8 * kRowBlock;
-template <class T, int kWarps, int kAhead, class LoadTiles, class Wait>
-LORRY_DEVICE float sum_by_parts(float* shared, LoadTiles&& tiles, const XRows<1>& x, int chunks,
-                                Wait&& wait) {
-  const auto begin = [&](int p) { return static_cast<int>(int64_t{chunks} * p / kParts); };
+constexpr int part_begin(int chunks, int p) {
+  return static_cast<int>(int64_t{chunks} * p / kParts);
+}
+
+// Warp `warp` of kWarps sums parts warp, warp + kWarps ...: put(p, what a lane has of the sum).
+// tiles(chunk): a operands of a chunk, of which kAhead are loaded together. wait(): all threads
+// call it before the first of x is read.
+template <class T, int kWarps, int kAhead, class LoadTiles, class Wait, class Put>
+LORRY_DEVICE void sum_parts(int warp, LoadTiles&& tiles, const XRows<1>& x, int chunks, Wait&& wait,
+                            Put&& put) {
+  const auto begin = [&](int p) { return part_begin(chunks, p); };
   Tiles left[kAhead];
   const auto load = [&](int c, int last) {
     LORRY_UNROLL
-    for (int i = 0; i < kAhead; ++i) left[i] = tiles(c + i < last ? c + i : last - 1);
+    for (int i = 0; i < kAhead; ++i) {
+      if (c + i < last) left[i] = tiles(c + i);
+    }
   };
   const auto load_part = [&](int p) {
     if (begin(p) < begin(p + 1)) load(begin(p), begin(p + 1));
   };
-  load_part(warp_index());
+  const auto multiply = [](Float4& sum, const Tiles& a, const Word4& b) {
+    mma<T>(sum, a.t[0], b.x, b.y);
+    mma<T>(sum, a.t[1], b.z, b.w);
+  };
+  load_part(warp);
   wait();
-  for (int p = warp_index(); p < kParts; p += kWarps) {
+  for (int p = warp;; p += kWarps) {
     Float4 sum{};
     const int last = begin(p + 1);
     for (int c = begin(p); c < last;) {
-      Word4 right[kAhead];
-      LORRY_UNROLL
-      for (int i = 0; i < kAhead; ++i) right[i] = x.load(0, c + i < last ? c + i : last - 1);
-      LORRY_UNROLL
-      for (int i = 0; i < kAhead; ++i) {
-        if (c + i >= last) break;
-        mma<T>(sum, left[i].t[0], right[i].x, right[i].y);
-        mma<T>(sum, left[i].t[1], right[i].z, right[i].w);
+      const int end = c + kAhead < last ? c + kAhead : last;
+      if (x.is_whole(end - 1)) {
+        Word4 right[kAhead];
+        LORRY_UNROLL
+        for (int i = 0; i < kAhead; ++i) {
+          right[i] = x.load_whole(0, c + i < end ? c + i : end - 1);
+        }
+        sync_warp();  // or the last is loaded when the first has been multiplied
+        LORRY_UNROLL
+        for (int i = 0; i < kAhead; ++i) {
+          if (c + i < end) multiply(sum, left[i], right[i]);
+        }
+      } else {  // rare: one by one, which is less code
+        for (int i = c; i < end; ++i) multiply(sum, tiles(i), x.load(0, i));
       }
-      c += kAhead;
+      c = end;
       if (c < last) load(c, last);
     }
-    if (p + kWarps < kParts) load_part(p + kWarps);
-    LORRY_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int row = lane_index() % 4 * 2 + i % 2;
-      shared[(p * 8 + row) * kRowBlock + lane_index() / 4 + i / 2 * 8] = sum.v[i];
-    }
+    const bool more = kWarps < kParts && p + kWarps < kParts;
+    if (more) load_part(p + kWarps);
+    put(p, sum);
+    if (!more) break;
   }
-  sync_threads();
+}
+
+// What lanes put, [kParts, 32]; of that, thread 16 row + output adds what is its own in order;
+// threads from 128 on get nothing.
+constexpr size_t kPartsShared = sizeof(Word4) * kParts * 32;
+LORRY_DEVICE Word4 words_of(const Float4& sum) {
+  return {as_bits(sum.v[0]), as_bits(sum.v[1]), as_bits(sum.v[2]), as_bits(sum.v[3])};
+}
+LORRY_DEVICE float add_parts(const Word4* sums) {
   const auto at = static_cast<int>(threadIdx.x);
   if (at >= 8 * kRowBlock) return 0.0F;
-  float total = shared[at];
-  for (int p = 1; p < kParts; ++p) total += shared[p * 8 * kRowBlock + at];
+  const int row = at / kRowBlock;
+  const int output = at % kRowBlock;
+  const int lane = output % 8 * 4 + row / 2;
+  const float* own = reinterpret_cast<const float*>(sums + lane) + output / 8 * 2 + row % 2;
+  constexpr int kNext = 32 * sizeof(Word4) / sizeof(float);
+  float total = own[0];
+  for (int p = 1; p < kParts; ++p) total += own[p * kNext];
   return total;
 }
 

@@ -50,25 +50,25 @@ LORRY_DEVICE TileRows rows_of_tile(const AdaptArgs& a, int32_t tile, int32_t slo
   return {begin, end, patches_of(a, s)};
 }
 
-// The pair of row lane_index() of a tile. A warp calls it; the tile's segments are read together.
-LORRY_DEVICE RowPair pair_of_row(const AdaptArgs& a, int32_t tile, int site) {
+// Whether row lane_index() of a tile has a segment. A warp asks; they are read together.
+LORRY_DEVICE bool has_segment(const AdaptArgs& a, int32_t tile) {
   const int32_t first_row = tile * kTileRows;
-  const int32_t row = first_row + lane_index();
-  const int32_t first = first_segment(a, first_row);
-  const int32_t at = first + lane_index();
+  const int32_t at = first_segment(a, first_row) + lane_index();
   const bool is_one = lane_index() < kTileRows && at < a.n_segments;
-  const int32_t end = is_one ? a.segments[at].end : first_row + kTileRows;
-  int32_t own = first;
+  const Segment s = is_one ? a.segments[at] : Segment{};
+  bool has = false;
   LORRY_UNROLL
   for (int i = 0; i < kTileRows; ++i) {
-    const int passed = count_bits(ballot(end <= first_row + i));
-    if (lane_index() == i) own += passed;
+    const int32_t row = first_row + i;
+    const uint32_t of = ballot(s.begin <= row && row < s.end);
+    if (lane_index() == i) has = of != 0;
   }
-  if (own >= a.n_segments || lane_index() >= kTileRows) return {nullptr, 0};
-  const Segment s = a.segments[own];
-  if (row < s.begin || row >= s.end) return {nullptr, 0};
-  const Patch& patch = patches_of(a, s)[site];
-  return {patch.b, patch.rank};
+  return has;
+}
+
+// Where the sums of a row begin.
+LORRY_DEVICE float* sums_of(const AdaptArgs& a, int site, int64_t row) {
+  return a.t + (int64_t{site} * a.rows + row) * a.t_pitch;
 }
 
 LORRY_DEVICE int64_t column_of(const PatchSite& site, int64_t o) {
