@@ -101,9 +101,7 @@ LORRY_DEVICE const unsigned char* row_block(const LinearArgs& a, const PromptTil
 }
 
 // The copying warp's work. Its first lane copies x; eight lanes, a row block each, bring weights
-// into the L2 cache, as registers are room for too few of them on their long way there. Only one of
-// the tiles with the same weights does: they are multiplied side by side, and what is asked for
-// twice counts twice.
+// into the L2 cache, as registers are room for too few of them on their long way there.
 template <class Load>
 LORRY_DEVICE void copy_tiles(const PromptArgs& a, Pipe pipe) {
   constexpr int kRowBlocks = kBlockOutputs / kRowBlock;

@@ -21,7 +21,7 @@ struct PromptTile {
   int32_t block;       // of kBlockOutputs outputs
   int32_t begin, end;  // rows
   int32_t row, rows;   // the same with those of other groups around them: both multiples of 8
-  bool leads;          // of the tiles with the same weights the first one
+  bool leads;          // asks for weights ahead
 };
 
 // The tiles of a cluster, every so many: those that have weights in common are neighbours, then
@@ -47,7 +47,10 @@ class TileWalk {
     t.begin = t.row < c.begin ? c.begin : t.row;
     t.end = t.row + c.width < c.end ? t.row + c.width : c.end;
     t.rows = (t.end - t.row + 7) / 8 * 8;
-    t.leads = at_ % c.tiles == 0;
+    // Many tiles with the same weights are multiplied side by side, and what is asked for by each
+    // counts; few are not always.
+    constexpr int32_t kMany = 4;
+    t.leads = c.tiles < kMany || at_ % c.tiles == 0;
     return t;
   }
   LORRY_DEVICE void advance() {

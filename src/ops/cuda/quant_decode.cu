@@ -242,20 +242,20 @@ size_t shared_of(const WeightPlan& p) {
                              sides_of<S>(p) * side_bytes(p));
 }
 
-// Row blocks of a block: as many as are done first by the device's processors side by side, each
-// with enough blocks at once, where a block costs as much at its beginning as so many bytes of
-// weights.
+// Row blocks of a block. A block costs as much at its beginning as so many bytes of weights. How
+// often the device's places are taken over counts, and how evenly its processors are loaded.
 int32_t blocks_of(const LinearArgs& a, int64_t row_blocks) {
   constexpr int32_t kMost = 8;
-  constexpr int64_t kAtOnce = 3;
   constexpr int64_t kBegin = 12 << 10;
   const int64_t bytes = a.plan.block_bytes() * (a.glu.y != nullptr ? 2 : 1);
+  const int64_t places = int64_t{kOfAProcessor} * a.processors;
   int32_t best = 1;
   int64_t least = INT64_MAX;
   for (int32_t n = 1; n <= kMost; ++n) {
     const int64_t blocks = ceil_div(row_blocks, n) * groups_with_rows(a);
-    if (n > 1 && blocks < kAtOnce * a.processors) break;
-    const int64_t cost = ceil_div(blocks, int64_t{a.processors}) * (n * bytes + kBegin);
+    const int64_t turns =
+        kOfAProcessor * ceil_div(blocks, places) + ceil_div(blocks, int64_t{a.processors});
+    const int64_t cost = turns * (n * bytes + kBegin);
     if (cost >= least) continue;
     least = cost;
     best = n;
