@@ -139,8 +139,9 @@ prompt_kernel(AttentionArgs a) {
     if (u + 1 < end) copy_unit<kC>(there, a, p, next);
     next = UnitBlocks(a, p, u + 2, low, high);
     if (u < tile.unit || u >= tile.unit + tile.n_units) continue;
-    const CachedUnit seen = cached_unit(a, p, u);
-    const SharedUnit<kC> unit{a, p, seen.first, seen.low, seen.high, here};
+    const SharedUnit<kC> unit{
+        a,   p, u * kUnitKeys, lowest_key(a, tile.position), tile.position + tile.positions - 1,
+        here};
     Result<kC> part;
     attend_unit<T, kC>(part, query, unit);
     if (u == tile.unit) {

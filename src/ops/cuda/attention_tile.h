@@ -105,37 +105,6 @@ LORRY_DEVICE void load_query(Query<kC>& query, const AttentionArgs& a, const Pla
   }
 }
 
-// A unit's keys and values where they lie in the cache.
-struct CachedUnit {
-  const AttentionArgs& a;
-  const Place& p;
-  int first, low, high;  // first key; what the tile's rows see
-
-  // Key 8 j + g, parts 4 c + q.
-  LORRY_DEVICE Word4 key(int j, int c) const {
-    const auto width = static_cast<int>(head_width(a.head_dim));
-    const unsigned char* block = a.k + block_of(a, p, first + j / 2 * kTokens, low, high);
-    const int i = 32 * c + 8 * p.q;
-    const auto* key = reinterpret_cast<const uint16_t*>(block) + (j % 2 * 8 + p.g) * width;
-    const Word4 k = *reinterpret_cast<const Word4*>(key + (i < width ? i : 0));
-    return i < width ? k : Word4{0, 0, 0, 0};
-  }
-  // Tokens 2 pair, 2 pair + 1 of block b, columns 32 c + 4 g ... + 3.
-  LORRY_DEVICE Word4 values(int b, int pair, int c) const {
-    const auto width = static_cast<int>(head_width(a.head_dim));
-    const unsigned char* block = a.v + block_of(a, p, first + b * kTokens, low, high);
-    const int i = 32 * c + 4 * p.g;
-    const auto* v = reinterpret_cast<const uint16_t*>(block) + pair * 2 * width;
-    const Word4 w = *reinterpret_cast<const Word4*>(v + (i < width ? 2 * i : 0));
-    return i < width ? w : Word4{0, 0, 0, 0};
-  }
-};
-
-LORRY_DEVICE CachedUnit cached_unit(const AttentionArgs& a, const Place& p, int unit) {
-  return {a, p, unit * kUnitKeys, lowest_key(a, p.tile.position),
-          p.tile.position + p.tile.positions - 1};
-}
-
 // Scores of rows g, g + 8 with keys 8 j + 2 q, + 1 of a unit, of kN j from `first` on. Sums take
 // turns, since each waits for its last product.
 template <class T, int kN, int kC, class Unit>
@@ -197,15 +166,12 @@ LORRY_DEVICE RowState soften(Float4 (&s)[kKeyTiles], const AttentionArgs& a, con
   return {most, sum};
 }
 
-// Zero where the token is not between low and high: nobody sees what is there.
-LORRY_DEVICE uint32_t seen_pair(uint32_t pair, int token, int low, int high) {
-  if (token < low || token > high) pair &= 0xffff0000U;
-  if (token + 1 < low || token + 1 > high) pair &= 0x0000ffffU;
-  return pair;
-}
+// Values of tokens token, token + 1: zero where one is not between low and high, since nobody sees
+// what is there.
 LORRY_DEVICE Word4 seen_values(const Word4& w, int token, int low, int high) {
-  return {seen_pair(w.x, token, low, high), seen_pair(w.y, token, low, high),
-          seen_pair(w.z, token, low, high), seen_pair(w.w, token, low, high)};
+  const uint32_t mask = (token < low || token > high ? 0U : 0xffffU) |
+                        (token + 1 < low || token + 1 > high ? 0U : 0xffff0000U);
+  return {w.x & mask, w.y & mask, w.z & mask, w.w & mask};
 }
 
 // Probabilities of the 16 keys of block b of a unit as an a operand.

@@ -32,13 +32,8 @@ struct OwnUnit {
   LORRY_DEVICE Word4 key(int j, int c) const {
     return *reinterpret_cast<const Word4*>(key_part(j, c));
   }
-  // Zero where the token is not between low and high: nobody sees what is there.
   LORRY_DEVICE Word4 values(int b, int pair, int c) const {
-    const Word4 w = *reinterpret_cast<const Word4*>(value_part(b, pair, c));
-    const int token = first + b * kTokens + 2 * pair;
-    const uint32_t mask = (token < low || token > high ? 0U : 0xffffU) |
-                          (token + 1 < low || token + 1 > high ? 0U : 0xffff0000U);
-    return {w.x & mask, w.y & mask, w.z & mask, w.w & mask};
+    return *reinterpret_cast<const Word4*>(value_part(b, pair, c));
   }
 
   // Starts the copies; place: where the unit's blocks of this head begin.
@@ -120,7 +115,7 @@ LORRY_DEVICE void attend_together(const Query<kC>& query, const AttentionArgs& a
     Float4 o[4] = {};
     LORRY_UNROLL
     for (int b = 0; b < kUnitKeys / kTokens; ++b) {
-      add_values<T, true>(o, pack_block<T>(s, b), unit, b, c);
+      add_values<T, false>(o, pack_block<T>(s, b), unit, b, c);
     }
     store_part(o, state, a, p, slot, c);
   }

@@ -283,7 +283,7 @@ void quant_wide(Stream s, const QuantArgs& a);
 // Quantises, and multiplies with the kernel that fits. glu: only where is_quant_decode.
 void linear_quant(Stream s, const QuantArgs& a);
 
-// ---- lora.cu, change.cu ----
+// ---- lora.cu, shrink.cu, change.cu ----
 
 // What an adapter does at one site of one group.
 struct Patch {

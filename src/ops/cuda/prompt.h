@@ -3,8 +3,8 @@
 // A block multiplies 128 outputs, 64 by each of two warpgroups, with up to 256 rows: weights go
 // from memory to the registers of the a operand as they lie, x by way of shared memory, copied by
 // a warp of a third warpgroup. The blocks of a cluster have neighbouring outputs and the same rows:
-// each copies a part of x to both, as the L2 cache is what limits this kernel. Blocks stay and take
-// tile after tile, so that x of the next one is copied while the sums of one are stored.
+// each copies a part of x to both, so that the L2 cache is asked for half of it. Blocks stay and
+// take tile after tile, so that x of the next one is copied while the sums of one are stored.
 //
 // The sums are in the order of rows_times.h: the first slice's wait in shared memory.
 #pragma once
