@@ -93,6 +93,24 @@ def request():
         yield say("GET " + path, "")
     for path in ["/embed", "/classify", "/invocations", "/v1/embeddings"]:
         yield say("POST " + path, "{}")
+    flat = {"type": "function", "name": "f", "strict": True, "parameters": {"type": "object"}}
+    history = [{"role": "user", "content": [{"type": "input_text", "text": "t"}]}, {"type": "reasoning", "summary": []},
+               {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "o"}, {"type": "refusal", "refusal": "r"}]},
+               {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+               {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "9"}]}]
+    for more in [
+        {}, {"stream": True}, {"instructions": "i", "max_output_tokens": 2, "stop": "x"}, {"tools": [flat], "stream": True},
+        {"include": ["message.output_text.logprobs", "reasoning.encrypted_content"], "top_logprobs": 2, "stream": True},
+        {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}, "verbosity": None}},
+        {"tools": [flat], "tool_choice": {"type": "function", "name": "f"}, "parallel_tool_calls": False},
+        {"previous_response_id": "x"}, {"store": False, "background": False, "truncation": "disabled", "metadata": {}},
+    ]:
+        yield say("POST /v1/responses", {"input": "Hi", **more})
+    yield say("POST /v1/responses", {"input": history, "tools": [flat]})
+    yield say("POST /v1/responses", {"input": history[:1] + history[2:], "tools": [flat]})
+    for call in ['[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {}}]', 'x [TOOL_CALLS][{"name": "f"']:
+        yield say("POST /v1/responses", {"input": call, "tools": [flat], "stream": True})
+    yield say("GET /v1/responses/resp_1", "")
 
 
 def header(tensors, data=b"", **metadata):

@@ -36,9 +36,11 @@ struct World {
   Service service;
 };
 
-// Each event of a stream is JSON, but for OpenAI's last one.
+// Each event of a stream is JSON, but for the last one of OpenAI's older routes; those of responses
+// have names.
 void check_stream(std::string_view stream) {
   while (!stream.empty()) {
+    if (stream.starts_with("event: ")) stream.remove_prefix(stream.find('\n') + 1);
     const size_t end = stream.find("\n\n");
     LORRY_CHECK(end != stream.npos && stream.starts_with("data: "), "no event: {}", stream);
     const std::string_view data = stream.substr(6, end - 6);

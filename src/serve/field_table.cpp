@@ -1,4 +1,5 @@
 // The table of fields, and readers for those that are not a plain number, flag or text.
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <limits>
@@ -136,10 +137,47 @@ void read_stream_options(const json::value& value, const FieldRule& rule, const 
   if (flag("include_obfuscation")) refuse_field(rule.name, ".include_obfuscation is not supported");
 }
 
+// OpenAI's form of responses: {format, verbosity}, the format's parts side by side.
+void read_text(const json::value& value, const FieldRule& rule, const Limits& limits, Fields& out) {
+  if (!value.is_object())
+    refuse_field(rule.name, fmt::format("must be an object, found {}", kind_of(value)));
+  if (member(value.as_object(), "verbosity") != nullptr) {
+    refuse_field(rule.name, ".verbosity is not supported");
+  }
+  const json::value* format = member(value.as_object(), "format");
+  if (format == nullptr) return;
+  read_format<read_response_format>(*format, rule, limits, out);
+}
+
+void read_include(const json::value& value, const FieldRule& rule, const Limits&, Fields& out) {
+  constexpr std::string_view kLogprobs = "message.output_text.logprobs";
+  // What answers here have none of.
+  constexpr std::array<std::string_view, 6> kNothing{
+      "reasoning.encrypted_content",   "file_search_call.results",
+      "web_search_call.results",       "web_search_call.action.sources",
+      "code_interpreter_call.outputs", "message.input_image.image_url"};
+  if (!value.is_array())
+    refuse_field(rule.name, fmt::format("must be a list, found {}", kind_of(value)));
+  for (const json::value& item : value.as_array()) {
+    if (!item.is_string())
+      refuse_field(rule.name, fmt::format("holds {}, not a string", kind_of(item)));
+    const std::string what = text_of(item);
+    if (what == kLogprobs) {
+      out.logprobs = true;
+    } else if (std::find(kNothing.begin(), kNothing.end(), what) == kNothing.end()) {
+      refuse_field(rule.name,
+                   fmt::format("of {} is not supported: expected {}", quote(what, 60), kLogprobs));
+    }
+  }
+}
+
 constexpr unsigned kLorax = static_cast<unsigned>(Api::lorax);
 constexpr unsigned kChat = static_cast<unsigned>(Api::chat);
 constexpr unsigned kCompletions = static_cast<unsigned>(Api::completions);
-constexpr unsigned kV1 = kChat | kCompletions;
+constexpr unsigned kResponses = static_cast<unsigned>(Api::responses);
+constexpr unsigned kTalk = kChat | kResponses;
+constexpr unsigned kOlder = kChat | kCompletions;
+constexpr unsigned kV1 = kTalk | kCompletions;
 constexpr unsigned kAll = kLorax | kV1;
 constexpr double kMost = std::numeric_limits<int32_t>::max();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -183,12 +221,13 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"max_tokens", kChat, &Fields::max_new_tokens, {1, kMost}},
     {"max_tokens", kCompletions, &Fields::max_new_tokens, {0, kMost}},
     {"max_completion_tokens", kChat, &Fields::max_new_tokens, {1, kMost}},
+    {"max_output_tokens", kResponses, &Fields::max_new_tokens, {1, kMost}},
     {"ignore_eos_token", kAll, &Fields::ignore_eos},
     {"ignore_eos", kV1, &Fields::ignore_eos},
     {"stop", kAll, read_stop},
     {"stop_token_ids", kV1, read_stop_token_ids},
     {"best_of", kLorax | kCompletions, &Fields::best_of, {-kMost, kMost}},
-    {"n", kV1, &Fields::n, {1, 128}},
+    {"n", kOlder, &Fields::n, {1, 128}},
 
     // Who answers, from what, and in which form.
     {"model", kV1, &Fields::model},
@@ -202,6 +241,8 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"user", kV1, &Fields::user},
     {"messages", kChat, ReadElsewhere{}},
     {"prompt", kCompletions, ReadElsewhere{}},
+    {"input", kResponses, ReadElsewhere{}},
+    {"instructions", kResponses, ReadElsewhere{}},
     {"truncate", kLorax, &Fields::truncate, {-kMost, kMost}},
     {"apply_chat_template", kLorax, &Fields::apply_chat_template},
     {"return_full_text", kLorax, &Fields::return_full_text},
@@ -215,17 +256,19 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"stream", kV1, &Fields::stream},
     {"stream_options", kV1, read_stream_options},
     {"logprobs", kChat, &Fields::logprobs},
-    {"top_logprobs", kChat, &Fields::alternatives, {0, 20}},
+    {"top_logprobs", kTalk, &Fields::alternatives, {0, 20}},
     {"logprobs", kCompletions, &Fields::alternatives, {0, 20}},
     {"echo", kCompletions, &Fields::echo},
-    {"response_format", kAll, read_format<read_response_format>},
-    {"guided_json", kV1, read_format<read_guided_json>},
-    {"guided_regex", kV1, read_format<read_guided_regex>},
-    {"guided_choice", kV1, read_format<read_guided_choice>},
-    {"structured_outputs", kV1, read_format<read_structured_outputs>},
-    {"tools", kChat, ReadElsewhere{}},
-    {"tool_choice", kChat, ReadElsewhere{}},
-    {"parallel_tool_calls", kChat, &Fields::parallel_tool_calls},
+    {"include", kResponses, read_include},
+    {"response_format", kLorax | kOlder, read_format<read_response_format>},
+    {"text", kResponses, read_text},
+    {"guided_json", kOlder, read_format<read_guided_json>},
+    {"guided_regex", kOlder, read_format<read_guided_regex>},
+    {"guided_choice", kOlder, read_format<read_guided_choice>},
+    {"structured_outputs", kOlder, read_format<read_structured_outputs>},
+    {"tools", kTalk, ReadElsewhere{}},
+    {"tool_choice", kTalk, ReadElsewhere{}},
+    {"parallel_tool_calls", kTalk, &Fields::parallel_tool_calls},
 
     // Known and refused.
     {"suffix", kCompletions, NotSupported{}},
@@ -237,20 +280,28 @@ constexpr auto kRules = std::to_array<FieldRule>({
     {"web_search_options", kChat, NotSupported{}},
     {"reasoning_effort", kChat, NotSupported{"none"}},
     {"verbosity", kChat, NotSupported{}},
-    {"store", kChat, NotSupported{}},
-    {"metadata", kChat, NotSupported{}},
-    {"service_tier", kChat, NotSupported{"auto default"}},
-    {"prompt_cache_key", kChat, NotSupported{}},
-    {"prompt_cache_options", kChat, NotSupported{}},
-    {"prompt_cache_retention", kChat, NotSupported{}},
-    {"moderation", kChat, NotSupported{}},
-    {"safety_identifier", kChat, NotSupported{}},
+    {"store", kTalk, NotSupported{}},
+    {"metadata", kTalk, NotSupported{}},
+    {"service_tier", kTalk, NotSupported{"auto default"}},
+    {"prompt_cache_key", kTalk, NotSupported{}},
+    {"prompt_cache_options", kTalk, NotSupported{}},
+    {"prompt_cache_retention", kTalk, NotSupported{}},
+    {"moderation", kTalk, NotSupported{}},
+    {"safety_identifier", kTalk, NotSupported{}},
+    {"previous_response_id", kResponses, NotSupported{}},
+    {"conversation", kResponses, NotSupported{}},
+    {"background", kResponses, NotSupported{}},
+    {"prompt", kResponses, NotSupported{}},
+    {"reasoning", kResponses, NotSupported{}},
+    {"max_tool_calls", kResponses, NotSupported{}},
+    {"truncation", kResponses, NotSupported{"disabled"}},
+    {"context_management", kResponses, NotSupported{}},
     {"chat_template", kChat, NotSupported{}},
     {"chat_template_kwargs", kChat, NotSupported{}},
     {"documents", kChat, NotSupported{}},
     {"prompt_embeds", kCompletions, NotSupported{}},
-    {"use_beam_search", kV1, NotSupported{}},
-    {"guided_grammar", kV1, NotSupported{}},
+    {"use_beam_search", kOlder, NotSupported{}},
+    {"guided_grammar", kOlder, NotSupported{}},
 });
 
 }  // namespace

@@ -166,6 +166,9 @@ void check_fields(const Fields& fields, Api api, const Limits& limits) {
   if (api == Api::chat && fields.alternatives && !fields.logprobs) {
     refuse("top_logprobs", "`top_logprobs` needs `logprobs` to be true");
   }
+  if (api == Api::responses && fields.alternatives && !fields.logprobs) {
+    refuse("top_logprobs", "`top_logprobs` needs `include` to hold message.output_text.logprobs");
+  }
   if (api == Api::completions && fields.max_new_tokens == 0 && !fields.echo) {
     refuse("max_tokens", "`max_tokens` may be 0 only with `echo`");
   }
@@ -195,6 +198,7 @@ SamplingParams sampling_of(const Fields& fields, Api api, uint64_t random_seed,
                      fields.best_of.value_or(1) > 1;
       break;
     case Api::chat:
+    case Api::responses:
       out.logprobs = fields.logprobs;
       break;
     case Api::completions:

@@ -16,7 +16,7 @@
 
 namespace lorry {
 
-enum class Api : unsigned { lorax = 1, chat = 2, completions = 4 };
+enum class Api : unsigned { lorax = 1, chat = 2, completions = 4, responses = 8 };
 
 // What a client gave; empty or false where it gave nothing.
 struct Fields {

@@ -41,6 +41,7 @@ struct Job {
   ToolPlan tools;
   std::string model;      // as named to the client
   bool as_array = false;  // LoRAX's compat route
+  std::string echo;       // what a response repeats of its request: members of a JSON object
   size_t input_characters = 0;
   std::chrono::steady_clock::time_point received{};
   // When it is given up if none of its answers has begun; zero: never.

@@ -1,15 +1,13 @@
 #include "serve/openai_api.h"
 
 #include <algorithm>
-#include <optional>
 
 #include "base/error.h"
 #include "serve/adapter_choice.h"
-#include "serve/chat_messages.h"
+#include "serve/chat_request.h"
 #include "serve/errors.h"
 #include "serve/json_writer.h"
 #include "serve/request_json.h"
-#include "serve/tools.h"
 
 namespace lorry {
 
@@ -17,43 +15,6 @@ namespace {
 
 // OpenAI's default of max_tokens on completions.
 constexpr int64_t kCompletionTokens = 16;
-
-std::string text_of(const json::value& value) {
-  return {value.as_string().data(), value.as_string().size()};
-}
-
-// ---- chat
-
-// The token that a model's calls follow, where its template makes it so.
-std::optional<int32_t> tool_marker(const Intake& intake) {
-  if (intake.chat == nullptr || !intake.chat->takes_tools()) return std::nullopt;
-  return intake.tokenizer.id_of(kToolMarker);
-}
-
-Prompt chat_prompt(const json::object& body, const ToolRequest& tools, const Intake& intake) {
-  const bool native = intake.chat != nullptr && intake.chat->takes_tools();
-  const std::string messages = canonical_messages(body, tools, native);
-  const std::string list = tools.tools.empty() || !native ? "" : tools_json(tools);
-  check_bytes(messages.size() + list.size(), Api::chat, intake);
-  Prompt prompt = render_chat(messages, intake, list.empty() ? "{}" : "{\"tools\":" + list + "}");
-  if (prompt.ids.empty()) refuse_field("messages", "give an empty prompt");
-  return prompt;
-}
-
-void add_tools(Job& job, const ToolRequest& tools, const Intake& intake) {
-  if (tools.tools.empty()) return;
-  if (job.fields.format) {
-    refuse_field(job.fields.format->field,
-                 "and `tools` cannot both say what the answer must match");
-  }
-  for (const Tool& tool : tools.tools) job.tools.names.push_back(tool.name);
-  job.tools.parallel = tools.parallel;
-  if (auto grammar = tool_grammar(tools, tool_marker(intake))) {
-    job.fields.format = AnswerFormat{*std::move(grammar), "tools"};
-  }
-}
-
-// ---- prompts
 
 Prompt text_prompt(const json::value& value, const Intake& intake) {
   Prompt prompt;

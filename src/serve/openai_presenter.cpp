@@ -1,26 +1,20 @@
 // How OpenAI's dialect tells a generation: completion objects and their chunks.
 #include <algorithm>
-#include <set>
 
+#include "serve/answer_pieces.h"
 #include "serve/json_writer.h"
 #include "serve/openai_api.h"
-#include "serve/stop_filter.h"
-#include "serve/tool_calls.h"
+#include "serve/openai_logprobs.h"
 
 namespace lorry {
 
 namespace {
 
-// What was told of one answer, and what is held back.
+// What was told of one answer.
 struct Told {
-  Told(const std::vector<std::string>& stops, const ToolPlan& plan) : filter(stops), tools(plan) {}
-  StopFilter filter;
-  ToolCallParser tools;
-  size_t fed = 0;          // bytes of Answer::text that the filter has seen
-  size_t tokens = 0;       // whose log-probabilities were told
-  size_t text_offset = 0;  // characters of the tokens told
-  bool begun = false;      // the first chunk was made
-  bool marked = false;     // the parser of calls knows of the marker
+  AnswerPieces pieces;
+  LoggedSoFar logged = {};
+  bool begun = false;  // the first chunk was made
 };
 
 class OpenAiPresenter final : public Presenter {
@@ -42,9 +36,6 @@ class OpenAiPresenter final : public Presenter {
 
  private:
   Told& told(const Results& results, const Answer& answer);
-  std::string_view new_text(const Results& results, const Answer& answer);
-  AnswerPiece piece(const Results& results, const Answer& answer);
-  AnswerPiece last_piece(const Results& results, const Answer& answer);
   std::string first_chunk(const Results& results, const Answer& answer);
   std::string chunk(const Results& results, const Answer& answer, const AnswerPiece& fresh,
                     std::string_view reason);
@@ -53,9 +44,6 @@ class OpenAiPresenter final : public Presenter {
   static void write_message(JsonWriter& json, const AnswerPiece& all);
   static std::vector<const Answer*> chosen(const Results& results);
   void write_logprobs(JsonWriter& json, const Results& results, const Answer& answer);
-  void write_chat_logprobs(JsonWriter& json, const Results& results, const Answer& answer);
-  void write_chat_token(JsonWriter& json, int32_t id, float logprob) const;
-  void write_completion_logprobs(JsonWriter& json, const Results& results, const Answer& answer);
   void write_usage(JsonWriter& json, const Results& results) const;
   bool wants_logprobs(const Results& results) const {
     const Fields& fields = results.job.fields;
@@ -72,64 +60,15 @@ class OpenAiPresenter final : public Presenter {
 
 Told& OpenAiPresenter::told(const Results& results, const Answer& answer) {
   while (told_.size() < results.answers.size()) {
-    told_.emplace_back(results.job.request.stop, results.job.tools);
+    told_.push_back({AnswerPieces(results)});
   }
   return told_[answer.number];
 }
 
-// The answer's text from state.fed on.
-std::string_view OpenAiPresenter::new_text(const Results& results, const Answer& answer) {
-  Told& state = told(results, answer);
-  std::string_view fresh = std::string_view(answer.text).substr(state.fed);
-  state.fed = answer.text.size();
-  const std::vector<int32_t>& ids = results.job.request.stop_token_ids;
-  if (!answer.tokens.empty() && !answer.tokens.back().special &&
-      std::find(ids.begin(), ids.end(), answer.tokens.back().id) != ids.end()) {
-    fresh.remove_suffix(std::min(fresh.size(), answer.tokens.back().text.size()));
-  }
-  return fresh;
-}
-
-void append(AnswerPiece& to, AnswerPiece more) {
-  to.text += more.text;
-  for (ToolCallPiece& call : more.calls) to.calls.push_back(std::move(call));
-}
-
-// The answer's new text, passed through the stop filter, and what of it are calls of functions.
-AnswerPiece OpenAiPresenter::piece(const Results& results, const Answer& answer) {
-  Told& state = told(results, answer);
-  const size_t from = state.fed;
-  std::string_view fresh = new_text(results, answer);
-  if (results.job.tools.names.empty()) return {state.filter.push(fresh), {}};
-  AnswerPiece out;
-  if (answer.tool_marker && !state.marked) {
-    const size_t n = std::min(*answer.tool_marker - from, fresh.size());
-    append(out, state.tools.push(state.filter.push(fresh.substr(0, n)) + state.filter.finish()));
-    append(out, state.tools.mark());
-    state.marked = true;
-    fresh.remove_prefix(n);
-  }
-  append(out, state.tools.push(state.filter.push(fresh)));
-  return out;
-}
-
-// What was held back; the answer has its finish.
-AnswerPiece OpenAiPresenter::last_piece(const Results& results, const Answer& answer) {
-  Told& state = told(results, answer);
-  AnswerPiece fresh = piece(results, answer);
-  const std::string rest = state.filter.finish();
-  if (results.job.tools.names.empty()) {
-    fresh.text += rest;
-    return fresh;
-  }
-  append(fresh, state.tools.push(rest));
-  append(fresh, state.tools.finish());
-  return fresh;
-}
-
 std::string_view OpenAiPresenter::reason_of(const Results& results, const Answer& answer) {
-  const bool calls = told(results, answer).tools.n_calls() > 0;
-  if (told(results, answer).filter.stopped()) return calls ? "tool_calls" : "stop";
+  const AnswerPieces& pieces = told(results, answer).pieces;
+  const bool calls = pieces.n_calls() > 0;
+  if (pieces.stopped()) return calls ? "tool_calls" : "stop";
   switch (answer.finish->reason) {
     case FinishReason::length:
       return "length";
@@ -170,107 +109,21 @@ void OpenAiPresenter::write_usage(JsonWriter& json, const Results& results) cons
   json.member("cached_tokens", std::min(cached, prompt)).end_object().end_object();
 }
 
-// ---- log-probabilities, of the tokens that were not told yet
-
-void OpenAiPresenter::write_chat_token(JsonWriter& json, int32_t id, float logprob) const {
-  json.member("token", token_label(tokenizer_, id)).member("logprob", logprob);
-  json.key("bytes").begin_array();
-  const std::string_view bytes =
-      tokenizer_.is_special(id) ? tokenizer_.piece(id) : tokenizer_.bytes(id);
-  for (const char c : bytes) json.value(static_cast<int>(static_cast<unsigned char>(c)));
-  json.end_array();
-}
-
-void OpenAiPresenter::write_chat_logprobs(JsonWriter& json, const Results& results,
-                                          const Answer& answer) {
-  Told& state = told(results, answer);
-  json.begin_object().key("content").begin_array();
-  for (; state.tokens < answer.tokens.size(); ++state.tokens) {
-    const TokenRecord& token = answer.tokens[state.tokens];
-    json.begin_object();
-    write_chat_token(json, token.id, token.logprob);
-    json.key("top_logprobs").begin_array();
-    for (const TokenProbability& other : token.alternatives) {
-      json.begin_object();
-      write_chat_token(json, other.id, other.logprob);
-      json.end_object();
-    }
-    json.end_array().end_object();
-  }
-  json.end_array().key("refusal").null().end_object();
-}
-
-// One list of tokens: with echo the prompt's, then the answer's. The first of a prompt has no
-// log-probability.
-struct LoggedToken {
-  int32_t id = 0;
-  const TokenRecord* record = nullptr;  // null: unknown
-};
-
-std::vector<LoggedToken> logged_tokens(const Results& results, const Answer& answer) {
-  std::vector<LoggedToken> all;
-  if (results.job.fields.echo) {
-    const std::vector<int32_t>& ids = results.job.prompts[answer.prompt].ids;
-    for (size_t i = 0; i < ids.size(); ++i) {
-      const bool known = i > 0 && i <= answer.prompt_tokens.size();
-      all.push_back({ids[i], known ? &answer.prompt_tokens[i - 1] : nullptr});
-    }
-  }
-  for (const TokenRecord& token : answer.tokens) all.push_back({token.id, &token});
-  return all;
-}
-
-void OpenAiPresenter::write_completion_logprobs(JsonWriter& json, const Results& results,
-                                                const Answer& answer) {
-  Told& state = told(results, answer);
-  std::vector<LoggedToken> tokens = logged_tokens(results, answer);
-  tokens.erase(tokens.begin(), tokens.begin() + static_cast<int64_t>(state.tokens));
-  state.tokens += tokens.size();
-
-  json.begin_object().key("tokens").begin_array();
-  for (const LoggedToken& token : tokens) json.value(token_label(tokenizer_, token.id));
-  json.end_array().key("token_logprobs").begin_array();
-  for (const LoggedToken& token : tokens) {
-    token.record != nullptr ? json.value(token.record->logprob) : json.null();
-  }
-  json.end_array().key("top_logprobs").begin_array();
-  for (const LoggedToken& token : tokens) {
-    if (token.record == nullptr) {
-      json.null();
-      continue;
-    }
-    // Tokens that read the same are one key: the more probable one, which comes first.
-    std::set<std::string> written;
-    json.begin_object();
-    const auto write = [&](int32_t id, float logprob) {
-      std::string label = token_label(tokenizer_, id);
-      if (written.insert(label).second) json.member(label, logprob);
-    };
-    for (const TokenProbability& other : token.record->alternatives) write(other.id, other.logprob);
-    write(token.id, token.record->logprob);
-    json.end_object();
-  }
-  json.end_array().key("text_offset").begin_array();
-  for (const LoggedToken& token : tokens) {
-    json.value(state.text_offset);
-    state.text_offset += count_characters(token_label(tokenizer_, token.id));
-  }
-  json.end_array().end_object();
-}
+// ---- the stream
 
 void OpenAiPresenter::write_logprobs(JsonWriter& json, const Results& results,
                                      const Answer& answer) {
   json.key("logprobs");
+  LoggedSoFar& logged = told(results, answer).logged;
   if (!wants_logprobs(results)) {
     json.null();
   } else if (chat_) {
-    write_chat_logprobs(json, results, answer);
+    write_token_logprobs(json.begin_object().key("content"), tokenizer_, answer, logged);
+    json.key("refusal").null().end_object();
   } else {
-    write_completion_logprobs(json, results, answer);
+    write_completion_logprobs(json, tokenizer_, results, answer, logged);
   }
 }
-
-// ---- the stream
 
 // `reason`: of the last chunk; empty before. Chunks of chat begin with one that has only the role.
 std::string OpenAiPresenter::chunk(const Results& results, const Answer& answer,
@@ -319,7 +172,7 @@ std::string OpenAiPresenter::first_chunk(const Results& results, const Answer& a
 
 std::string OpenAiPresenter::on_token(const Results& results, Answer& answer) {
   std::string out = first_chunk(results, answer);
-  const AnswerPiece fresh = piece(results, answer);
+  const AnswerPiece fresh = told(results, answer).pieces.next(results, answer);
   // Text that may become a call is held back for many tokens.
   const bool silent = fresh.empty() && !results.job.tools.names.empty() && !wants_logprobs(results);
   return silent ? out : out += chunk(results, answer, fresh, "");
@@ -327,7 +180,7 @@ std::string OpenAiPresenter::on_token(const Results& results, Answer& answer) {
 
 std::string OpenAiPresenter::on_finish(const Results& results, Answer& answer) {
   std::string out = first_chunk(results, answer);
-  const AnswerPiece rest = last_piece(results, answer);
+  const AnswerPiece rest = told(results, answer).pieces.last(results, answer);
   if (!rest.empty()) out += chunk(results, answer, rest, "");
   return out += chunk(results, answer, {}, reason_of(results, answer));
 }
@@ -355,7 +208,7 @@ void OpenAiPresenter::write_message(JsonWriter& json, const AnswerPiece& all) {
 
 void OpenAiPresenter::write_choice(JsonWriter& json, const Results& results, const Answer& answer,
                                    size_t index) {
-  const AnswerPiece all = last_piece(results, answer);
+  const AnswerPiece all = told(results, answer).pieces.last(results, answer);
   json.begin_object().member("index", index);
   if (chat_) {
     write_message(json, all);

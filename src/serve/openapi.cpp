@@ -88,7 +88,8 @@ json::object fields_of(Api api, const json::object& schemas) {
   for (const FieldRule& rule : field_table()) {
     if ((rule.apis & static_cast<unsigned>(api)) == 0) continue;
     json::object schema = std::visit(SchemaOf{rule, schemas}, rule.target);
-    if (const json::value* note = notes.if_contains({rule.name.data(), rule.name.size()})) {
+    const json::value* note = notes.if_contains({rule.name.data(), rule.name.size()});
+    if (note != nullptr && !std::holds_alternative<NotSupported>(rule.target)) {
       if (const auto* fallback = note->as_object().if_contains("default")) {
         schema["default"] = *fallback;
       }
@@ -116,6 +117,7 @@ json::object schemas_of(const Limits& limits) {
   schemas["CompatRequest"] = object_schema(std::move(generate), {"inputs"});
   schemas["CompletionRequest"] = object_schema(fields_of(Api::completions, schemas), {"prompt"});
   schemas["ChatRequest"] = object_schema(fields_of(Api::chat, schemas), {"messages"});
+  schemas["ResponseRequest"] = object_schema(fields_of(Api::responses, schemas), {"input"});
   schemas["TokenId"] = {{"type", "integer"}, {"minimum", 0}, {"maximum", limits.vocab - 1}};
   json::object out;
   for (auto& [name, schema] : schemas) {

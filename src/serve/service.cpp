@@ -10,6 +10,7 @@
 #include "serve/errors.h"
 #include "serve/http_head.h"
 #include "serve/openai_api.h"
+#include "serve/responses_api.h"
 #include "serve/tagged_responder.h"
 #include "serve/web_page.h"
 
@@ -26,10 +27,9 @@ bool printable(std::string_view text) {
 }
 
 std::string nothing_at(const std::string& path) {
-  const std::string responses = "/v1/responses";
-  if (path == responses || path.starts_with(responses + "/")) {
-    return "there is no Responses API here, as nothing is kept of answers; use "
-           "/v1/chat/completions";
+  if (path.starts_with("/v1/responses/") || path.starts_with("/v1/conversations")) {
+    return "nothing is kept of responses here: POST /v1/responses answers at once, and takes the "
+           "whole conversation as `input`";
   }
   return fmt::format("there is nothing at {}", quote(path, 80));
 }
@@ -118,6 +118,7 @@ const std::vector<Service::Route>& Service::routes() {
       {"POST", "/generate_stream", &Service::generate_stream},
       {"POST", "/v1/completions", &Service::completions},
       {"POST", "/v1/chat/completions", &Service::chat_completions},
+      {"POST", "/v1/responses", &Service::responses},
       {"GET", "/v1/models", &Service::models},
       {"GET", "/v1/models/", &Service::model},
       {"GET", "/v1/adapters", &Service::adapters},
@@ -332,6 +333,13 @@ void Service::generate_stream(const CallPtr& call) { lorax(call, LoraxForm::gene
 void Service::compat(const CallPtr& call) { lorax(call, LoraxForm::compat); }
 void Service::completions(const CallPtr& call) { openai(call, Api::completions); }
 void Service::chat_completions(const CallPtr& call) { openai(call, Api::chat); }
+
+void Service::responses(const CallPtr& call) {
+  const auto make = [this](const Call& from, std::vector<std::string>* unknown) {
+    return response_job(asked_by(from), intake_, unknown);
+  };
+  start_generation(call, make, response_presenter(intake_.tokenizer));
+}
 
 void Service::stop() {
   workers_.stop();

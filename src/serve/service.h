@@ -91,6 +91,7 @@ class Service {
   void compat(const CallPtr& call);
   void completions(const CallPtr& call);
   void chat_completions(const CallPtr& call);
+  void responses(const CallPtr& call);
 
   bool is_healthy() const;
   Asked asked_by(const Call& call) const;

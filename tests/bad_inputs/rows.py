@@ -5,7 +5,7 @@ import json
 from typing import NamedTuple
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 
 class Json(NamedTuple):
@@ -40,6 +40,10 @@ def _completion(row, more, says="", status=400):
     return Json(row, COMPLETIONS, _body({"prompt": "Hi", **more}), (status,), says)
 
 
+def _response(row, more, says="", status=400):
+    return Json(row, RESPONSES, _body({"input": "Hi", **more}), (status,), says)
+
+
 def _malformed():
     bodies = {"B1": [b"", b"[]", b'"x"', b"null", b'{"inputs": "x"', b'{"inputs": "x"} x', b"{]", b"\x00"],
               "B2": [b'{"inputs": "\xff\xfe"}', b'{"inputs": "\\ud800"}', b'{"inputs": "\xed\xa0\x80"}'],
@@ -48,7 +52,7 @@ def _malformed():
     for row, of_row in bodies.items():
         for body in of_row:
             yield Json(row, "/generate", body, (400, 422))
-            for path in (CHAT, COMPLETIONS):
+            for path in (CHAT, COMPLETIONS, RESPONSES):
                 yield Json(row, path, body, (400,))
 
 
@@ -96,6 +100,9 @@ def _texts():
     yield _lorax("B8", {"max_new_tokens": 10**6}, "`inputs` tokens + `max_new_tokens` must be <=")
     yield _completion("B8", {"max_tokens": 10**6}, "context_length_exceeded")
     yield _chat("B8", {}, "context_length_exceeded", messages=[{"role": "user", "content": "word " * 20_000}])
+    yield _response("B7", {"input": []}, "input")
+    yield _response("B8", {"input": "word " * 20_000}, "context_length_exceeded")
+    yield _response("B8", {"max_output_tokens": 10**6}, "context_length_exceeded")
     yield _completion("B9", {"prompt": [10**6]}, "out of vocabulary")
     yield _completion("B9", {"prompt": [-1]}, "out of vocabulary")
     yield _completion("B10", {"logit_bias": {"a": 1}}, "logit_bias")
@@ -116,6 +123,17 @@ def _messages():
     yield _chat("B16", {"response_format": {"type": "json_schema", "json_schema": 123}}, "response_format")
     yield _chat("B16", {"response_format": {"type": "json_schema", "json_schema": {
         "name": "x", "schema": {"type": "hiccup"}}}}, "response_format")
+    for bad in (None, 7, [123], [{}], [{"role": "tool", "content": "x"}], [{"role": "user", "content": [{"type": "input_text"}]}],
+                [{"type": "item_reference", "id": "x"}], [{"type": "function_call", "call_id": "1", "name": "f"}]):
+        yield _response("B15", {"input": bad}, "input")
+    yield _response("B16", {"text": {"format": {"type": "sound"}}}, "text")
+    yield _response("B16", {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "hiccup"}}}}, "text")
+    yield _response("B16", {"tools": [{"type": "function"}]}, "tools[0]")
+    for field, value in [("previous_response_id", "x"), ("background", True), ("store", True), ("truncation", "auto")]:
+        yield _response("B19", {field: value}, field)
+    yield _response("B20", {"model": "no-such-model"}, "model_not_found", status=404)
+    yield _response("B21", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}]},
+                    "modality")
     yield _completion("B17", {"prompt": ["x"] * 100_000}, "prompts")
     for field, value in [("audio", {"voice": "x"}), ("modalities", ["audio"]), ("functions", [{}]),
                          ("web_search_options", {"a": 1}), ("store", True)]:

@@ -47,7 +47,7 @@ def key(name):
 
 @pytest.mark.parametrize("method, path", [
     ("POST", "/"), ("POST", "/invocations"), ("POST", "/generate"), ("POST", "/generate_stream"), ("POST", "/v1/completions"),
-    ("POST", "/v1/chat/completions"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/responses"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("POST", "/v1/load_lora_adapter"),
     ("POST", "/v1/unload_lora_adapter"), ("GET", "/v1/models"), ("GET", "/v1/adapters"), ("GET", "/info"), ("GET", "/metrics"),
     ("GET", "/docs"), ("GET", "/nothing")])
 def test_H1_H3_without_a_key_nothing_but_health_is_told(guarded, method, path):

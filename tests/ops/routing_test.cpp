@@ -77,8 +77,54 @@ TEST(Route, nan_scores_still_name_experts_that_exist) {
   EXPECT_TRUE(std::isnan(get(r.weight(), 0, 0)));
 }
 
-// Random batches: the sorted rows are a permutation in order of (expert, adapter, row), and the
-// segments cover exactly the rows with an adapter.
+// The sorted rows are a permutation in order of (expert, adapter, row), and the segments cover
+// exactly the rows with an adapter.
+void expect_sorted(const OwnedRoute& r, const std::vector<int32_t>& row_adapter) {
+  const auto rows = static_cast<int32_t>(row_adapter.size());
+  const auto k = static_cast<int32_t>(r.expert().cols());
+  const auto experts = static_cast<int32_t>(r.begin().cols()) - 1;
+  const int32_t* begin = r.begin().row<int32_t>(0);
+  const int32_t* source = r.source().row<int32_t>(0);
+  ASSERT_EQ(begin[0], 0);
+  ASSERT_EQ(begin[experts], rows * k);
+  std::vector<int> taken(size_t(rows * k), 0);
+  for (int32_t t = 0; t < rows; ++t) {
+    for (int32_t j = 0; j < k; ++j) {
+      const int32_t at = r.slot().row<int32_t>(t)[j];
+      const int32_t e = r.expert().row<int32_t>(t)[j];
+      ASSERT_EQ(source[at], t);
+      ASSERT_TRUE(begin[e] <= at && at < begin[e + 1]);
+      ++taken[size_t(at)];
+    }
+  }
+  ASSERT_EQ(std::count(taken.begin(), taken.end(), 1), rows * k);
+  // Runs of one adapter within each expert, rows rising within a run.
+  std::vector<int32_t> covered(size_t(rows * k), -1);
+  for (const LoraSegment& s : r.route.segments()) {
+    ASSERT_TRUE(begin[s.group] <= s.begin && s.begin < s.end && s.end <= begin[s.group + 1]);
+    for (int32_t i = s.begin; i < s.end; ++i) covered[size_t(i)] = s.adapter;
+  }
+  for (int32_t e = 0; e < experts; ++e) {
+    std::map<int32_t, int> runs;
+    for (int32_t i = begin[e]; i < begin[e + 1]; ++i) {
+      const int32_t a = row_adapter[size_t(source[i])];
+      ASSERT_EQ(covered[size_t(i)], a);
+      if (i == begin[e] || row_adapter[size_t(source[i - 1])] != a) {
+        ASSERT_EQ(runs[a]++, 0) << "an adapter's rows lie apart";
+      } else {
+        ASSERT_LT(source[i - 1], source[i]);
+      }
+    }
+  }
+  size_t expected_segments = 0;
+  for (int32_t i = 0; i < rows * k; ++i) {
+    const bool new_group = std::find(begin, begin + experts, i) != begin + experts;
+    const bool run = i == 0 || new_group || covered[size_t(i)] != covered[size_t(i - 1)];
+    expected_segments += covered[size_t(i)] >= 0 && run ? 1 : 0;
+  }
+  ASSERT_EQ(r.route.segments().size(), expected_segments);
+}
+
 TEST(Group, sorts_by_expert_adapter_and_row) {
   std::mt19937 random(7);
   for (int round = 0; round < 200; ++round) {
@@ -101,46 +147,8 @@ TEST(Group, sorts_by_expert_adapter_and_row) {
     const std::vector<AdapterView> views(static_cast<size_t>(adapters));
     checked_ops(Dtype::f32, pool)->group(r.route, {views, row_adapter, {}});
 
-    const int32_t* begin = r.begin().row<int32_t>(0);
-    const int32_t* source = r.source().row<int32_t>(0);
-    ASSERT_EQ(begin[0], 0);
-    ASSERT_EQ(begin[experts], rows * k);
-    std::vector<int> taken(size_t(rows * k), 0);
-    for (int32_t t = 0; t < rows; ++t) {
-      for (int32_t j = 0; j < k; ++j) {
-        const int32_t at = r.slot().row<int32_t>(t)[j];
-        const int32_t e = r.expert().row<int32_t>(t)[j];
-        ASSERT_EQ(source[at], t);
-        ASSERT_TRUE(begin[e] <= at && at < begin[e + 1]);
-        ++taken[size_t(at)];
-      }
-    }
-    ASSERT_EQ(std::count(taken.begin(), taken.end(), 1), rows * k);
-    // Runs of one adapter within each expert, rows rising within a run.
-    std::vector<int32_t> covered(size_t(rows * k), -1);
-    for (const LoraSegment& s : r.route.segments()) {
-      ASSERT_TRUE(begin[s.group] <= s.begin && s.begin < s.end && s.end <= begin[s.group + 1]);
-      for (int32_t i = s.begin; i < s.end; ++i) covered[size_t(i)] = s.adapter;
-    }
-    for (int32_t e = 0; e < experts; ++e) {
-      std::map<int32_t, int> runs;
-      for (int32_t i = begin[e]; i < begin[e + 1]; ++i) {
-        const int32_t a = row_adapter[size_t(source[i])];
-        ASSERT_EQ(covered[size_t(i)], a);
-        if (i == begin[e] || row_adapter[size_t(source[i - 1])] != a) {
-          ASSERT_EQ(runs[a]++, 0) << "an adapter's rows lie apart";
-        } else {
-          ASSERT_LT(source[i - 1], source[i]);
-        }
-      }
-    }
-    size_t expected_segments = 0;
-    for (int32_t i = 0; i < rows * k; ++i) {
-      const bool new_group = std::find(begin, begin + experts, i) != begin + experts;
-      const bool run = i == 0 || new_group || covered[size_t(i)] != covered[size_t(i - 1)];
-      expected_segments += covered[size_t(i)] >= 0 && run ? 1 : 0;
-    }
-    ASSERT_EQ(r.route.segments().size(), expected_segments);
+    expect_sorted(r, row_adapter);
+    if (HasFatalFailure()) return;
   }
 }
 

@@ -48,6 +48,12 @@ class ServerTest : public testing::Test {
     return Client(port()).post(path, body);
   }
   Reply get(const std::string& path) { return Client(port()).get(path); }
+  // Sends raw bytes and returns the answer.
+  Reply raw(const std::string& bytes) {
+    Client client(port());
+    client.send(bytes);
+    return client.read_reply();
+  }
   std::vector<std::string> stream(const std::string& path, const std::string& body) {
     return events_of(post(path, body).body);
   }

@@ -149,7 +149,7 @@ rope_write_kernel(RopeWriteArgs a) {
 struct Halves {
   float v[2][4];
 };
-LORRY_DEVICE void load_quad(float (&v)[4], const float* x) {
+LORRY_DEVICE void load_four(float (&v)[4], const float* x) {
   const Word4 w = *reinterpret_cast<const Word4*>(x);
   v[0] = as_float(w.x);
   v[1] = as_float(w.y);
@@ -158,8 +158,8 @@ LORRY_DEVICE void load_quad(float (&v)[4], const float* x) {
 }
 LORRY_DEVICE Halves load_halves(const float* head, int half, float limit) {
   Halves x;
-  load_quad(x.v[0], head);
-  load_quad(x.v[1], head + half);
+  load_four(x.v[0], head);
+  load_four(x.v[1], head + half);
   LORRY_UNROLL
   for (int e = 0; e < 8; ++e) x.v[e / 4][e % 4] = clamped(x.v[e / 4][e % 4], limit);
   return x;
@@ -241,8 +241,8 @@ rope_write_quads_kernel(RopeWriteArgs a) {
   }
   float cos[4];
   float sin[4];
-  load_quad(cos, a.rope.cos + row * a.rope.cos_pitch + i);
-  load_quad(sin, a.rope.sin + row * a.rope.sin_pitch + i);
+  load_four(cos, a.rope.cos + row * a.rope.cos_pitch + i);
+  load_four(sin, a.rope.sin + row * a.rope.sin_pitch + i);
   rotate_halves(v, cos, sin);
   if (query) return put_query(x, v, half);
   if (slot < 0) return;
