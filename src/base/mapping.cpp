@@ -65,6 +65,9 @@ Mapping::~Mapping() {
 void Mapping::will_need(const std::byte* begin, size_t bytes) {
   advise(begin, bytes, false, MADV_WILLNEED);
 }
+void Mapping::fault_in(const std::byte* begin, size_t bytes) {
+  advise(begin, bytes, false, MADV_POPULATE_READ);
+}
 void Mapping::release(const std::byte* begin, size_t bytes) {
   advise(begin, bytes, true, MADV_DONTNEED);
 }

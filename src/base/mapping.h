@@ -21,9 +21,11 @@ class Mapping {
   std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 
-  // Says that [begin, begin + bytes) will be read soon; that it was read, and need not stay in this
-  // process's memory. Requires: within the mapping.
+  // Says that [begin, begin + bytes) will be read soon; that it is read now, so that its pages come
+  // in one go and not sixteen at a fault (nothing happens where it is no mapping); that it was
+  // read, and need not stay in this process's memory. Requires: within one mapping.
   static void will_need(const std::byte* begin, size_t bytes);
+  static void fault_in(const std::byte* begin, size_t bytes);
   static void release(const std::byte* begin, size_t bytes);
 
  private:

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "models/device_copy.h"
+#include "models/read_ahead.h"
 #include "models/stored_slices.h"
 #include "weights/slice.h"
 
@@ -61,6 +62,7 @@ class Loader {
   }
 
   void layer(const LayerSlices& l, int32_t i) {
+    ahead_.begin(l);
     const auto name = [i](std::string_view what) { return piece_name(i, what); };
     const WeightFormat linears = spec_.formats.linears;
     DecoderLayer d;
@@ -167,6 +169,7 @@ class Loader {
     const bool kept = !w.format.plain() && source_.scheme().kind != QuantScheme::Kind::none;
     if (kept) return pack_quantised(w, group, parts);
     for (const Part& p : parts) {
+      ahead_.at(p.slice.name);
       if (const PackedRows packed = rows_of(p.slice, wanted); packed.from.data != nullptr) {
         pack_packed(w, group, p, packed);
       } else {
@@ -335,6 +338,7 @@ class Loader {
   const Range experts_;  // the same
   const bool whole_;     // there are no other ranks
   TensorSource& source_;
+  ReadAhead ahead_{source_};
   Ops& ops_;
   ThreadPool* copy_with_ = nullptr;
   PieceSink* sink_ = nullptr;

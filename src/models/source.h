@@ -41,6 +41,8 @@ class TensorSource {
   virtual bool random() const { return false; }
   virtual uint64_t seed(const std::string&) const { return 0; }
 
+  // Says that the tensor will be asked for soon. Nothing happens where there is none.
+  virtual void will_need(const std::string&) const {}
   // What was given so far was read and need not stay in this process's memory.
   virtual void release() {}
   virtual int64_t file_bytes() const { return 0; }

@@ -191,6 +191,11 @@ Tensor Checkpoint::tensor(std::string_view name, std::initializer_list<Dtype> ty
   return tensor;
 }
 
+void Checkpoint::will_need(std::string_view name) const {
+  const auto found = places_.find(name);
+  if (found != places_.end()) files_[found->second.file].will_need(*found->second.info);
+}
+
 void Checkpoint::release() {
   for (const Place* place : given_) files_[place->file].release(*place->info);
   given_.clear();

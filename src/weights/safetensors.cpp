@@ -209,6 +209,11 @@ bool SafetensorsFile::mapped(const std::byte* data) const {
          data < mapping_.data() + mapping_.size();
 }
 
+void SafetensorsFile::will_need(const TensorInfo& info) const {
+  const std::byte* data = data_[index_of(info)];
+  if (mapped(data)) Mapping::will_need(data, static_cast<size_t>(info.end - info.begin));
+}
+
 void SafetensorsFile::release(const TensorInfo& info) const {
   const std::byte* data = data_[index_of(info)];
   if (mapped(data)) Mapping::release(data, static_cast<size_t>(info.end - info.begin));

@@ -12,6 +12,7 @@ import collections
 import json
 import pathlib
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -25,6 +26,8 @@ ADAPTERS = [None, "bullets", "french", "json", "pirate", "poem", "summary"]
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}}, "required": ["name"]}
 CLIENTS = 12
 EVERY = 10.0  # seconds between two looks at the process
+REST = 300.0  # seconds between two rests, in which nothing is asked and memory is compared
+SETTLE = 12.0  # seconds of a rest: the server gives back what its heaps do not use every 10
 
 
 class Traffic:
@@ -34,6 +37,9 @@ class Traffic:
         self.counts = collections.Counter()
         self.latencies = []  # (when it ended, seconds) of equal requests
         self.wrong = []
+        self.may_ask = asyncio.Event()
+        self.may_ask.set()
+        self.asking = 0
 
     def expect(self, condition, text):
         if not condition:
@@ -118,19 +124,25 @@ class Traffic:
         kinds = [self.good] * 6 + [self.sampled] * 2 + [self.leave] * 4 + [self.bad_body] * 4 + [self.bad_bytes] * 2 + [
             self.look, self.adapters]
         while time.monotonic() < end:
+            await self.may_ask.wait()
             kind = self.random.choice(kinds)
+            self.asking += 1
             try:
                 await asyncio.wait_for(kind(), 120)
             except (OSError, EOFError, asyncio.TimeoutError) as error:
                 self.expect(kind == self.leave, f"{kind.__name__}: {error!r}")
+            self.asking -= 1
             self.counts[kind.__name__] += 1
 
     async def probe(self, end):
         """Equal requests, whose times can be compared."""
         body = {"inputs": as_turn(story(1)), "parameters": {"max_new_tokens": 20}}
         while time.monotonic() < end:
+            await self.may_ask.wait()
             begin = time.monotonic()
+            self.asking += 1
             reply = await ask(self.port, "POST", "/generate", body)
+            self.asking -= 1
             self.expect(reply.status == 200, f"probe: {reply.status}")
             self.latencies.append((begin, time.monotonic() - begin))
             await asyncio.sleep(0.2)
@@ -147,15 +159,25 @@ async def watch(server, traffic, begin, end, seen):
               f"{len(traffic.wrong)} wrong", flush=True)
 
 
-def drift(seen, begin, end):
-    """Growth of memory between two times, as a share: the lowest of each minute counts, since what
-    runs at a moment has memory of its own."""
-    def lowest(minute):
-        return min((m for t, m in seen if minute * 60 <= t < minute * 60 + 60), default=None)
-    first = [lowest(i) for i in range(begin, begin + 2)]
-    last = [lowest(i) for i in range(end - 2, end)]
-    first, last = [m for m in first if m], [m for m in last if m]
-    return (min(last) - min(first)) / min(first) if first and last else 0.0
+async def rest(server, traffic, at_rest):
+    """Memory and descriptors while nothing runs: what requests of the moment need would hide what is lost."""
+    traffic.may_ask.clear()
+    while traffic.asking:
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(SETTLE)
+    memory, left = resident(server), descriptors(server)
+    print(f"  rest: {memory / 1e6:8.2f} MB  {left:4d} descriptors", flush=True)
+    traffic.expect(left <= at_rest + 2, f"descriptors: {at_rest} before, {left} in a rest")
+    traffic.may_ask.set()
+    return memory
+
+
+async def rests(server, traffic, begin, end, at_rest):
+    memory = []
+    while time.monotonic() + REST <= end + 1:
+        await asyncio.sleep(begin + REST * (len(memory) + 1) - time.monotonic())
+        memory.append(await rest(server, traffic, at_rest))
+    return memory
 
 
 async def soak(server, minutes, seed):
@@ -165,8 +187,8 @@ async def soak(server, minutes, seed):
     traffic = Traffic(port, seed)
     at_rest = descriptors(server)
     seen = []
-    await asyncio.gather(watch(server, traffic, begin, end, seen), traffic.probe(end),
-                         *[traffic.client(end) for _ in range(CLIENTS)])
+    memory, *_ = await asyncio.gather(rests(server, traffic, begin, end, at_rest), watch(server, traffic, begin, end, seen),
+                                      traffic.probe(end), *[traffic.client(end) for _ in range(CLIENTS)])
     failed = list(traffic.wrong)
     for _ in range(200):
         if server.metric("vllm:num_requests_running") == 0 and descriptors(server) <= at_rest + 2:
@@ -179,11 +201,15 @@ async def soak(server, minutes, seed):
         failed.append(f"descriptors: {at_rest} before, {left} after")
     if server.metric("vllm:num_requests_running") or server.metric("vllm:kv_cache_usage_perc"):
         failed.append("requests or KV blocks are left")
-    warm = 5 if minutes >= 10 else minutes // 3
-    grown = drift(seen, int(warm), int(minutes))
-    print(f"memory: {100 * grown:+.2f} % from minute {warm:.0f} to the end")
-    if minutes >= 10 and grown > 0.01:
-        failed.append(f"memory grew by {100 * grown:.2f} %")
+    for first in range(0, int(minutes * 60), int(REST)):
+        busy = [m / 1e6 for t, m in seen if first <= t < first + REST]
+        if busy:
+            print(f"memory of the minutes from {first // 60}: median {statistics.median(busy):.1f} MB, {min(busy):.1f} to {max(busy):.1f}")
+    if len(memory) > 1:
+        grown = memory[-1] / memory[0] - 1
+        print(f"memory at rest: {100 * grown:+.2f} % from minute {REST / 60:.0f} to the end")
+        if grown > 0.01:
+            failed.append(f"memory at rest grew by {100 * grown:.2f} %")
     middle = begin + (end - begin) / 2
     halves = [[s for t, s in traffic.latencies if (t < middle) == first] for first in (True, False)]
     p99 = [1e3 * percentile(half, 99) for half in halves]

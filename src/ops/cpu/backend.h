@@ -20,6 +20,9 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 QuantLayout layout_of(const WeightFormat& format, int64_t in);  // Requires: not plain
 
+// Rows [first, first + n) of src, in memory: those of a mapped file have been read.
+Tensor loaded_rows(Tensor src, int64_t first, int64_t n);
+
 // Query rows of one KV head: `positions` rows of the batch, times the heads of the group.
 struct AttentionTile {
   int32_t sequence, kv_head;

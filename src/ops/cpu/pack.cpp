@@ -1,7 +1,9 @@
 // Layouts, and packing at load time.
+#include <array>
 #include <cstring>
 
 #include "base/float16.h"
+#include "base/mapping.h"
 #include "ops/cpu/backend.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/isa.h"
@@ -58,35 +60,72 @@ void with_act(Dtype dtype, F&& f) {
 template <class T>
 constexpr int64_t kStepOf = std::is_same_v<T, bf16> ? 2 : 1;
 
+// k [from, to) of a row of `in` to a column of a panel `width` wide.
+template <class To, class From>
+void pack_row(To* column, int64_t width, const From* x, int64_t from, int64_t to, int64_t in) {
+  constexpr int64_t kStep = kStepOf<To>;
+  for (int64_t k = from; k < to; k += kStep) {
+    To* at = column + k * width;
+    at[0] = convert<To>(x[k]);
+    if constexpr (kStep == 2) at[1] = k + 1 < in ? convert<To>(x[k + 1]) : To{0};
+  }
+}
+
+// Four pairs of bf16 of each of four rows, `row_pitch` apart, to four columns side by side, whose
+// next pair is `pitch` further. By single pairs it takes three times as long.
+void turn_pairs(bf16* column, int64_t pitch, const bf16* x, int64_t row_pitch) {
+  using Pairs = uint32_t __attribute__((vector_size(16)));
+  std::array<Pairs, 4> r;
+  for (size_t i = 0; i < 4; ++i) {
+    std::memcpy(&r[i], x + static_cast<int64_t>(i) * row_pitch, sizeof(Pairs));
+  }
+  const Pairs low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+  const Pairs low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+  const Pairs high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+  const Pairs high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  const std::array turned{__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                          __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                          __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                          __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  for (size_t i = 0; i < 4; ++i) {
+    std::memcpy(column + static_cast<int64_t>(i) * pitch, &turned[i], sizeof(Pairs));
+  }
+}
+
 // Rows [from, to) of src [n, in] to columns column, column + 1 ... of a panel `width` wide:
 // [in / 2][width][2] for bf16, [in][width] for f16 and f32.
 template <class To, class From>
 void pack_columns(To* panel, int64_t width, int64_t column, Tensor src, int64_t from, int64_t to) {
   const int64_t in = src.cols();
   constexpr int64_t kStep = kStepOf<To>;
+  constexpr bool kTurned = std::is_same_v<To, bf16> && std::is_same_v<From, bf16>;
+  constexpr int64_t kRows = kTurned ? 4 : 1;
   // Parts of a row: what all rows write of one stays in the cache. They are read at as many places,
   // too many for the processor to fetch ahead by itself.
   constexpr int64_t kPart = 256;
   constexpr int64_t kRowsAhead = 4;
   for (int64_t part = 0; part < in; part += kPart) {
-    for (int64_t r = from; r < to; ++r) {
-      const From* x = src.row<const From>(r);
-      const From* ahead = src.row<const From>(std::min(r + kRowsAhead, to - 1)) + part;
-      for (int64_t k = 0; k < kPart; k += 64 / int64_t{sizeof(From)}) {
-        __builtin_prefetch(ahead + k);
-      }
-      To* y = panel + (column + r - from) * kStep;
-      int64_t k = part;
-      if constexpr (std::is_same_v<To, bf16> && std::is_same_v<From, bf16>) {
-        for (; k + 1 < std::min(in, part + kPart); k += 2) {
-          std::memcpy(y + k * width, x + k, 2 * sizeof(bf16));  // a pair in one go
+    const int64_t end = std::min(in, part + kPart);
+    for (int64_t r = from; r < to;) {
+      const int64_t n = to - r < kRows ? 1 : kRows;
+      for (int64_t i = 0; i < n; ++i) {
+        const From* ahead = src.row<const From>(std::min(r + i + kRowsAhead, to - 1)) + part;
+        for (int64_t k = 0; k < kPart; k += 64 / int64_t{sizeof(From)}) {
+          __builtin_prefetch(ahead + k);
         }
       }
-      for (; k < std::min(in, part + kPart); k += kStep) {
-        To* at = y + k * width;
-        at[0] = convert<To>(x[k]);
-        if constexpr (kStep == 2) at[1] = k + 1 < in ? convert<To>(x[k + 1]) : To{0};
+      const From* x = src.row<const From>(r);
+      To* y = panel + (column + r - from) * kStep;
+      int64_t k = part;
+      if constexpr (kTurned) {
+        for (; n == kRows && k + 8 <= end; k += 8) {
+          turn_pairs(y + k * width, width * kStep, x + k, src.pitch);
+        }
       }
+      for (int64_t i = 0; i < n; ++i) {
+        pack_row(y + i * kStep, width, src.row<const From>(r + i), k, end, in);
+      }
+      r += n;
     }
   }
 }
@@ -115,6 +154,13 @@ void zero_columns(To* panel, int64_t from, int64_t to, int64_t in) {
 }
 
 }  // namespace
+
+Tensor loaded_rows(Tensor src, int64_t first, int64_t n) {
+  const Tensor part = rows(src, first, n);
+  const int64_t values = (n - 1) * part.pitch + part.cols();
+  Mapping::fault_in(part.data, static_cast<size_t>(values * size_of(part.dtype)));
+  return part;
+}
 
 Weight CpuOps::weight_layout(int64_t groups, int64_t out, int64_t in, WeightFormat format) const {
   Weight w;
@@ -157,7 +203,7 @@ void CpuOps::pack(Weight& w, int64_t group, int64_t first, Tensor src, bool inte
   if (!w.format.plain()) return pack_quantised(w, group, place, src);
   std::byte* data = w.data + group * w.group_bytes;
   each_packed_panel(place, w.out, [&](const PanelRows& p) {
-    pack_panel(data + p.panel * panel_bytes(w.in), rows(src, p.row, p.n), p.column, p.last);
+    pack_panel(data + p.panel * panel_bytes(w.in), loaded_rows(src, p.row, p.n), p.column, p.last);
   });
 }
 

@@ -295,6 +295,7 @@ void CpuOps::pack_quantised(Weight& w, int64_t group, const RowPlace& place, Ten
   const QuantLayout l = layout_of(w.format, w.in);
   const int32_t* order = w.order == nullptr ? nullptr : w.order + group * w.in;
   each_packed_panel(place, w.out, [&](const PanelRows& p) {
+    loaded_rows(src, p.row, p.n);
     quantise_panel(w.data + group * w.group_bytes, l, src, p, order);
   });
 }
