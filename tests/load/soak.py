@@ -174,7 +174,7 @@ async def rest(server, traffic, at_rest):
 
 async def rests(server, traffic, begin, end, at_rest):
     memory = []
-    while time.monotonic() + REST <= end + 1:
+    while begin + REST * (len(memory) + 1) <= end:
         await asyncio.sleep(begin + REST * (len(memory) + 1) - time.monotonic())
         memory.append(await rest(server, traffic, at_rest))
     return memory
