@@ -169,7 +169,7 @@ class Loader {
     const bool kept = !w.format.plain() && source_.scheme().kind != QuantScheme::Kind::none;
     if (kept) return pack_quantised(w, group, parts);
     for (const Part& p : parts) {
-      ahead_.at(p.slice.name);
+      ahead_.at(p.slice);
       if (const PackedRows packed = rows_of(p.slice, wanted); packed.from.data != nullptr) {
         pack_packed(w, group, p, packed);
       } else {

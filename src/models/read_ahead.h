@@ -1,7 +1,6 @@
-// ReadAhead: has the next tensors of a layer read from the disk while those before them are packed.
+// ReadAhead: has the next slices of a layer read from the disk while those before them are packed.
 #pragma once
 #include <cstddef>
-#include <string>
 #include <vector>
 
 #include "models/architecture.h"
@@ -15,13 +14,13 @@ class ReadAhead {
 
   // The layer comes next, its slices in this order.
   void begin(const LayerSlices& l);
-  // Its tensor `name` is packed now.
-  void at(const std::string& name);
+  // This slice of it is packed now.
+  void at(const Slice& slice);
 
  private:
   const TensorSource& source_;
-  std::vector<std::string> coming_;  // tensors, each once
-  size_t asked_ = 0;                 // of them
+  std::vector<Slice> coming_;
+  size_t asked_ = 0;  // of them
 };
 
 }  // namespace lorry

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/float16.h"
+#include "models/architecture.h"
 #include "models/synthetic.h"
 #include "weights/quantised.h"
 
@@ -48,7 +49,7 @@ class CheckpointSource final : public TensorSource {
   QuantMatrix matrix(const std::string& name, int64_t out, int64_t in) override {
     return reader_.read(std::string(module_of(name)), out, in);
   }
-  void will_need(const std::string& name) const override { checkpoint_.will_need(name); }
+  void will_need(const Slice& s) const override { checkpoint_.will_need(s.name, s.first, s.count); }
   void release() override { checkpoint_.release(); }
   int64_t file_bytes() const override { return checkpoint_.total_bytes(); }
   std::vector<std::string> unused() const override { return checkpoint_.unused(); }

@@ -15,6 +15,8 @@
 
 namespace lorry {
 
+struct Slice;
+
 class TensorSource {
  public:
   virtual ~TensorSource() = default;
@@ -41,8 +43,8 @@ class TensorSource {
   virtual bool random() const { return false; }
   virtual uint64_t seed(const std::string&) const { return 0; }
 
-  // Says that the tensor will be asked for soon. Nothing happens where there is none.
-  virtual void will_need(const std::string&) const {}
+  // Says that the slice's rows will be read soon. Nothing happens where there are none.
+  virtual void will_need(const Slice&) const {}
   // What was given so far was read and need not stay in this process's memory.
   virtual void release() {}
   virtual int64_t file_bytes() const { return 0; }

@@ -191,9 +191,9 @@ Tensor Checkpoint::tensor(std::string_view name, std::initializer_list<Dtype> ty
   return tensor;
 }
 
-void Checkpoint::will_need(std::string_view name) const {
+void Checkpoint::will_need(std::string_view name, int64_t first, int64_t n) const {
   const auto found = places_.find(name);
-  if (found != places_.end()) files_[found->second.file].will_need(*found->second.info);
+  if (found != places_.end()) files_[found->second.file].will_need(*found->second.info, first, n);
 }
 
 void Checkpoint::release() {

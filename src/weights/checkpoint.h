@@ -32,8 +32,8 @@ class Checkpoint {
   Tensor tensor(std::string_view name, const Shape& shape);
   // The same for one of these types.
   Tensor tensor(std::string_view name, std::initializer_list<Dtype> types, const Shape& shape);
-  // Says that the tensor will be asked for soon, if there is one: its file is read ahead.
-  void will_need(std::string_view name) const;
+  // Says that rows of the tensor will be read soon, if there is one: its file is read ahead.
+  void will_need(std::string_view name, int64_t first, int64_t n) const;
   // What tensor() gave so far was read and need not stay in this process's memory.
   void release();
   // Null when there is none of that name.

@@ -209,9 +209,13 @@ bool SafetensorsFile::mapped(const std::byte* data) const {
          data < mapping_.data() + mapping_.size();
 }
 
-void SafetensorsFile::will_need(const TensorInfo& info) const {
+void SafetensorsFile::will_need(const TensorInfo& info, int64_t first, int64_t n) const {
   const std::byte* data = data_[index_of(info)];
-  if (mapped(data)) Mapping::will_need(data, static_cast<size_t>(info.end - info.begin));
+  if (!mapped(data) || !info.dtype || info.rank == 0 || info.shape.size() == 0) return;
+  const int64_t row = info.shape[-1] * size_of(*info.dtype);
+  const int64_t all = (info.end - info.begin) / row;
+  if (first < 0 || n < 0 || first > all || n > all - first) return;
+  Mapping::will_need(data + first * row, static_cast<size_t>(n * row));
 }
 
 void SafetensorsFile::release(const TensorInfo& info) const {

@@ -42,8 +42,9 @@ class SafetensorsFile {
   // name, unsupported when its type or rank (> 4) is one that Tensor does not have.
   Tensor tensor(std::string_view name) const;
   Tensor tensor(const TensorInfo& info) const;  // Requires: info is one of tensors().
-  // Its values will be read soon, if they are mapped.
-  void will_need(const TensorInfo& info) const;
+  // Rows [first, first + n) of it, as a matrix of its last dimension, will be read soon, if they
+  // are mapped. Nothing happens for rows that it does not have.
+  void will_need(const TensorInfo& info, int64_t first, int64_t n) const;
   // Its values were read and need not stay in this process's memory; reading them again is slower.
   void release(const TensorInfo& info) const;
 

@@ -1,5 +1,6 @@
 #include "weights/checkpoint.h"
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,20 @@ TEST(Checkpoint, opens_a_single_file) {
   EXPECT_EQ(
       checkpoint.total_bytes(),
       static_cast<int64_t>(fs::file_size(test::golden("mixtral-base/model/model.safetensors"))));
+}
+
+// A hint: what it names need not be there, and no number of rows leads out of the file.
+TEST(Checkpoint, reading_ahead_takes_any_name_and_rows) {
+  Checkpoint checkpoint = Checkpoint::open(test::golden("mixtral-base/model"));
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  for (const char* name : {"lm_head.weight", "model.norm.weight", "absent"}) {
+    for (const int64_t first : {int64_t{0}, int64_t{1}, kMost, int64_t{-1}}) {
+      for (const int64_t n : {int64_t{0}, int64_t{2}, kMost, int64_t{-1}}) {
+        checkpoint.will_need(name, first, n);
+      }
+    }
+  }
+  EXPECT_THAT(checkpoint.unused(), testing::Contains("lm_head.weight"));  // a hint is no use
 }
 
 TEST(Checkpoint, opens_every_golden_adapter_and_model) {

@@ -157,6 +157,7 @@ void zero_columns(To* panel, int64_t from, int64_t to, int64_t in) {
 
 Tensor loaded_rows(Tensor src, int64_t first, int64_t n) {
   const Tensor part = rows(src, first, n);
+  if (n == 0) return part;
   const int64_t values = (n - 1) * part.pitch + part.cols();
   Mapping::fault_in(part.data, static_cast<size_t>(values * size_of(part.dtype)));
   return part;
